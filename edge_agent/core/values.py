@@ -1,0 +1,191 @@
+"""The values that travel through every floor: tensors, requests, results.
+
+Rules: frozen, and validated when built, so that a value which exists is a value that may be used.  No NumPy: tensors are
+bytes with a dtype and a shape (little endian, C order), because the agent process holds no array library.
+Sizes are bounded here, by name and with their unit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import prod
+from types import MappingProxyType
+
+from edge_agent.core.errors import RefusedError
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
+    {
+        "float16": 2, "float32": 4, "float64": 8,
+        "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+        "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
+        "bool": 1,
+    }
+)  # fmt: skip
+MAX_RANK = 8
+MAX_TENSOR_BYTES = 64 * 2**20
+MAX_TENSORS = 64
+MAX_NAME_CHARS = 256
+MAX_DEADLINE_US = 3_600_000_000
+DEFAULT_DEADLINE_US = 10_000_000
+
+BOARD_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+INVOKE = "invoke"
+"""The task of a request that brings a pinned model's own input tensors and wants its output tensors."""
+
+
+def checked(pattern: re.Pattern[str], subject: str, text: object) -> str:
+    """``text`` if the whole of it matches ``pattern``; raises ``RefusedError`` naming ``subject`` otherwise."""
+    if isinstance(text, str) and pattern.fullmatch(text):
+        return text
+    raise RefusedError(subject, text, f"text matching {pattern.pattern}")
+
+
+def bounded(subject: str, number: object, low: int, high: int, unit: str = "") -> int:
+    """``number`` if it is an int in ``[low, high]``; raises ``RefusedError`` naming ``subject`` otherwise."""
+    if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
+        return number
+    raise RefusedError(subject, number, f"a whole number from {low} to {high} {unit}".rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model takes or gives. A dimension of -1 may have any size from 1 up."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join('?' if n < 0 else str(n) for n in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array as bytes: ``data`` holds ``prod(shape)`` little-endian elements of ``dtype`` in C order.
+
+    Raises ``RefusedError`` for an unknown dtype, a bad shape, or bytes that do not fill the shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES:
+            raise RefusedError("tensor dtype", self.dtype, ", ".join(DTYPE_BYTES))
+        if len(self.shape) > MAX_RANK or any(type(n) is not int or n < 0 for n in self.shape):
+            raise RefusedError("tensor shape", self.shape, f"at most {MAX_RANK} dimensions, each 0 or more")
+        expected_bytes = prod(self.shape) * DTYPE_BYTES[self.dtype]
+        if expected_bytes > MAX_TENSOR_BYTES:
+            raise RefusedError("tensor size", f"{expected_bytes} bytes", f"at most {MAX_TENSOR_BYTES} bytes")
+        if self.size_bytes != expected_bytes:
+            raise RefusedError(
+                "tensor data", f"{self.size_bytes} bytes", f"{expected_bytes} bytes for {self.dtype}{list(self.shape)}"
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.nbytes if isinstance(self.data, memoryview) else len(self.data)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def encoded_image(data: bytes) -> Tensor:
+    """A JPEG or PNG file as the tensor that the picture tasks take as ``image``: uint8, shape [bytes]."""
+    return Tensor("uint8", (len(data),), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may cost: a deadline counted from its submission, an energy ceiling, a floor under model quality."""
+
+    deadline_us: int = DEFAULT_DEADLINE_US
+    energy_uj: int | None = None
+    quality_permille: int = 0
+
+    def __post_init__(self) -> None:
+        bounded("limit deadline_us", self.deadline_us, 1, MAX_DEADLINE_US, "µs")
+        bounded("limit quality_permille", self.quality_permille, 0, 1000)
+        if self.energy_uj is not None:
+            bounded("limit energy_uj", self.energy_uj, 1, 10**12, "µJ")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """The unit that is scheduled.
+
+    ``task`` names what is wanted (``detect_faces``, or ``invoke`` for raw tensors of a pinned ``model``); without a pinned
+    ``model`` the choice among the models that do the task is part of the placement.
+    """
+
+    request_id: str
+    task: str
+    inputs: Mapping[str, Tensor]
+    model: str | None = None
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        checked(REQUEST_ID, "request id", self.request_id)
+        checked(TASK_NAME, "task", self.task)
+        if self.model is not None:
+            checked(MODEL_NAME, "model", self.model)
+        elif self.task == INVOKE:
+            raise RefusedError("request", "task 'invoke' without a model", "a model name", "say which model takes the tensors")
+        object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
+
+
+class Status(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    """It was tried, and the board or the model could not do it."""
+    REFUSED = "refused"
+    """The request itself is at fault; trying again elsewhere gives the same answer."""
+    SHED = "shed"
+    """No board can serve it within its limits now."""
+
+
+class EnergyKind(StrEnum):
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+    EMULATED = "emulated"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """The one answer to a request: outputs when ``status`` is OK, else a ``reason`` for a person to read."""
+
+    request_id: str
+    status: Status
+    board: str
+    model: str = ""
+    model_digest: bytes = b""
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    busy_us: int = 0
+    energy_uj: int = 0
+    energy_kind: EnergyKind = EnergyKind.ESTIMATED
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        checked(REQUEST_ID, "result's request id", self.request_id)
+        checked(BOARD_ID, "result's board", self.board)
+        bounded("result busy_us", self.busy_us, 0, 10**12, "µs")
+        bounded("result energy_uj", self.energy_uj, 0, 10**15, "µJ")
+        object.__setattr__(self, "outputs", _named_tensors("result outputs", self.outputs))
+
+
+def _named_tensors(subject: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if len(tensors) > MAX_TENSORS:
+        raise RefusedError(subject, f"{len(tensors)} tensors", f"at most {MAX_TENSORS}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not isinstance(tensor, Tensor):
+            raise RefusedError(subject, name, f"tensors by names of 1 to {MAX_NAME_CHARS} characters")
+    return MappingProxyType(dict(tensors))
