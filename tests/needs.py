@@ -1,0 +1,37 @@
+"""What a test may need from outside, and what happens without it: a skip with its reason on a laptop, a failure in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def needs(present: object, reason: str) -> None:
+    """Skip the calling test, or fail it in CI, unless ``present``."""
+    if present:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have it: {reason}")
+    pytest.skip(reason)
+
+
+def needs_mosquitto() -> str:
+    path = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    needs(path, "Mosquitto is not installed (apt-get install mosquitto)")
+    return str(path)
+
+
+def needs_shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    needs(path.exists(), f"the shared vectors are not beside this checkout: {'/'.join(parts)}")
+    return path
+
+
+def needs_module(name: str, extra: str) -> None:
+    needs(importlib.util.find_spec(name), f"{name} is not installed (pip install 'slyos-edge[{extra}]')")
