@@ -1,0 +1,119 @@
+"""Photographs from outside: decoded within bounds, upright, in RGB.
+
+Rules: JPEG and PNG only.  Size is judged by the header, before a pixel is decoded; whatever the decoder dislikes becomes a
+``RefusedError``.  EXIF orientation is applied, so width and height here are those that a person sees.  Transparent pixels
+show white.  16-bit grey keeps its upper 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from edge_agent.core.errors import RefusedError
+
+MAX_PICTURE_BYTES = 16 * 2**20
+MAX_PICTURE_PIXELS = 25_000_000
+MAX_PICTURE_SIDE_PX = 20_000
+
+FORMATS = ("JPEG", "PNG")
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF 2.3 tag 0x0112 to the turn that sets the picture upright; 1 is upright already."""
+SIDEWAYS = range(5, 9)
+
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for bytes that are not the picture they say they are."""
+
+Size = tuple[int, int]
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except RefusedError:
+        raise
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RefusedError("picture", f"bytes that do not decode ({reason[:80]})", "a whole JPEG or PNG file") from error
+
+
+def _opened(encoded: bytes | memoryview) -> Image.Image:
+    """The picture with its header read and judged, its pixels not yet decoded."""
+    size_bytes = memoryview(encoded).nbytes
+    if not 0 < size_bytes <= MAX_PICTURE_BYTES:
+        raise RefusedError("picture", f"{size_bytes} bytes", f"1 to {MAX_PICTURE_BYTES} bytes", "send a smaller JPEG")
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    width, height = image.size
+    if not 0 < width * height <= MAX_PICTURE_PIXELS or max(width, height) > MAX_PICTURE_SIDE_PX:
+        raise RefusedError(
+            "picture", f"{width} x {height} pixels", f"at most {MAX_PICTURE_PIXELS} pixels and {MAX_PICTURE_SIDE_PX} a side"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(ORIENTATION_TAG, 1)
+    return value if value in TURNS else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(encoded: bytes | memoryview) -> Image.Image:
+    """The whole picture, upright, RGB. Raises ``RefusedError`` for anything but a JPEG or PNG within the bounds."""
+    with _refusing():
+        image = _opened(encoded)
+        turn = TURNS.get(_orientation(image))
+        rgb = _rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def decode_fitted(encoded: bytes | memoryview, fit: Callable[[Size], Size]) -> tuple[Image.Image, Size]:
+    """The picture scaled to ``fit(size)``, upright, RGB, and the upright ``size`` that it has in the file.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 when that still gives twice the pixels asked for (libjpeg's scaled DCT), which is
+    where the time goes for a camera's picture.  Raises ``RefusedError`` as ``decode``.
+    """
+    with _refusing():
+        image = _opened(encoded)
+        orientation = _orientation(image)
+        swap = orientation in SIDEWAYS
+        size = _swapped(image.size, swap)
+        wanted = _swapped(fit(size), swap)
+        drafted = image.draft(None, (2 * wanted[0], 2 * wanted[1]))
+        box = drafted[1] if drafted else (0, 0, *image.size)
+        scaled = _rgb(image).resize(wanted, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        turn = TURNS.get(orientation)
+        return (scaled if turn is None else scaled.transpose(turn)), size
+
+
+def _swapped(size: Size, swap: bool) -> Size:
+    return (size[1], size[0]) if swap else size
