@@ -150,14 +150,12 @@ class BlobStore:
         self._must_fit(subject, announced_bytes or 0)
         hasher, size_bytes = hashlib.sha256(), 0
         try:
-            with reaching(self._folder), Part(self._disk, self._folder) as part:
+            with self._new_part() as part:
                 for chunk in chunks:
                     if size_bytes + len(chunk) > allowed_bytes:
                         raise RefusedError(subject, f"more than {allowed_bytes} bytes", f"at most {allowed_bytes} bytes")
-                    self._make_room(subject, len(chunk))
+                    self._write(part, chunk, subject)
                     size_bytes += len(chunk)
-                    self._arriving_bytes += len(chunk)
-                    part.write(chunk)
                     hasher.update(chunk)
                 if digest is not None and hasher.digest() != digest:
                     raise RefusedError(subject, f"{size_bytes} bytes that hash to {hasher.hexdigest()}")
@@ -166,17 +164,28 @@ class BlobStore:
             self._arriving_bytes -= size_bytes
         return hasher.digest()
 
+    def _new_part(self) -> Part:
+        with reaching(self._folder):
+            return Part(self._disk, self._folder)
+
+    def _write(self, part: Part, chunk: bytes, subject: str) -> None:
+        with reaching(self._folder):
+            self._make_room(subject, len(chunk))
+            part.write(chunk)
+        self._arriving_bytes += len(chunk)
+
     def _publish(self, part: Part, name: str, size_bytes: int) -> None:
         if name in self._entries:
             return
         self._last_use += 1
         target = self._folder / name
-        try:
-            part.publish(target, BLOB_MODE, self._last_use)
-        except OSError:
-            with suppress(OSError):
-                self._disk.unlink(target)
-            raise
+        with reaching(target):
+            try:
+                part.publish(target, BLOB_MODE, self._last_use)
+            except OSError:
+                with suppress(OSError):
+                    self._disk.unlink(target)
+                raise
         self._entries[name] = _Entry(size_bytes, self._last_use)
 
     def _must_fit(self, subject: str, size_bytes: int) -> None:
