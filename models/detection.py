@@ -15,6 +15,8 @@ Float32 = NDArray[np.float32]
 Rows = NDArray[np.intp]
 
 MAX_DETECTIONS = 100
+MAX_OFFSET_PX = 1e6
+"""Beyond any picture; keeps what a broken model says within the arithmetic of float32."""
 LOGIT_LIMIT = 80.0
 """exp(-80) is the last that a float32 holds with room; MediaPipe clips raw scores at 100, where it underflows."""
 
@@ -32,7 +34,7 @@ def decoded(raw: Float32, anchors: Float32) -> Float32:  # [n, 4 + 2k], [n, 2] -
 
     Source: MediaPipe, tensors_to_detections_calculator.cc, with reverse_output_order.
     """
-    pairs = raw.reshape(-1, raw.shape[1] // 2, 2)
+    pairs = np.clip(raw, -MAX_OFFSET_PX, MAX_OFFSET_PX).reshape(-1, raw.shape[1] // 2, 2)
     centres, halves = pairs[:, 0] + anchors, pairs[:, 1] / 2
     points: Float32 = np.concatenate(
         [np.stack([centres - halves, centres + halves], axis=1), pairs[:, 2:] + anchors[:, None]], axis=1

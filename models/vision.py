@@ -14,12 +14,13 @@ from PIL import Image
 
 from edge_agent.core.errors import RefusedError
 from models.anchors import ssd_anchors
+from models.annotate import annotate
 from models.card import BoxReading, Card, ClassReading
 from models.detection import Float32, by_falling_score, decoded, sigmoid, suppressed
 from models.geometry import FITS, Geometry
 from models.pictures import decode_fitted
 
-__all__ = ["Geometry", "interpret", "prepare"]
+__all__ = ["Geometry", "annotate", "interpret", "prepare"]
 
 TOP_CLASSES = 5
 Arrays = dict[str, NDArray[np.generic]]
