@@ -1,0 +1,108 @@
+"""The shared memory that one engine's tensors cross in: a sealed memfd, and where in it a tensor lies.
+
+Rules: the agent makes it, sizes it and seals the size, so that nobody can shrink it under a mapping (SIGBUS).  The child
+may write anything anywhere in it at any time; so structure never lies in it, only elements, and what is taken out is
+copied first and checked after.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import DTYPE_BYTES, MAX_NAME_CHARS, MAX_RANK, MAX_TENSORS, Tensor
+
+ALIGNMENT_BYTES = 64
+KEPT_BYTES = 4 * 2**20
+"""What stays allocated between requests; pages above it are given back when a request touched them."""
+
+Place = list[object]
+"""A tensor in the arena as it travels in a doorbell: ``[name, dtype, shape, offset]``."""
+
+
+def aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor in the arena: checked, and known to lie wholly inside."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    end: int
+
+
+def placed(place: object, arena_bytes: int) -> Placed:
+    """``place`` if it is well formed and inside the arena; raises ``RefusedError`` otherwise."""
+    if not (isinstance(place, (list, tuple)) and len(place) == 4):
+        raise RefusedError("tensor place", place, "name, dtype, shape, offset")
+    name, dtype, shape, offset = place
+    if not (isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and isinstance(dtype, str) and dtype in DTYPE_BYTES):
+        raise RefusedError("tensor place", place, "a name and a known dtype")
+    if not (isinstance(shape, (list, tuple)) and len(shape) <= MAX_RANK and all(type(n) is int and n >= 0 for n in shape)):
+        raise RefusedError(f"shape of {name}", shape, f"at most {MAX_RANK} dimensions, each 0 or more")
+    size = prod(shape) * DTYPE_BYTES[dtype]
+    if type(offset) is not int or offset < 0 or offset % ALIGNMENT_BYTES or offset + size > arena_bytes:
+        raise RefusedError(f"place of {name}", f"{size} bytes at {offset}", f"inside the arena's {arena_bytes} bytes")
+    return Placed(name, dtype, tuple(shape), offset, offset + size)
+
+
+def places(value: object, arena_bytes: int) -> tuple[Placed, ...]:
+    """Every place in a doorbell's list. Raises ``RefusedError`` for a bad one, a repeated name, or too many."""
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_TENSORS:
+        raise RefusedError("tensor places", value, f"a list of at most {MAX_TENSORS}")
+    found = tuple(placed(place, arena_bytes) for place in value)
+    if len({place.name for place in found}) != len(found):
+        raise RefusedError("tensor places", [place.name for place in found], "each name once")
+    return found
+
+
+class Arena:
+    """The agent's end. ``fd`` goes to the child."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.fd = os.memfd_create("sly-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self._map = mmap.mmap(self.fd, size_bytes)
+        except OSError:
+            os.close(self.fd)
+            raise
+
+    def put(self, inputs: Mapping[str, Tensor]) -> list[Place]:
+        """Copy ``inputs`` in. Raises ``RefusedError`` if they do not fit."""
+        offset, found = 0, []
+        for name, tensor in inputs.items():
+            end = offset + tensor.size_bytes
+            if end > self.size_bytes:
+                raise RefusedError(f"input {name!r}", f"{end} bytes of inputs", f"at most {self.size_bytes} bytes a request")
+            self._map[offset:end] = tensor.data
+            found.append([name, tensor.dtype, list(tensor.shape), offset])
+            offset = aligned(end)
+        return found
+
+    def take(self, place: Placed) -> Tensor:
+        return Tensor(place.dtype, place.shape, self._map[place.offset : place.end])
+
+    def head(self, size_bytes: int) -> bytes:
+        """A copy of the first ``size_bytes``, where the child leaves its handshake."""
+        return self._map[:size_bytes]
+
+    def trim(self, used_bytes: int) -> None:
+        """Give the pages above ``KEPT_BYTES`` back to the system, if a request used more."""
+        if used_bytes > KEPT_BYTES:
+            self._map.madvise(mmap.MADV_REMOVE, KEPT_BYTES, self.size_bytes - KEPT_BYTES)
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self.fd)

@@ -1,0 +1,323 @@
+"""One engine child, seen from the agent: started, asked, watched, reaped; all on the event loop, with no thread.
+
+Rules:
+
+* one request at a time; its inputs are written to the arena, then one small message goes each way;
+* every wait has an end: a child that has not answered at the limit is killed and counts as dead;
+* a caller that gives up leaves the request running; the next one waits for it to end;
+* a child that says something a sound child would not say is killed;
+* the process is known by its pidfd, so that nothing else is ever signalled or waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from board_support.board import Delegate
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import Tensor
+from edge_agent.runtime import doorbell
+from edge_agent.runtime.arena import Arena
+from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Done, Failed, Loaded, Order, Ready, Refused, Reply
+from edge_agent.runtime.settings import EngineSettings
+from models.card import Card
+
+WORKER = "edge_agent.runtime.worker"
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the packages lie; the child gets it as its only extra module path."""
+PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "LANG", "TZ")
+QUIET = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+KEPT_STDERR_BYTES = 2048
+MAX_STDERR_BYTES = 256 * 2**10
+"""After this much on its stderr a child is not listened to any more."""
+SOCKET_BUFFER_BYTES = 4 * MAX_DOORBELL_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child ended: ``cause`` for a person, and its last words on stderr."""
+
+    cause: str
+    last_words: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause} ({self.last_words})" if self.last_words else self.cause
+
+
+class ChildDiedError(UnavailableError):
+    """The child ended, or was killed, before it answered."""
+
+    def __init__(self, subject: str, death: Death) -> None:
+        self.death = death
+        super().__init__(subject, f"its engine died: {death}")
+
+
+class Sandbox:
+    """Use ``start``; then ``invoke`` until ``on_death`` is called or you ``close`` it."""
+
+    ready: Ready
+
+    def __init__(self, model: str, settings: EngineSettings, on_death: Callable[[Death], None]) -> None:
+        self._model, self._settings, self._on_death = model, settings, on_death
+        self._loop = asyncio.get_running_loop()
+        self._sequence = doorbell.HANDSHAKE
+        self._answer: asyncio.Future[Reply] | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._exited: asyncio.Future[Death] = self._loop.create_future()
+        self._cause = ""
+        self._stderr, self._stderr_bytes, self._closing = b"", 0, False
+
+    @classmethod
+    async def start(
+        cls,
+        model: str,
+        model_fd: int,
+        digest: bytes,
+        settings: EngineSettings,
+        delegate: Delegate | None = None,
+        card: Card | None = None,
+        on_death: Callable[[Death], None] = lambda death: None,
+    ) -> Sandbox:
+        """A child with the model loaded. ``on_death`` is called once if it ends later without being closed.
+
+        Raises ``RefusedError`` if the child finds the model at fault, ``ChildDiedError`` if loading kills it or takes too
+        long, ``UnavailableError`` if the world lacks something (a runtime library, seccomp).
+        """
+        sandbox = cls(model, settings, lambda death: None)
+        sandbox._spawn(model_fd)
+        try:
+            order = Order(model, digest, settings, delegate, card).encode()
+            if len(order) > MAX_DOORBELL_BYTES:
+                raise RefusedError(f"card and settings of model {model}", f"{len(order)} bytes", f"{MAX_DOORBELL_BYTES}")
+            reply = await sandbox._ask(order, settings.load_limit_us)
+            sandbox.ready = sandbox._handshake(reply)
+        except BaseException:
+            await sandbox.close()
+            raise
+        sandbox._on_death = on_death
+        return sandbox
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self._exited.done() and not self._cause and not self._closing
+
+    async def invoke(self, inputs: Mapping[str, Tensor], whole_task: bool) -> Done:
+        """Run the model once. Raises ``RefusedError``, ``ChildDiedError``, or ``UnavailableError`` if it failed and lives."""
+        while self._answer is not None:
+            await self._becomes_idle()
+        if not self.alive:
+            raise ChildDiedError(f"model {self._model}", await self._ended())
+        self._sequence += 1
+        message = doorbell.encode_request(self._sequence, whole_task, self._arena.put(inputs))
+        if len(message) > MAX_DOORBELL_BYTES:
+            raise RefusedError("request", f"{len(message)} bytes of names and shapes", f"at most {MAX_DOORBELL_BYTES}")
+        reply = await self._ask(message, self._settings.invoke_limit_us)
+        if isinstance(reply, Refused):
+            raise reply.error
+        if isinstance(reply, Failed):
+            raise UnavailableError(f"model {self._model}", reply.reason)
+        if not isinstance(reply, Done):
+            raise ChildDiedError(f"model {self._model}", await self._breach("a second handshake"))
+        return reply
+
+    def take(self, done: Done) -> dict[str, Tensor]:
+        """The outputs of the last ``invoke``, copied out of the arena."""
+        outputs = {place.name: self._arena.take(place) for place in done.outputs}
+        self._arena.trim(max((place.end for place in done.outputs), default=0))
+        return outputs
+
+    def kill(self, cause: str) -> None:
+        """End the child now; whoever waits for it is told ``cause``."""
+        if not self._exited.done():
+            self._cause = self._cause or cause
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End the child and free everything. May be called twice; a cancelled close still frees everything later."""
+        self._closing = True
+        self.kill("closed")
+        await self._ended()
+
+    def _spawn(self, model_fd: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        self._channel, self._arena = ours, Arena(self._settings.arena_bytes)
+        descriptors = (theirs.fileno(), model_fd, self._arena.fd)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-m", WORKER, *map(str, descriptors), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=descriptors,
+                env=child_environment(),
+                cwd="/",
+            )
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError as error:
+            self._channel.close()
+            self._arena.close()
+            raise UnavailableError("sandbox", f"no child can be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self._loop.add_reader(self._process.stderr.fileno(), self._hear)
+        self._loop.add_reader(self._channel.fileno(), self._receive)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    def _handshake(self, reply: Reply) -> Ready:
+        if isinstance(reply, Refused):
+            raise reply.error
+        if isinstance(reply, Failed):
+            raise UnavailableError(f"model {self._model}", reply.reason)
+        if not isinstance(reply, Loaded):
+            raise RefusedError(f"engine of model {self._model}", "an answer before the handshake", "a handshake")
+        return Ready.decode(self._arena.head(reply.size_bytes))
+
+    async def _ask(self, message: bytes, limit_us: int) -> Reply:
+        self._answer = answer = self._loop.create_future()
+        self._watchdog = self._loop.call_later(limit_us / 1e6, self._overdue, limit_us)
+        try:
+            self._channel.send(message)
+        except OSError:
+            self.kill("its socket is closed")
+        return await answer
+
+    def _overdue(self, limit_us: int) -> None:
+        self.kill(f"hung: no answer within {limit_us / 1e6:g} s")
+
+    def _receive(self) -> None:
+        try:
+            message = self._channel.recv(MAX_DOORBELL_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._loop.remove_reader(self._channel.fileno())
+            self._loop.call_later(1.0, self.kill, "closed its socket")
+            return
+        try:
+            reply = doorbell.decode_reply(message, self._settings.arena_bytes)
+        except RefusedError as error:
+            self.kill(f"broke the protocol: {error}")
+            return
+        if self._answer is None or reply.sequence != self._sequence:
+            self.kill("broke the protocol: an answer to no question")
+            return
+        self._settle(reply)
+
+    def _settle(self, outcome: Reply | ChildDiedError) -> None:
+        """The running request is over: its caller, if it still waits, gets ``outcome``."""
+        answer, self._answer = self._answer, None
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if answer is not None and not answer.done():
+            if isinstance(outcome, ChildDiedError):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+
+    async def _becomes_idle(self) -> None:
+        if self._idle is None:
+            self._idle = self._loop.create_future()
+        await asyncio.shield(self._idle)
+
+    async def _ended(self) -> Death:
+        return await asyncio.shield(self._exited)
+
+    async def _breach(self, what: str) -> Death:
+        self.kill(f"broke the protocol: {what}")
+        return await self._ended()
+
+    def _hear(self) -> None:
+        """Keep the end of what the child says on stderr; stop listening to one that says too much."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        try:
+            words = os.read(stderr.fileno(), 4096)
+        except BlockingIOError:
+            return
+        self._stderr = (self._stderr + words)[-KEPT_STDERR_BYTES:]
+        self._stderr_bytes += len(words)
+        if not words or self._stderr_bytes > MAX_STDERR_BYTES:
+            self._loop.remove_reader(stderr.fileno())
+            stderr.close()
+
+    def _reap(self) -> None:
+        if self._answer is not None and not self._cause:
+            self._receive()
+        status = self._process.poll()
+        if status is None:
+            return
+        stderr = self._process.stderr
+        if stderr is not None and not stderr.closed:
+            self._hear()
+        death = Death(self._cause or ended(status), last_words(self._stderr))
+        self._free()
+        self._exited.set_result(death)
+        self._settle(ChildDiedError(f"model {self._model}", death))
+        if not self._closing:
+            self._on_death(death)
+
+    def _free(self) -> None:
+        stderr = self._process.stderr
+        if stderr is not None and not stderr.closed:
+            self._loop.remove_reader(stderr.fileno())
+            stderr.close()
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_reader(self._pidfd)
+        self._channel.close()
+        os.close(self._pidfd)
+        self._arena.close()
+
+
+def child_environment() -> dict[str, str]:
+    """What an engine child gets of the agent's environment: nothing that could hold a secret or change what it imports."""
+    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return kept | QUIET | {"PYTHONPATH": str(ROOT)}
+
+
+def ended(status: int) -> str:
+    """A wait status, as ``Popen`` gives it, in words."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def last_words(stderr: bytes) -> str:
+    """The last line that is not mere information, made safe to show."""
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("INFO", "W0000", "I0000"))]
+    return doorbell.printable(telling[-1]) if telling else ""

@@ -1,0 +1,256 @@
+"""The engines of one board: a sandboxed child for each loaded model, kept alive as long as its model deserves it.
+
+Rules: requests to one model run one at a time, first come first served, and only ``max_waiting`` may wait.  A child that
+dies takes one request with it, is replaced, and counts against its model (``quarantine``).  Nothing that a model does ends
+the agent, and nothing that a caller does (a short budget, a cancellation) counts against a model.
+
+============  ===================================================
+state         what ``invoke`` does
+============  ===================================================
+READY         runs
+RESTARTING    waits, within its budget, for the new child
+QUARANTINED   raises, and says how often and why the model died
+CLOSED        raises
+============  ===================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from board_support.board import Delegate
+from board_support.roofline import ModelWork
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.values import Tensor
+from edge_agent.runtime import quarantine
+from edge_agent.runtime.sandbox import ChildDiedError, Death, Sandbox
+from edge_agent.runtime.settings import EngineSettings
+from edge_agent.runtime.signature import Signature, check_inputs
+from models.card import Card
+
+__all__ = ["EngineSettings", "EngineState", "EngineSupervisor", "Invocation", "Loaded"]
+
+WHOLE_TASK_INPUT = "image"
+MAX_ENGINES = 64
+
+
+class EngineState(StrEnum):
+    READY = "ready"
+    RESTARTING = "restarting"
+    QUARANTINED = "quarantined"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready. ``resident_bytes`` is the child's own account of its share of memory (PSS)."""
+
+    signature: Signature
+    work: ModelWork
+    library: str
+    delegate: str
+    resident_bytes: int
+    confinement: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """``elapsed_us``: time in the child, from its waking to the outputs lying in the arena."""
+
+    outputs: dict[str, Tensor]
+    elapsed_us: int
+
+
+class _Supervised:
+    """One model and the child that runs it now."""
+
+    def __init__(
+        self, name: str, model_fd: int, digest: bytes, card: Card | None, settings: EngineSettings,
+        delegate: Delegate | None, report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.name, self._digest, self._card = name, digest, card
+        self._settings, self._delegate, self._report = settings, delegate, report
+        self._model_fd = os.dup(model_fd)
+        self._record = quarantine.Record(settings.max_deaths, settings.death_window)
+        self.state = EngineState.RESTARTING
+        self._sandbox: Sandbox | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._why = ""
+
+    async def start(self) -> Loaded:
+        try:
+            await self._new_child()
+        except BaseException:
+            await self.close()
+            raise
+        assert self._sandbox is not None
+        ready = self._sandbox.ready
+        return Loaded(ready.signature, ready.work, ready.library, ready.delegate, ready.resident_bytes, ready.confinement)
+
+    async def invoke(self, inputs: Mapping[str, Tensor], budget_us: int) -> Invocation:
+        if self._waiting >= self._settings.max_waiting:
+            raise UnavailableError(f"model {self.name}", f"{self._waiting} requests wait already", "send it later or elsewhere")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(budget_us / 1e6), self._turn:
+                return await self._run(inputs)
+        except TimeoutError:
+            raise UnavailableError(f"model {self.name}", f"no answer within the {budget_us} µs it was given") from None
+        finally:
+            self._waiting -= 1
+
+    async def _run(self, inputs: Mapping[str, Tensor]) -> Invocation:
+        sandbox = await self._running()
+        whole_task = self._is_whole_task(sandbox.ready.signature, inputs)
+        if not whole_task:
+            check_inputs(self.name, sandbox.ready.signature, inputs)
+        started = asyncio.get_running_loop().time()
+        try:
+            done = await sandbox.invoke(inputs, whole_task)
+        except ChildDiedError:
+            raise
+        except SlyError:
+            self._record = quarantine.step(self._record, quarantine.Answered())
+            raise
+        outputs = sandbox.take(done)
+        self._record = quarantine.step(self._record, quarantine.Answered())
+        seen_us = int((asyncio.get_running_loop().time() - started) * 1e6)
+        return Invocation(outputs, min(done.elapsed_us, seen_us))
+
+    def _is_whole_task(self, signature: Signature, inputs: Mapping[str, Tensor]) -> bool:
+        if self._card is None or list(inputs) != [WHOLE_TASK_INPUT]:
+            return False
+        image = inputs[WHOLE_TASK_INPUT]
+        own = next((spec for spec in signature.inputs if spec.name == WHOLE_TASK_INPUT), None)
+        return image.dtype == "uint8" and len(image.shape) == 1 and (own is None or len(own.shape) != 1)
+
+    async def _running(self) -> Sandbox:
+        while self._sandbox is None or self.state is not EngineState.READY or not self._sandbox.alive:
+            if self.state is EngineState.QUARANTINED:
+                raise UnavailableError(f"model {self.name}", self._why, "release it to try again")
+            if self.state is EngineState.CLOSED:
+                raise UnavailableError(f"model {self.name}", "it was unloaded")
+            self._changed.clear()
+            await self._changed.wait()
+        return self._sandbox
+
+    async def _new_child(self) -> None:
+        self._sandbox = await Sandbox.start(
+            self.name, self._model_fd, self._digest, self._settings, self._delegate, self._card, self._died
+        )
+        self._become(EngineState.READY)
+
+    def _become(self, state: EngineState) -> None:
+        self.state = state
+        self._changed.set()
+
+    def _died(self, death: Death) -> None:
+        if self.state is EngineState.READY:
+            self._held_against(str(death))
+            if self.state is EngineState.RESTARTING:
+                self._restarting = asyncio.get_running_loop().create_task(self._restart(), name=f"restart {self.name}")
+
+    def _held_against(self, reason: str) -> None:
+        self._record = quarantine.step(self._record, quarantine.Died(reason))
+        times = f"death {len(self._record.deaths)} of {self._settings.max_deaths}"
+        self._report(f"model {self.name}: its engine died, {times}: {reason}")
+        self._become(EngineState.RESTARTING)
+        if self._record.quarantined:
+            self._quarantine(f"in quarantine after {len(self._record.deaths)} deaths: {'; '.join(self._record.reasons)}")
+
+    def _quarantine(self, why: str) -> None:
+        self._why = why
+        self._become(EngineState.QUARANTINED)
+        self._report(f"model {self.name}: {why}")
+
+    async def _restart(self) -> None:
+        while self.state is EngineState.RESTARTING:
+            try:
+                await self._new_child()
+                self._report(f"model {self.name}: its engine runs again")
+            except ChildDiedError as error:
+                self._held_against(str(error.death))
+            except (RefusedError, UnavailableError) as error:
+                self._quarantine(f"in quarantine: it does not load any more: {error}")
+
+    def release(self) -> None:
+        if self.state is EngineState.QUARANTINED:
+            self._record = quarantine.step(self._record, quarantine.Released())
+            self._become(EngineState.RESTARTING)
+            self._restarting = asyncio.get_running_loop().create_task(self._restart(), name=f"restart {self.name}")
+
+    async def close(self) -> None:
+        if self.state is EngineState.CLOSED:
+            return
+        self._become(EngineState.CLOSED)
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
+        if self._sandbox is not None:
+            await self._sandbox.close()
+        os.close(self._model_fd)
+
+
+class EngineSupervisor:
+    """``report`` gets one line for each death, restart and quarantine."""
+
+    def __init__(
+        self, settings: EngineSettings, delegate: Delegate | None = None, report: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._settings, self._delegate, self._report = settings, delegate, report
+        self._engines: dict[str, _Supervised] = {}
+
+    async def load(self, name: str, model_fd: int, digest: bytes, card: Card | None = None) -> Loaded:
+        """Run ``model_fd``'s model, whose bytes the caller hashed (SHA-256 ``digest``), as ``name``. The descriptor is copied.
+
+        Raises ``RefusedError`` for a model that cannot be served, ``UnavailableError`` if loading killed the child or a
+        runtime library is missing, ``RuntimeError`` if ``name`` is loaded already.
+        """
+        if name in self._engines:
+            raise RuntimeError(f"model {name} is loaded already")
+        if len(self._engines) >= MAX_ENGINES:
+            raise RefusedError("engines", f"{len(self._engines)} loaded", f"at most {MAX_ENGINES}", "unload one")
+        engine = _Supervised(name, model_fd, digest, card, self._settings, self._delegate, self._report)
+        self._engines[name] = engine
+        try:
+            return await engine.start()
+        except BaseException:
+            self._engines.pop(name, None)
+            raise
+
+    async def invoke(self, name: str, inputs: Mapping[str, Tensor], budget_us: int) -> Invocation:
+        """Run ``name`` once, on its own input tensors or, if it has a card, on ``{"image": encoded picture}``.
+
+        Raises ``RefusedError`` for inputs that the model does not take, ``UnavailableError`` if the child died, the budget
+        (which also covers waiting) ran out, too many wait, or the model is quarantined.
+        """
+        return await self._named(name).invoke(inputs, budget_us)
+
+    def state(self, name: str) -> EngineState:
+        return self._named(name).state
+
+    def release(self, name: str) -> None:
+        """End the quarantine of ``name`` and start it again in the background; nothing for a model that has none."""
+        self._named(name).release()
+
+    async def unload(self, name: str) -> None:
+        """End the child of ``name``; whoever waits for it gets ``UnavailableError``."""
+        await self._named(name).close()
+        self._engines.pop(name, None)
+
+    async def close(self) -> None:
+        """End every child."""
+        for name in list(self._engines):
+            await self.unload(name)
+
+    def _named(self, name: str) -> _Supervised:
+        if name not in self._engines:
+            raise RefusedError("model", name, ", ".join(self._engines) or "none is loaded", "load it first")
+        return self._engines[name]

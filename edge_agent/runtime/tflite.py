@@ -1,0 +1,127 @@
+"""TFLite models on ``ai_edge_litert``, or on ``tflite_runtime``, which it was renamed from.
+
+Rules: both libraries have the same ``Interpreter`` and are used in the same way, through its public methods.  A tensor is
+known by its name in the model's signature if it has exactly one that covers the main graph, else by its own name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from board_support.board import Delegate
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import TensorSpec
+from edge_agent.runtime.engine import Arrays, Engine, path_of, read_whole
+from edge_agent.runtime.settings import RUNTIMES, EngineSettings
+from edge_agent.runtime.signature import Signature
+
+DISTRIBUTIONS = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}
+
+
+def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
+    reasons = []
+    for name in RUNTIMES[1:] if runtime == "auto" else (runtime,):
+        try:
+            return name, importlib.import_module(f"{name}.interpreter")
+        except ImportError as error:
+            reasons.append(str(error))
+    raise UnavailableError("TFLite runtime", "; ".join(reasons), "pip install ai-edge-litert")
+
+
+class TfliteEngine(Engine):
+    def __init__(self, settings: EngineSettings, delegate: Delegate | None) -> None:
+        super().__init__(settings, delegate)
+        self._runtime, self._module = _interpreter_module(settings.runtime)
+        self._delegate_name = delegate.library if delegate else ""
+        self._delegates = [self._load_delegate(delegate)] if delegate else []
+        self._interpreter: Any = None
+        self._inputs: dict[str, int] = {}
+        self._outputs: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def _load_delegate(self, delegate: Delegate) -> object:
+        try:
+            return self._module.load_delegate(delegate.library, dict(delegate.options))
+        except (ValueError, OSError) as error:
+            raise UnavailableError(f"delegate {delegate.library}", str(error) or "its library refused the options") from error
+
+    @property
+    def library(self) -> str:
+        return f"{self._runtime} {importlib.metadata.version(DISTRIBUTIONS[self._runtime])}"
+
+    @property
+    def delegate(self) -> str:
+        return self._delegate_name
+
+    def open(self, model_fd: int, by_path: bool) -> None:
+        model = {"model_path": path_of(model_fd)} if by_path else {"model_content": read_whole(model_fd)}
+        try:
+            self._interpreter = self._module.Interpreter(
+                **model, num_threads=self.threads, experimental_delegates=self._delegates or None
+            )
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise RefusedError("model file", _said(error), "a TFLite model that this runtime loads") from error
+
+    def signature(self) -> Signature:
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        names = self._signature_names(inputs, outputs)
+        self._inputs = {names.get(("in", each["index"]), each["name"]): each["index"] for each in inputs}
+        self._outputs = {names.get(("out", each["index"]), each["name"]): each["index"] for each in outputs}
+        signature = Signature(_specs(inputs, names, "in"), _specs(outputs, names, "out"))
+        self._shapes = {name: tuple(map(int, each["shape"])) for name, each in zip(self._inputs, inputs, strict=True)}
+        return signature
+
+    def _signature_names(self, inputs: list[Any], outputs: list[Any]) -> dict[tuple[str, int], str]:
+        """Names by kind and tensor index, if the one signature of the model covers just these tensors."""
+        if len(self._interpreter.get_signature_list()) != 1:
+            return {}
+        runner = self._interpreter.get_signature_runner()
+        names = {}
+        for kind, named, tensors in (
+            ("in", runner.get_input_details(), inputs),
+            ("out", runner.get_output_details(), outputs),
+        ):
+            if {each["index"] for each in named.values()} != {each["index"] for each in tensors}:
+                return {}
+            names |= {(kind, each["index"]): name for name, each in named.items()}
+        return names
+
+    def invoke(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        self._resize(inputs)
+        interpreter = self._interpreter
+        for name, array in inputs.items():
+            interpreter.set_tensor(self._inputs[name], array)
+        interpreter.invoke()
+        return {name: interpreter.tensor(index)() for name, index in self._outputs.items()}
+
+    def _resize(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
+        """Make room for inputs whose dynamic dimensions differ from the last request's."""
+        changed = [name for name, array in inputs.items() if array.shape != self._shapes[name]]
+        for name in changed:
+            self._interpreter.resize_tensor_input(self._inputs[name], inputs[name].shape)
+        if changed:
+            self._shapes |= {name: inputs[name].shape for name in changed}
+            self._interpreter.allocate_tensors()
+
+
+def _specs(details: Iterable[Any], names: Mapping[tuple[str, int], str], kind: str) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            names.get((kind, each["index"]), each["name"]),
+            np.dtype(each["dtype"]).name,
+            tuple(map(int, each["shape_signature"])),
+        )
+        for each in details
+    )
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
