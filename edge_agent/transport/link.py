@@ -5,7 +5,8 @@ Owns the message and event values and the ``Link`` base class.  Rules:
 * A link is driven by calls and answers with events, handed one at a time to ``deliver``, always on the thread that opened
   it; it never blocks and holds no unbounded queue.
 * ``publish`` is for a link that is up: while it is down it raises ``UnavailableError``, because what must survive waits in
-  the ledger, not in a socket library.
+  the ledger, not in a socket library.  For the same reason a ticket that was not answered before ``LinkDown`` is void: publish
+  it again after ``LinkUp``.  Receivers are idempotent, because QoS 1 means "at least once".
 * A QoS 1 message that was delivered is acknowledged only by ``acknowledge``, after the receiver's own fsync.
 * A backend writes the methods with an underscore; the limits are enforced here, for all of them.
 """
@@ -16,10 +17,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError, shown
+from edge_agent.core.values import bounded
 
 MAX_TOPIC_BYTES = 512
 MAX_PAYLOAD_BYTES = 4 * 2**20
+MAX_CORRELATION_BYTES = 256
+MAX_WILL_BYTES = 65_535
+MAX_EXPIRY_S = 2**32 - 1
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 64 * 2**10
 """What an incoming packet may announce as its remaining length; more, and the connection is dropped with a reason."""
 
@@ -37,15 +42,26 @@ class Message:
     correlation: bytes | None = None
 
     def __post_init__(self) -> None:
-        encoded = self.topic.encode("utf-8", "strict")
-        if not 0 < len(encoded) <= MAX_TOPIC_BYTES or any(c in self.topic for c in "+#\0"):
-            raise RefusedError("topic", self.topic, f"1 to {MAX_TOPIC_BYTES} bytes without + # or NUL")
+        _publishable("topic", self.topic)
+        if self.response_topic is not None:
+            _publishable("response topic", self.response_topic)
+        if self.correlation is not None and len(self.correlation) > MAX_CORRELATION_BYTES:
+            raise RefusedError("correlation data", f"{len(self.correlation)} bytes", f"at most {MAX_CORRELATION_BYTES} bytes")
+        if self.expiry_s is not None:
+            bounded("message expiry", self.expiry_s, 0, MAX_EXPIRY_S, "s")
         if len(self.payload) > MAX_PAYLOAD_BYTES:
-            raise RefusedError(
-                f"message to {self.topic}", f"{len(self.payload)} bytes", f"at most {MAX_PAYLOAD_BYTES} bytes"
-            )
+            raise RefusedError(f"message to {self.topic}", f"{len(self.payload)} bytes", f"at most {MAX_PAYLOAD_BYTES} bytes")
         if self.qos not in (0, 1):
             raise ValueError(f"qos {self.qos}: this protocol uses 0 and 1")
+
+
+def _publishable(subject: str, topic: str) -> None:
+    try:
+        size_bytes = len(topic.encode("utf-8", "strict"))
+    except UnicodeEncodeError as error:
+        raise RefusedError(subject, shown(topic), "UTF-8 text") from error
+    if not 0 < size_bytes <= MAX_TOPIC_BYTES or any(c in topic for c in "+#\0"):
+        raise RefusedError(subject, shown(topic), f"1 to {MAX_TOPIC_BYTES} bytes without + # or NUL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +71,31 @@ class Will:
     message: Message
     delay_s: int = 0
 
+    def __post_init__(self) -> None:
+        bounded("will delay", self.delay_s, 0, MAX_EXPIRY_S, "s")
+        if len(self.message.payload) > MAX_WILL_BYTES:
+            raise RefusedError("will", f"{len(self.message.payload)} bytes", f"at most {MAX_WILL_BYTES} bytes")
+
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """Connected. Without ``session_present`` the broker knows nothing of us: subscribe and publish retained state anew."""
+    """Connected. Without ``session_present`` the broker knows nothing of us: subscribe and publish retained state anew.
+
+    With it, that is only the broker's word: a link that subscribes after every ``LinkUp`` is not deaf when the word is false.
+    """
 
     session_present: bool
 
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """Not connected, and why. The link goes on trying by itself, with a capped, jittered back-off."""
+    """Not connected, and why; it comes once for every connection that ended and every attempt that failed.
+
+    The link goes on trying by itself, with a capped, jittered back-off: the next attempt is in ``retry_in_us``.
+    """
 
     reason: str
+    retry_in_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +113,37 @@ class Published:
     ticket: int
 
 
-LinkEvent = LinkUp | LinkDown | Delivered | Published
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker would not take a publication (``ticket``) or a subscription (``topic_filter``); the link does not repeat it."""
+
+    reason: str
+    ticket: int = 0
+    topic_filter: str = ""
+
+
+LinkEvent = LinkUp | LinkDown | Delivered | Published | Rejected
+
+
+def is_filter(topic_filter: str) -> bool:
+    """Whether a topic filter is well formed: ``#`` alone and last, ``+`` alone on its level (MQTT 5, section 4.7.1)."""
+    if not 0 < len(topic_filter.encode("utf-8", "replace")) <= MAX_TOPIC_BYTES or "\0" in topic_filter:
+        return False
+    levels = topic_filter.split("/")
+    return all(level in ("+", "#") or not set(level) & {"+", "#"} for level in levels) and "#" not in levels[:-1]
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic falls under a well-formed filter (MQTT 5, section 4.7; topics that begin with ``$`` match no wildcard)."""
+    wanted, got = topic_filter.split("/"), topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    for i, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if i >= len(got) or level not in ("+", got[i]):
+            return False
+    return len(wanted) == len(got)
 
 
 class Link(ABC):
@@ -109,11 +167,17 @@ class Link(ABC):
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Ask for a topic filter (``+`` and ``#`` allowed). Raises ``UnavailableError`` while down."""
+        if not is_filter(topic_filter) or qos not in (0, 1):
+            raise ValueError(f"not a topic filter of at most {MAX_TOPIC_BYTES} bytes with QoS 0 or 1: {topic_filter!r}, {qos}")
         self._must_be_up(topic_filter)
         self._subscribe(topic_filter, qos)
 
     def publish(self, message: Message, ticket: int = 0) -> None:
-        """Send. A QoS 1 message is answered by ``Published(ticket)``. Raises ``UnavailableError`` while down."""
+        """Send. A QoS 1 message is answered by ``Published(ticket)``, or by ``Rejected``.
+
+        Raises ``UnavailableError`` while down and while too much waits to be sent; ``RefusedError`` for a message that is
+        larger than what the broker takes.
+        """
         self._must_be_up(message.topic)
         self._publish(message, ticket)
 

@@ -1,0 +1,238 @@
+"""One MQTT connection, from the first packet to the reason why it ended.
+
+Rules:
+
+* ``serve`` and every callback run on the network thread; only the methods under "from the loop" run elsewhere, and they only
+  leave commands behind.
+* A connection is used once.  Its packet ids, tickets and tokens die with it.
+* What waits in either direction is bounded: commands by count and bytes, QoS 1 messages owed to the broker by the receive
+  maximum that was announced to it and is enforced on it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.transport.endpoint import Endpoint
+from edge_agent.transport.link import (
+    MAX_PACKET_BYTES,
+    Delivered,
+    LinkEvent,
+    LinkUp,
+    Message,
+    Published,
+    Rejected,
+    Will,
+)
+from edge_agent.transport.paho_client import PARSE_FAULTS, GuardedClient, publish_properties
+from edge_agent.transport.tls import connect_fault
+
+RECEIVE_MAXIMUM = 32
+"""QoS 1 messages that the broker may have under way to us; one more, and the connection is dropped."""
+MAX_OUTGOING_MESSAGES = 256
+MAX_OUTGOING_BYTES = 16 * 2**20
+MAX_INFLIGHT = 20
+"""QoS 1 messages under way to the broker at once, unless it takes fewer."""
+CONNECT_TIMEOUT_S = 5.0
+TURN_S = 1.0
+LINGER_S = 2.0
+SESSION_TAKEN_OVER = 0x8E
+
+
+class Connection:
+    """``put`` takes the events of this connection; ``generation`` tells its tokens from those of the others of this link."""
+
+    def __init__(self, endpoint: Endpoint, will: Will | None, put: Callable[[LinkEvent], None], generation: int) -> None:
+        self._endpoint, self._put, self._generation = endpoint, put, generation
+        self._client = _configured(endpoint, will, self._take_delivery)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_answer
+        self._client.on_subscribe = self._on_suback
+        self.up = self.was_up = False
+        self.lasted_us = 0
+        self._leaving_since: float | None = None
+        self._lock = threading.Lock()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._outgoing_messages = self._outgoing_bytes = 0
+        self._broker_limit_bytes = MAX_PACKET_BYTES
+        self._sent: dict[int, tuple[int, int, str]] = {}
+        self._answers: deque[tuple[int, ReasonCode]] = deque()
+        self._owed: set[int] = set()
+
+    # From the loop.
+
+    def publish(self, message: Message, ticket: int) -> None:
+        size_bytes = len(message.payload) + 4 * len(message.topic)
+        if size_bytes > self._broker_limit_bytes:
+            allowed = f"at most {self._broker_limit_bytes} bytes a packet, says the broker"
+            raise RefusedError(f"message to {message.topic}", f"about {size_bytes} bytes", allowed)
+        self._admit(message.topic, size_bytes)
+        self._command(lambda: self._send(message, ticket, size_bytes))
+
+    def subscribe(self, topic_filter: str, qos: int) -> None:
+        self._admit(topic_filter, len(topic_filter))
+        self._command(lambda: self._ask(topic_filter, qos))
+
+    def acknowledge(self, token: int) -> None:
+        """A token of another connection is ignored."""
+        generation, packet_id = divmod(token, 2**16)
+        if generation == self._generation:
+            self._command(lambda: self._acknowledge(packet_id))
+
+    def say_goodbye(self) -> bool:
+        """Leave cleanly after what was commanded before. Says whether there is a connection that is up."""
+        self._leaving_since = time.monotonic()
+        self._client.wake()
+        return self.up
+
+    def _admit(self, topic: str, size_bytes: int) -> None:
+        with self._lock:
+            messages, waiting_bytes = self._outgoing_messages, self._outgoing_bytes
+            if messages >= MAX_OUTGOING_MESSAGES or (messages and waiting_bytes + size_bytes > MAX_OUTGOING_BYTES):
+                waiting = f"{messages} messages with {waiting_bytes} bytes wait for the broker"
+                raise UnavailableError(f"link for {topic}", waiting, "publish again when some were answered")
+            self._outgoing_messages += 1
+            self._outgoing_bytes += size_bytes
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._client.wake()
+
+    # On the network thread.
+
+    def serve(self) -> str:
+        """Connect, and work until the connection ends; why it ended."""
+        started = time.monotonic()
+        try:
+            self._connect()
+            self._work()
+        except OSError as error:
+            self._client.fail(connect_fault(error))
+        except PARSE_FAULTS as error:
+            self._client.fail(f"the broker broke the protocol: {type(error).__name__}: {error}")
+        finally:
+            self.up = False
+            self._client.discard()
+        self.lasted_us = int((time.monotonic() - started) * 1e6) if self.was_up else 0
+        return f"{self._endpoint.address}: {self._client.failure or 'the connection ended'}"
+
+    def _connect(self) -> None:
+        options, address = self._endpoint.options, self._endpoint.address
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = options.session_expiry_s
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.MaximumPacketSize = MAX_PACKET_BYTES
+        self._client.connect(
+            address.host, address.port, options.keepalive_s, clean_start=options.session_expiry_s == 0, properties=properties
+        )
+        sock = self._client.socket()
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _work(self) -> None:
+        said_goodbye = False
+        while self._client.loop(TURN_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._client.failure:
+            while self.up and self._commands:
+                self._commands.popleft()()
+            self._report_answers()
+            if self._leaving_since is not None:
+                if not said_goodbye:
+                    said_goodbye = True
+                    self._client.disconnect()
+                elif time.monotonic() - self._leaving_since > LINGER_S:
+                    return
+
+    def _send(self, message: Message, ticket: int, size_bytes: int) -> None:
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, publish_properties(message))
+        self._sent[info.mid] = ticket if message.qos else -1, size_bytes, ""
+
+    def _ask(self, topic_filter: str, qos: int) -> None:
+        _, packet_id = self._client.subscribe(topic_filter, options=SubscribeOptions(qos))
+        if packet_id is not None:
+            self._sent[packet_id] = -1, len(topic_filter), topic_filter
+
+    def _acknowledge(self, packet_id: int) -> None:
+        if packet_id in self._owed:
+            self._owed.discard(packet_id)
+            self._client.ack(packet_id, 1)
+
+    def _take_delivery(self, packet_id: int, message: Message) -> str:
+        if not self.up:
+            return "the broker sent a message before it accepted the connection"
+        if packet_id:
+            self._owed.add(packet_id)
+            if len(self._owed) > RECEIVE_MAXIMUM:
+                return f"the broker has more than {RECEIVE_MAXIMUM} unacknowledged messages under way, the maximum it was told"
+        self._put(Delivered(message, self._generation << 16 | packet_id if packet_id else 0))
+        return ""
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            self._client.fail(f"the broker refused us: {str(reason).lower()}")
+        elif self.up:
+            self._client.fail("the broker accepted the connection twice")
+        else:
+            self._broker_limit_bytes = min(MAX_PACKET_BYTES, getattr(properties, "MaximumPacketSize", MAX_PACKET_BYTES))
+            self._client.limit_inflight(min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT)))
+            self.up = self.was_up = True
+            self._put(LinkUp(flags.session_present))
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if not flags.is_disconnect_packet_from_server:
+            self._client.fail("no answer within the keepalive time" if reason.value == 0x8D else "")
+        elif reason.value == SESSION_TAKEN_OVER:
+            self._client.fail(
+                f"session taken over: another client uses the id {self._endpoint.client_id!r}; give every board its own"
+            )
+        else:
+            self._client.fail(f"the broker ended the connection: {str(reason).lower()}")
+
+    def _on_answer(self, client: Any, userdata: Any, packet_id: int, reason: ReasonCode, properties: Any) -> None:
+        self._answers.append((packet_id, reason))
+
+    def _on_suback(self, client: Any, userdata: Any, packet_id: int, reasons: list[ReasonCode], properties: Any) -> None:
+        if reasons:
+            self._answers.append((packet_id, reasons[0]))
+
+    def _report_answers(self) -> None:
+        """After the senders have noted their packet ids: paho answers a QoS 0 message inside ``publish``."""
+        while self._answers:
+            packet_id, reason = self._answers.popleft()
+            ticket, size_bytes, topic_filter = self._sent.pop(packet_id, (-1, -1, ""))
+            if size_bytes < 0:
+                continue
+            with self._lock:
+                self._outgoing_messages -= 1
+                self._outgoing_bytes -= size_bytes
+            if reason.is_failure:
+                self._put(Rejected(str(reason).lower(), max(ticket, 0), topic_filter))
+            elif ticket >= 0:
+                self._put(Published(ticket))
+
+
+def _configured(endpoint: Endpoint, will: Will | None, take: Callable[[int, Message], str]) -> GuardedClient:
+    client = GuardedClient(endpoint.client_id, take)
+    client.connect_timeout = CONNECT_TIMEOUT_S
+    if endpoint.tls is not None:
+        client.tls_set_context(endpoint.tls)
+    if endpoint.address.username is not None:
+        client.username_pw_set(endpoint.address.username, endpoint.address.password)
+    if will is not None:
+        properties = publish_properties(will.message, PacketTypes.WILLMESSAGE)
+        if will.delay_s:
+            properties.WillDelayInterval = will.delay_s
+        client.will_set(will.message.topic, will.message.payload, will.message.qos, will.message.retain, properties)
+    return client
