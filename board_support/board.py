@@ -22,12 +22,12 @@ from edge_agent.core.values import EnergyKind
 
 @dataclass(frozen=True, slots=True)
 class BoardSettings:
-    """``root``: the folder that stands for ``/``. ``profile``: name of a profile (or path of a TOML file), "" for the board's own."""
+    """``root``: the folder that stands for ``/``. ``profile``: name or path of a profile, "" for the board's own."""
 
     root: Path = Path("/")
     profile: str = ""
     paced: bool = True
-    """Emulated boards: wait out the modelled time. Off in the simulator and in benchmarks."""
+    """Emulated boards: wait out the modelled time. Off in the simulator and in benchmarks. The caller reads it and waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,12 @@ class Delegate:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+UNITS = ("mdegC", "mW", "kHz", "percent", "permille", "flag", "count", "id")
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One sensor: ``value`` in ``unit`` (mdegC, mW, MHz, percent, flag), or ``None`` with the reason in ``note``."""
+    """One sensor: ``value`` in ``unit``, one of ``UNITS``, or ``None`` with the reason in ``note``."""
 
     name: str
     value: int | None
@@ -90,13 +93,16 @@ class Execution:
     energy_kind: EnergyKind
 
 
+DEFAULT_SETTINGS = BoardSettings()
+
+
 class Board(ABC):
     """One kind of board. Subclasses are found through the entry-point group ``sly.boards``, in its order."""
 
     backend: ClassVar[str]
     emulated: ClassVar[bool] = False
 
-    def __init__(self, settings: BoardSettings = BoardSettings()) -> None:
+    def __init__(self, settings: BoardSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
 
     @property
