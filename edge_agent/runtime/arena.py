@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from math import prod
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import DTYPE_BYTES, MAX_NAME_CHARS, MAX_RANK, MAX_TENSORS, Tensor
+from edge_agent.core.values import DTYPE_BYTES, MAX_NAME_CHARS, MAX_RANK, MAX_TENSOR_BYTES, MAX_TENSORS, Tensor
 
 ALIGNMENT_BYTES = 64
 KEPT_BYTES = 4 * 2**20
 """What stays allocated between requests; pages above it are given back when a request touched them."""
 
-Place = list[object]
-"""A tensor in the arena as it travels in a doorbell: ``[name, dtype, shape, offset]``."""
+Place = tuple[str, str, tuple[int, ...], int]
+"""A tensor in the arena as it travels in a doorbell: name, dtype, shape, offset."""
 
 
 def aligned(offset: int) -> int:
@@ -42,22 +42,28 @@ class Placed:
 
 def placed(place: object, arena_bytes: int) -> Placed:
     """``place`` if it is well formed and inside the arena; raises ``RefusedError`` otherwise."""
-    if not (isinstance(place, (list, tuple)) and len(place) == 4):
+    if not (isinstance(place, list) and len(place) == 4):
         raise RefusedError("tensor place", place, "name, dtype, shape, offset")
     name, dtype, shape, offset = place
     if not (isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and isinstance(dtype, str) and dtype in DTYPE_BYTES):
         raise RefusedError("tensor place", place, "a name and a known dtype")
-    if not (isinstance(shape, (list, tuple)) and len(shape) <= MAX_RANK and all(type(n) is int and n >= 0 for n in shape)):
+    if not (isinstance(shape, list) and len(shape) <= MAX_RANK and all(type(n) is int and n >= 0 for n in shape)):
         raise RefusedError(f"shape of {name}", shape, f"at most {MAX_RANK} dimensions, each 0 or more")
     size = prod(shape) * DTYPE_BYTES[dtype]
-    if type(offset) is not int or offset < 0 or offset % ALIGNMENT_BYTES or offset + size > arena_bytes:
+    if (
+        type(offset) is not int
+        or offset < 0
+        or offset % ALIGNMENT_BYTES
+        or offset + size > arena_bytes
+        or size > MAX_TENSOR_BYTES
+    ):
         raise RefusedError(f"place of {name}", f"{size} bytes at {offset}", f"inside the arena's {arena_bytes} bytes")
     return Placed(name, dtype, tuple(shape), offset, offset + size)
 
 
 def places(value: object, arena_bytes: int) -> tuple[Placed, ...]:
     """Every place in a doorbell's list. Raises ``RefusedError`` for a bad one, a repeated name, or too many."""
-    if not isinstance(value, (list, tuple)) or len(value) > MAX_TENSORS:
+    if not isinstance(value, list) or len(value) > MAX_TENSORS:
         raise RefusedError("tensor places", value, f"a list of at most {MAX_TENSORS}")
     found = tuple(placed(place, arena_bytes) for place in value)
     if len({place.name for place in found}) != len(found):
@@ -79,17 +85,18 @@ class Arena:
             os.close(self.fd)
             raise
 
-    def put(self, inputs: Mapping[str, Tensor]) -> list[Place]:
+    def put(self, inputs: Mapping[str, Tensor]) -> tuple[Place, ...]:
         """Copy ``inputs`` in. Raises ``RefusedError`` if they do not fit."""
-        offset, found = 0, []
+        offset = 0
+        found: list[Place] = []
         for name, tensor in inputs.items():
             end = offset + tensor.size_bytes
             if end > self.size_bytes:
                 raise RefusedError(f"input {name!r}", f"{end} bytes of inputs", f"at most {self.size_bytes} bytes a request")
             self._map[offset:end] = tensor.data
-            found.append([name, tensor.dtype, list(tensor.shape), offset])
+            found.append((name, tensor.dtype, tuple(tensor.shape), offset))
             offset = aligned(end)
-        return found
+        return tuple(found)
 
     def take(self, place: Placed) -> Tensor:
         return Tensor(place.dtype, place.shape, self._map[place.offset : place.end])

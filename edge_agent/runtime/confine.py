@@ -88,4 +88,6 @@ def files_open(layers: tuple[str, ...]) -> bool:
 def allow_cpu_time(limit_s: int) -> None:
     """Move the soft CPU limit to ``limit_s`` from now: past it the kernel ends this process with SIGXCPU."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + limit_s + 1, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = int(used.ru_utime + used.ru_stime) + limit_s + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

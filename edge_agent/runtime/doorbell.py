@@ -3,14 +3,21 @@
 Rules: tensors never travel here, only where they lie in the arena.  The child is not trusted once it has read a model, so
 everything that it says is decoded strictly and bounded; its texts are cut and made printable before anybody sees them.
 Each request has a sequence number and gets exactly one answer with the same number.
+
+A message is a head of two 64-bit numbers (big endian: the sequence number; in an answer, the elapsed µs) and a CBOR body.
+What changes with each request stands in the head, so that the body of a model's requests is mostly the same bytes again:
+the last few bodies and their meanings are remembered, which saves some 50 µs of a request.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from board_support.board import Delegate
-from board_support.roofline import ModelWork
+from board_support.roofline import MAX_OPS, ModelWork
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import TensorSpec
@@ -21,8 +28,11 @@ from models.card import Card
 
 MAX_DOORBELL_BYTES = 64 * 2**10
 MAX_HANDSHAKE_BYTES = 4 * 2**20
+MAX_HANDSHAKE_ITEMS = 16 * MAX_OPS
 MAX_TEXT_CHARS = 400
 MAX_LAYERS = 16
+REMEMBERED = 8
+HEAD = struct.Struct(">QQ")
 HANDSHAKE = 0
 """The sequence number of the answer to ``Order``."""
 
@@ -96,10 +106,10 @@ class Ready:
     def decode(cls, data: bytes) -> Ready:
         """Raises ``RefusedError`` for anything that a sound child would not say."""
         inputs, outputs, work, library, delegate, layers, resident_bytes = _items(
-            decode(data, max_bytes=MAX_HANDSHAKE_BYTES), "handshake", 7
+            decode(data, MAX_HANDSHAKE_BYTES, max_items=MAX_HANDSHAKE_ITEMS, subject="handshake"), "handshake", 7
         )
         signature = Signature(_specs_in(inputs), _specs_in(outputs))
-        if not isinstance(layers, (list, tuple)) or len(layers) > MAX_LAYERS:
+        if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
             raise RefusedError("handshake layers", layers, f"a list of at most {MAX_LAYERS}")
         return cls(
             signature,
@@ -116,12 +126,12 @@ def _spec_out(spec: TensorSpec) -> list[object]:
 
 
 def _specs_in(value: object) -> tuple[TensorSpec, ...]:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, list):
         raise RefusedError("handshake tensors", value, "a list")
     found = []
     for item in value:
         name, dtype, shape = _items(item, "handshake tensor", 3)
-        if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, (list, tuple))):
+        if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
             raise RefusedError("handshake tensor", item, "name, dtype, shape")
         found.append(TensorSpec(name, dtype, tuple(shape)))
     return tuple(found)
@@ -136,27 +146,35 @@ class Request:
     inputs: tuple[Placed, ...]
 
 
-def encode_request(sequence: int, whole_task: bool, inputs: list[Place]) -> bytes:
-    return encode([sequence, whole_task, inputs])
+def encode_request(sequence: int, whole_task: bool, inputs: tuple[Place, ...]) -> bytes:
+    return HEAD.pack(sequence, 0) + _request_body(whole_task, inputs)
 
 
-def decode_request(data: bytes, arena_bytes: int) -> Request:
-    sequence, whole_task, inputs = _items(decode(data, max_bytes=MAX_DOORBELL_BYTES), "request", 3)
-    return Request(_natural(sequence), whole_task is True, places(inputs, arena_bytes))
+@lru_cache(REMEMBERED)
+def _request_body(whole_task: bool, inputs: tuple[Place, ...]) -> bytes:
+    return encode([whole_task, inputs])
+
+
+def decode_request(message: bytes, arena_bytes: int) -> Request:
+    sequence, _, body = _split(message)
+    return Request(sequence, *_request_meaning(body, arena_bytes))
+
+
+@lru_cache(REMEMBERED)
+def _request_meaning(body: bytes, arena_bytes: int) -> tuple[bool, tuple[Placed, ...]]:
+    whole_task, inputs = _items(decode(body), "request", 2)
+    return whole_task is True, places(inputs, arena_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The handshake lies in the first ``size_bytes`` of the arena."""
 
-    sequence: int
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    sequence: int
-    elapsed_us: int
     outputs: tuple[Placed, ...]
 
 
@@ -164,59 +182,103 @@ class Done:
 class Refused:
     """The data is at fault: the model file, or this request's inputs."""
 
-    sequence: int
-    error: RefusedError
+    subject: str
+    got: str | None
+    allowed: str
+    remedy: str
+
+    def error(self) -> RefusedError:
+        return RefusedError(self.subject, self.got, self.allowed, self.remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """It could not be done, and the child lives on."""
 
-    sequence: int
     reason: str
 
 
 Reply = Loaded | Done | Refused | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of the child to request ``sequence``, after ``elapsed_us`` in it."""
+
+    sequence: int
+    elapsed_us: int
+    reply: Reply
+
+
 def encode_loaded(size_bytes: int) -> bytes:
-    return encode(["loaded", HANDSHAKE, size_bytes])
+    return HEAD.pack(HANDSHAKE, 0) + encode(["loaded", size_bytes])
 
 
-def encode_done(sequence: int, elapsed_us: int, outputs: list[Place]) -> bytes:
-    return encode(["done", sequence, elapsed_us, outputs])
+def encode_done(sequence: int, elapsed_us: int, outputs: tuple[Place, ...]) -> bytes:
+    return HEAD.pack(sequence, elapsed_us) + _done_body(outputs)
+
+
+@lru_cache(REMEMBERED)
+def _done_body(outputs: tuple[Place, ...]) -> bytes:
+    return encode(["done", outputs])
 
 
 def encode_refused(sequence: int, error: RefusedError) -> bytes:
     got = error.got if error.got is None or isinstance(error.got, str) else repr(error.got)
-    texts = [error.subject, got, error.allowed, error.remedy]
-    return encode(["refused", sequence, *(None if text is None else text[:MAX_TEXT_CHARS] for text in texts)])
+    texts = [None if text is None else printable(text) for text in (error.subject, got, error.allowed, error.remedy)]
+    return HEAD.pack(sequence, 0) + encode(["refused", *texts])
 
 
 def encode_failed(sequence: int, reason: str) -> bytes:
-    return encode(["failed", sequence, reason[:MAX_TEXT_CHARS]])
+    return HEAD.pack(sequence, 0) + encode(["failed", printable(reason)])
 
 
-def decode_reply(data: bytes, arena_bytes: int) -> Reply:
+def decode_answer(message: bytes, arena_bytes: int) -> Answer:
     """Raises ``RefusedError`` for anything that a sound child would not say."""
-    entry = decode(data, max_bytes=MAX_DOORBELL_BYTES)
-    kind = entry[0] if isinstance(entry, (list, tuple)) and entry else None
-    if kind == "done":
-        _, sequence, elapsed_us, outputs = _items(entry, "reply", 4)
-        return Done(_natural(sequence), _natural(elapsed_us), places(outputs, arena_bytes))
-    if kind == "refused":
-        _, sequence, subject, got, allowed, remedy = _items(entry, "reply", 6)
-        texts = [None if text is None else printable(text) for text in (got, allowed, remedy)]
-        return Refused(_natural(sequence), RefusedError(printable(subject), texts[0], texts[1] or "", texts[2] or ""))
-    if kind == "failed":
-        _, sequence, reason = _items(entry, "reply", 3)
-        return Failed(_natural(sequence), printable(reason))
-    if kind == "loaded":
-        _, sequence, size_bytes = _items(entry, "reply", 3)
-        if _natural(size_bytes) > min(MAX_HANDSHAKE_BYTES, arena_bytes):
-            raise RefusedError("handshake", f"{size_bytes} bytes", f"at most {MAX_HANDSHAKE_BYTES}")
-        return Loaded(_natural(sequence), size_bytes)
-    raise RefusedError("reply", kind, "loaded, done, refused, failed")
+    sequence, elapsed_us, body = _split(message)
+    return Answer(sequence, elapsed_us, _reply(body, arena_bytes))
+
+
+@lru_cache(REMEMBERED)
+def _reply(body: bytes, arena_bytes: int) -> Reply:
+    value = decode(body, max_bytes=MAX_DOORBELL_BYTES)
+    if not isinstance(value, list) or not value or value[0] not in _READERS:
+        raise RefusedError("reply", value, "a list that begins with loaded, done, refused or failed")
+    return _READERS[value[0]](value, arena_bytes)
+
+
+def _read_loaded(value: object, arena_bytes: int) -> Reply:
+    size_bytes = _natural(_items(value, "reply", 2)[1])
+    if size_bytes > min(MAX_HANDSHAKE_BYTES, arena_bytes):
+        raise RefusedError("handshake", f"{size_bytes} bytes", f"at most {MAX_HANDSHAKE_BYTES}")
+    return Loaded(size_bytes)
+
+
+def _read_done(value: object, arena_bytes: int) -> Reply:
+    return Done(places(_items(value, "reply", 2)[1], arena_bytes))
+
+
+def _read_refused(value: object, arena_bytes: int) -> Reply:
+    _, subject, got, allowed, remedy = _items(value, "reply", 5)
+    return Refused(printable(subject), None if got is None else printable(got), printable(allowed), printable(remedy))
+
+
+def _read_failed(value: object, arena_bytes: int) -> Reply:
+    return Failed(printable(_items(value, "reply", 2)[1]))
+
+
+_READERS: dict[object, Callable[[object, int], Reply]] = {
+    "loaded": _read_loaded,
+    "done": _read_done,
+    "refused": _read_refused,
+    "failed": _read_failed,
+}
+
+
+def _split(message: bytes) -> tuple[int, int, bytes]:
+    if not HEAD.size < len(message) <= MAX_DOORBELL_BYTES:
+        raise RefusedError("message", f"{len(message)} bytes", f"{HEAD.size + 1} to {MAX_DOORBELL_BYTES} bytes")
+    return *HEAD.unpack_from(message), message[HEAD.size :]
 
 
 def printable(text: object) -> str:
@@ -227,7 +289,7 @@ def printable(text: object) -> str:
 
 
 def _items(value: object, subject: str, count: int) -> list:  # type: ignore[type-arg]
-    if not isinstance(value, (list, tuple)) or len(value) != count:
+    if not isinstance(value, list) or len(value) != count:
         raise RefusedError(subject, value, f"a list of {count}")
     return list(value)
 

@@ -50,13 +50,21 @@ def restrict(model_fd: int) -> int:
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     ruleset = system_call(CREATE_RULESET, ctypes.byref(buffer), ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
     try:
-        _allow(ruleset, model_fd, READ_FILE)
+        _allow_model(ruleset, model_fd)
         for path in filter(os.path.exists, CPU_FACTS):
             _allow_path(ruleset, Path(path))
         system_call(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)
     return abi
+
+
+def _allow_model(ruleset: int, model_fd: int) -> None:
+    try:
+        _allow(ruleset, model_fd, READ_FILE)
+    except OSError as error:
+        if error.errno != errno.EBADFD:  # a memfd: it has no path, and Landlock leaves it alone
+            raise
 
 
 def _allow_path(ruleset: int, path: Path) -> None:

@@ -27,7 +27,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime import doorbell
 from edge_agent.runtime.arena import Arena
-from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Done, Failed, Loaded, Order, Ready, Refused, Reply
+from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Answer, Done, Failed, Loaded, Order, Ready, Refused
 from edge_agent.runtime.settings import EngineSettings
 from models.card import Card
 
@@ -71,12 +71,13 @@ class Sandbox:
     """Use ``start``; then ``invoke`` until ``on_death`` is called or you ``close`` it."""
 
     ready: Ready
+    _output_types: list[tuple[str, str]]
 
     def __init__(self, model: str, settings: EngineSettings, on_death: Callable[[Death], None]) -> None:
         self._model, self._settings, self._on_death = model, settings, on_death
         self._loop = asyncio.get_running_loop()
         self._sequence = doorbell.HANDSHAKE
-        self._answer: asyncio.Future[Reply] | None = None
+        self._answer: asyncio.Future[Answer] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._exited: asyncio.Future[Death] = self._loop.create_future()
@@ -105,8 +106,9 @@ class Sandbox:
             order = Order(model, digest, settings, delegate, card).encode()
             if len(order) > MAX_DOORBELL_BYTES:
                 raise RefusedError(f"card and settings of model {model}", f"{len(order)} bytes", f"{MAX_DOORBELL_BYTES}")
-            reply = await sandbox._ask(order, settings.load_limit_us)
-            sandbox.ready = sandbox._handshake(reply)
+            answer = await sandbox._ask(order, settings.load_limit_us)
+            sandbox.ready = sandbox._handshake(answer)
+            sandbox._output_types = [(spec.name, spec.dtype) for spec in sandbox.ready.signature.outputs]
         except BaseException:
             await sandbox.close()
             raise
@@ -121,24 +123,40 @@ class Sandbox:
     def alive(self) -> bool:
         return not self._exited.done() and not self._cause and not self._closing
 
-    async def invoke(self, inputs: Mapping[str, Tensor], whole_task: bool) -> Done:
-        """Run the model once. Raises ``RefusedError``, ``ChildDiedError``, or ``UnavailableError`` if it failed and lives."""
-        while self._answer is not None:
-            await self._becomes_idle()
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs, even if its caller has given up on it."""
+        return self._answer is not None
+
+    async def becomes_idle(self) -> None:
+        """Wait for the running request's end, whatever it is."""
+        if self._answer is not None:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.shield(self._idle)
+
+    async def invoke(self, inputs: Mapping[str, Tensor], whole_task: bool) -> tuple[Done, int]:
+        """Run the model once: where its outputs lie, and how many µs the child took.
+
+        Raises ``RefusedError`` for inputs that are at fault, ``ChildDiedError``, ``UnavailableError`` if the model failed and
+        its child lives on, ``RuntimeError`` if a request runs already.
+        """
+        if self.busy:
+            raise RuntimeError(f"the child of model {self._model} runs one request at a time")
         if not self.alive:
             raise ChildDiedError(f"model {self._model}", await self._ended())
-        self._sequence += 1
-        message = doorbell.encode_request(self._sequence, whole_task, self._arena.put(inputs))
+        message = doorbell.encode_request(self._sequence + 1, whole_task, self._arena.put(inputs))
         if len(message) > MAX_DOORBELL_BYTES:
             raise RefusedError("request", f"{len(message)} bytes of names and shapes", f"at most {MAX_DOORBELL_BYTES}")
-        reply = await self._ask(message, self._settings.invoke_limit_us)
-        if isinstance(reply, Refused):
-            raise reply.error
-        if isinstance(reply, Failed):
-            raise UnavailableError(f"model {self._model}", reply.reason)
-        if not isinstance(reply, Done):
-            raise ChildDiedError(f"model {self._model}", await self._breach("a second handshake"))
-        return reply
+        self._sequence += 1
+        answer = await self._ask(message, self._settings.invoke_limit_us)
+        if isinstance(answer.reply, Done) and (whole_task or self._as_signed(answer.reply)):
+            return answer.reply, answer.elapsed_us
+        self._raise_if_failed(answer)
+        raise ChildDiedError(f"model {self._model}", await self._breach("not the outputs that its handshake announced"))
+
+    def _as_signed(self, done: Done) -> bool:
+        """Names and dtypes must be those of the handshake; shapes may depend on the inputs."""
+        return [(place.name, place.dtype) for place in done.outputs] == self._output_types
 
     def take(self, done: Done) -> dict[str, Tensor]:
         """The outputs of the last ``invoke``, copied out of the arena."""
@@ -160,47 +178,36 @@ class Sandbox:
         await self._ended()
 
     def _spawn(self, model_fd: int) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self._channel, self._arena = ours, Arena(self._settings.arena_bytes)
-        descriptors = (theirs.fileno(), model_fd, self._arena.fd)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", WORKER, *map(str, descriptors), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=descriptors,
-                env=child_environment(),
-                cwd="/",
-            )
+            self._arena = Arena(self._settings.arena_bytes)
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._process = start_child(theirs, model_fd, self._arena.fd)
             self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
-            self._channel.close()
-            self._arena.close()
             raise UnavailableError("sandbox", f"no child can be started: {error.strerror}") from error
-        finally:
-            theirs.close()
+        self._channel.setblocking(False)
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         self._loop.add_reader(self._process.stderr.fileno(), self._hear)
         self._loop.add_reader(self._channel.fileno(), self._receive)
         self._loop.add_reader(self._pidfd, self._reap)
 
-    def _handshake(self, reply: Reply) -> Ready:
-        if isinstance(reply, Refused):
-            raise reply.error
-        if isinstance(reply, Failed):
-            raise UnavailableError(f"model {self._model}", reply.reason)
-        if not isinstance(reply, Loaded):
+    def _handshake(self, answer: Answer) -> Ready:
+        self._raise_if_failed(answer)
+        if not isinstance(answer.reply, Loaded):
             raise RefusedError(f"engine of model {self._model}", "an answer before the handshake", "a handshake")
-        return Ready.decode(self._arena.head(reply.size_bytes))
+        return Ready.decode(self._arena.head(answer.reply.size_bytes))
 
-    async def _ask(self, message: bytes, limit_us: int) -> Reply:
-        self._answer = answer = self._loop.create_future()
+    def _raise_if_failed(self, answer: Answer) -> None:
+        if isinstance(answer.reply, Refused):
+            raise answer.reply.error()
+        if isinstance(answer.reply, Failed):
+            raise UnavailableError(f"model {self._model}", answer.reply.reason)
+
+    async def _ask(self, message: bytes, limit_us: int) -> Answer:
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._answer = answer
         self._watchdog = self._loop.call_later(limit_us / 1e6, self._overdue, limit_us)
         try:
             self._channel.send(message)
@@ -223,16 +230,16 @@ class Sandbox:
             self._loop.call_later(1.0, self.kill, "closed its socket")
             return
         try:
-            reply = doorbell.decode_reply(message, self._settings.arena_bytes)
+            answer = doorbell.decode_answer(message, self._settings.arena_bytes)
         except RefusedError as error:
             self.kill(f"broke the protocol: {error}")
             return
-        if self._answer is None or reply.sequence != self._sequence:
+        if self._answer is None or answer.sequence != self._sequence:
             self.kill("broke the protocol: an answer to no question")
             return
-        self._settle(reply)
+        self._settle(answer)
 
-    def _settle(self, outcome: Reply | ChildDiedError) -> None:
+    def _settle(self, outcome: Answer | ChildDiedError) -> None:
         """The running request is over: its caller, if it still waits, gets ``outcome``."""
         answer, self._answer = self._answer, None
         if self._watchdog is not None:
@@ -245,11 +252,6 @@ class Sandbox:
         if self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
-
-    async def _becomes_idle(self) -> None:
-        if self._idle is None:
-            self._idle = self._loop.create_future()
-        await asyncio.shield(self._idle)
 
     async def _ended(self) -> Death:
         return await asyncio.shield(self._exited)
@@ -298,6 +300,23 @@ class Sandbox:
         self._channel.close()
         os.close(self._pidfd)
         self._arena.close()
+
+
+def start_child(channel: socket.socket, model_fd: int, arena_fd: int) -> subprocess.Popen[bytes]:
+    """The worker in a fresh interpreter and a session of its own (Ctrl-C is the agent's), with three descriptors."""
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    descriptors = (channel.fileno(), model_fd, arena_fd)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-s", "-m", WORKER, *map(str, descriptors), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=descriptors,
+        env=child_environment(),
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def child_environment() -> dict[str, str]:

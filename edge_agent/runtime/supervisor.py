@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from board_support.board import Delegate
@@ -36,6 +36,8 @@ __all__ = ["EngineSettings", "EngineState", "EngineSupervisor", "Invocation", "L
 
 WHOLE_TASK_INPUT = "image"
 MAX_ENGINES = 64
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 30.0
+"""Between two attempts to start a child that the machine, not the model, prevents."""
 
 
 class EngineState(StrEnum):
@@ -74,6 +76,7 @@ class _Supervised:
     ) -> None:  # fmt: skip
         self.name, self._digest, self._card = name, digest, card
         self._settings, self._delegate, self._report = settings, delegate, report
+        self._loop = asyncio.get_running_loop()
         self._model_fd = os.dup(model_fd)
         self._record = quarantine.Record(settings.max_deaths, settings.death_window)
         self.state = EngineState.RESTARTING
@@ -83,6 +86,7 @@ class _Supervised:
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._why = ""
+        self._signature: Signature | None = None
 
     async def start(self) -> Loaded:
         try:
@@ -92,37 +96,48 @@ class _Supervised:
             raise
         assert self._sandbox is not None
         ready = self._sandbox.ready
+        self._signature = ready.signature
         return Loaded(ready.signature, ready.work, ready.library, ready.delegate, ready.resident_bytes, ready.confinement)
 
     async def invoke(self, inputs: Mapping[str, Tensor], budget_us: int) -> Invocation:
+        whole_task = self._checked(inputs)
         if self._waiting >= self._settings.max_waiting:
             raise UnavailableError(f"model {self.name}", f"{self._waiting} requests wait already", "send it later or elsewhere")
         self._waiting += 1
         try:
             async with asyncio.timeout(budget_us / 1e6), self._turn:
-                return await self._run(inputs)
+                return await self._run(inputs, whole_task)
         except TimeoutError:
             raise UnavailableError(f"model {self.name}", f"no answer within the {budget_us} µs it was given") from None
         finally:
             self._waiting -= 1
 
-    async def _run(self, inputs: Mapping[str, Tensor]) -> Invocation:
+    async def _run(self, inputs: Mapping[str, Tensor], whole_task: bool) -> Invocation:
         sandbox = await self._running()
-        whole_task = self._is_whole_task(sandbox.ready.signature, inputs)
-        if not whole_task:
-            check_inputs(self.name, sandbox.ready.signature, inputs)
-        started = asyncio.get_running_loop().time()
+        started = self._loop.time()
         try:
-            done = await sandbox.invoke(inputs, whole_task)
+            done, elapsed_us = await sandbox.invoke(inputs, whole_task)
+            outputs = sandbox.take(done)
         except ChildDiedError:
             raise
         except SlyError:
-            self._record = quarantine.step(self._record, quarantine.Answered())
+            self._answered()
             raise
-        outputs = sandbox.take(done)
-        self._record = quarantine.step(self._record, quarantine.Answered())
-        seen_us = int((asyncio.get_running_loop().time() - started) * 1e6)
-        return Invocation(outputs, min(done.elapsed_us, seen_us))
+        self._answered()
+        return Invocation(outputs, min(elapsed_us, int((self._loop.time() - started) * 1e6)))
+
+    def _answered(self) -> None:
+        if not self._record.quarantined:
+            self._record = quarantine.step(self._record, quarantine.Answered())
+
+    def _checked(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether ``inputs`` are a picture for the card's whole task; raises ``RefusedError`` if they are no input at all."""
+        if self._signature is None:
+            raise UnavailableError(f"model {self.name}", "it is still being loaded")
+        whole_task = self._is_whole_task(self._signature, inputs)
+        if not whole_task:
+            check_inputs(self.name, self._signature, inputs)
+        return whole_task
 
     def _is_whole_task(self, signature: Signature, inputs: Mapping[str, Tensor]) -> bool:
         if self._card is None or list(inputs) != [WHOLE_TASK_INPUT]:
@@ -132,19 +147,29 @@ class _Supervised:
         return image.dtype == "uint8" and len(image.shape) == 1 and (own is None or len(own.shape) != 1)
 
     async def _running(self) -> Sandbox:
-        while self._sandbox is None or self.state is not EngineState.READY or not self._sandbox.alive:
+        """The child, alive and idle; waits for both. Raises ``UnavailableError`` if there will be none."""
+        while True:
             if self.state is EngineState.QUARANTINED:
                 raise UnavailableError(f"model {self.name}", self._why, "release it to try again")
             if self.state is EngineState.CLOSED:
                 raise UnavailableError(f"model {self.name}", "it was unloaded")
-            self._changed.clear()
-            await self._changed.wait()
-        return self._sandbox
+            sandbox = self._sandbox if self.state is EngineState.READY else None
+            if sandbox is not None and sandbox.busy:
+                await sandbox.becomes_idle()
+            elif sandbox is not None and sandbox.alive:
+                return sandbox
+            else:
+                self._changed.clear()
+                await self._changed.wait()
 
     async def _new_child(self) -> None:
-        self._sandbox = await Sandbox.start(
+        sandbox = await Sandbox.start(
             self.name, self._model_fd, self._digest, self._settings, self._delegate, self._card, self._died
         )
+        if self.state is EngineState.CLOSED:
+            await sandbox.close()
+            raise UnavailableError(f"model {self.name}", "it was unloaded while it loaded")
+        self._sandbox = sandbox
         self._become(EngineState.READY)
 
     def _become(self, state: EngineState) -> None:
@@ -154,8 +179,11 @@ class _Supervised:
     def _died(self, death: Death) -> None:
         if self.state is EngineState.READY:
             self._held_against(str(death))
-            if self.state is EngineState.RESTARTING:
-                self._restarting = asyncio.get_running_loop().create_task(self._restart(), name=f"restart {self.name}")
+            self._begin_restart()
+
+    def _begin_restart(self) -> None:
+        if self.state is EngineState.RESTARTING:
+            self._restarting = self._loop.create_task(self._restart(), name=f"restart {self.name}")
 
     def _held_against(self, reason: str) -> None:
         self._record = quarantine.step(self._record, quarantine.Died(reason))
@@ -171,20 +199,25 @@ class _Supervised:
         self._report(f"model {self.name}: {why}")
 
     async def _restart(self) -> None:
+        pause_s = FIRST_PAUSE_S
         while self.state is EngineState.RESTARTING:
             try:
                 await self._new_child()
                 self._report(f"model {self.name}: its engine runs again")
             except ChildDiedError as error:
                 self._held_against(str(error.death))
-            except (RefusedError, UnavailableError) as error:
-                self._quarantine(f"in quarantine: it does not load any more: {error}")
+            except RefusedError as error:
+                self._quarantine(f"in quarantine, for it does not load any more: {error}")
+            except UnavailableError as error:
+                self._report(f"model {self.name}: no engine now, trying again in {pause_s:g} s: {error}")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def release(self) -> None:
         if self.state is EngineState.QUARANTINED:
             self._record = quarantine.step(self._record, quarantine.Released())
             self._become(EngineState.RESTARTING)
-            self._restarting = asyncio.get_running_loop().create_task(self._restart(), name=f"restart {self.name}")
+            self._begin_restart()
 
     async def close(self) -> None:
         if self.state is EngineState.CLOSED:

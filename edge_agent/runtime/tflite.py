@@ -7,7 +7,6 @@ known by its name in the model's signature if it has exactly one that covers the
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -21,8 +20,6 @@ from edge_agent.core.values import TensorSpec
 from edge_agent.runtime.engine import Arrays, Engine, path_of, read_whole
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
 from edge_agent.runtime.signature import Signature
-
-DISTRIBUTIONS = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}
 
 
 def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
@@ -54,7 +51,7 @@ class TfliteEngine(Engine):
 
     @property
     def library(self) -> str:
-        return f"{self._runtime} {importlib.metadata.version(DISTRIBUTIONS[self._runtime])}"
+        return f"{self._runtime} {importlib.import_module(self._runtime).__version__}"
 
     @property
     def delegate(self) -> str:
@@ -84,7 +81,7 @@ class TfliteEngine(Engine):
         if len(self._interpreter.get_signature_list()) != 1:
             return {}
         runner = self._interpreter.get_signature_runner()
-        names = {}
+        names: dict[tuple[str, int], str] = {}
         for kind, named, tensors in (
             ("in", runner.get_input_details(), inputs),
             ("out", runner.get_output_details(), outputs),
