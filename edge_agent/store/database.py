@@ -1,0 +1,278 @@
+"""One SQLite file that survives a power cut, belongs to one process, and never begins anew unasked.
+
+Owns the life of the file: lock, birth, check, migration, transactions, and what SQLite's errors mean.  Rules:
+
+* Born whole: a new file gets its schema under a temporary name, then its fsync, its name and the folder's fsync; so a file
+  that is empty or lacks the schema is damaged, not new.
+* The lock file remembers that a database was made.  If it is gone, or damaged, the database is refused;
+  ``unsafe_start_over`` moves what is left aside and begins a new one.  (A whole folder that was deleted or restored from a
+  backup cannot be told from here: that is for who verifies the counters from outside.)
+* WAL with ``synchronous=FULL``: a commit is one fsync (sqlite.org/wal.html, section 2.3).  ``locking_mode=EXCLUSIVE`` keeps
+  the WAL index in private memory and other programs out.
+* A transaction in which a statement failed cannot be committed, even if the error was swallowed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edge_agent.core.errors import RefusedError, UnavailableError, shown
+from edge_agent.store.files import PART_PREFIX, PRIVATE_FILE, Disk, reaching
+
+APPLICATION_ID = 0x536C794C
+"""Tells a ledger from any other SQLite file ("SlyL", in the header)."""
+PAGE_CACHE_KIB = 512
+WAL_LIMIT_BYTES = 4 * 2**20
+BUSY_TIMEOUT_MS = 2000
+HOLDER_BYTES = 128
+
+Migrations = Sequence[Sequence[str]]
+"""Steps of the schema, each a list of statements; ``user_version`` counts the steps that a file has taken."""
+
+_MADE = b"A database was made beside this lock.\n"
+_COMPANIONS = ("", "-wal", "-shm", "-journal")
+_PRAGMAS = (
+    "locking_mode=EXCLUSIVE",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+    "temp_store=MEMORY",
+    "mmap_size=0",
+    f"cache_size=-{PAGE_CACHE_KIB}",
+    f"journal_size_limit={WAL_LIMIT_BYTES}",
+)
+_UNAVAILABLE = {
+    sqlite3.SQLITE_FULL: "free some space, then try again; nothing of this was kept",
+    sqlite3.SQLITE_IOERR: "check the free space and dmesg, then try again; nothing of this was kept",
+    sqlite3.SQLITE_READONLY: "remount the file system for writing (a damaged one is remounted read-only: check dmesg)",
+    sqlite3.SQLITE_CANTOPEN: "let this user have the file and its folder",
+    sqlite3.SQLITE_PERM: "let this user have the file and its folder",
+    sqlite3.SQLITE_BUSY: "end the program that has it open",
+    sqlite3.SQLITE_LOCKED: "end the program that has it open",
+    sqlite3.SQLITE_NOMEM: "free some memory, then try again",
+}
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_KEEP_IT = "keep the file and restore a good copy, or start over unsafely: high-water marks and what is owed are then lost"
+
+
+class Database:
+    """The SQLite file ``path``, brought to the newest of ``migrations``.
+
+    ``moved_aside`` is where the bad file went if ``unsafe_start_over`` had to begin anew. Raises ``RefusedError`` when the file
+    is damaged, gone, foreign or of a newer version, ``UnavailableError`` when it cannot be reached or another process has it.
+    """
+
+    def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False) -> None:
+        self._path, self._migrations, self._disk = path, migrations, Disk()
+        self._open_transaction = False
+        self._failure: Exception | None = None
+        self.moved_aside: Path | None = None
+        with reaching(path):
+            self._disk.make_folder(path.parent)
+            self._lock = self._lock_file()
+        try:
+            self._connection = self._opened(unsafe_start_over)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Fold the WAL into the file and let the next process in. May be called twice."""
+        if self._lock >= 0:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            os.close(self._lock)
+            self._lock = -1
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable when it is left without an error. Raises ``RuntimeError`` when one is open already."""
+        if self._open_transaction:
+            raise RuntimeError("a transaction is open already: they do not nest")
+        self.execute("BEGIN IMMEDIATE")
+        self._open_transaction, self._failure = True, None
+        try:
+            yield
+            if self._failure is not None:
+                raise self._failure
+            self.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        finally:
+            self._open_transaction = False
+
+    @contextmanager
+    def atomically(self) -> Iterator[None]:
+        """A part of the open transaction that is all or nothing by itself, or a transaction of its own."""
+        if not self._open_transaction:
+            with self.transaction():
+                yield
+            return
+        self.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK TO part")
+                self._connection.execute("RELEASE part")
+            raise
+        self.execute("RELEASE part")
+
+    def execute(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """All rows of one statement. Raises ``UnavailableError`` or ``RefusedError``; see the head of this file."""
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            self._failure = _meaning(self._path, error)
+            raise self._failure from error
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _lock_file(self) -> int:
+        path = self._path.with_name(self._path.name + ".lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.pwrite(fd, _holder().ljust(HOLDER_BYTES), len(_MADE))
+        except BlockingIOError as error:
+            holder = os.pread(fd, HOLDER_BYTES, len(_MADE)).decode("utf-8", "replace").strip()
+            os.close(fd)
+            remedy = "end it first, or use another state folder"
+            raise UnavailableError(str(self._path), f"in use by {shown(holder)}", remedy) from error
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _opened(self, unsafe_start_over: bool) -> sqlite3.Connection:
+        with reaching(self._path):
+            try:
+                if not self._path.exists():
+                    self._must_be_new()
+                    self._give_birth()
+                return self._checked_connection()
+            except _DamagedError:
+                if not unsafe_start_over:
+                    raise
+            self._move_aside()
+            self._give_birth()
+            return self._checked_connection()
+
+    def _must_be_new(self) -> None:
+        left_over = [path.name for path in _files(self._path) if path.exists()]
+        if left_over or os.pread(self._lock, len(_MADE), 0) == _MADE:
+            raise _DamagedError(str(self._path), "no file, though there was one", "the file that was made here", _KEEP_IT)
+
+    def _give_birth(self) -> None:
+        part = self._path.with_name(PART_PREFIX + self._path.name)
+        for path in _files(part):
+            path.unlink(missing_ok=True)
+        self._disk.close(self._disk.create(part))
+        with _understood(self._path), closing(_connected(part)) as connection:
+            self._migrate(connection)
+        fd = self._disk.open_read(part)
+        self._disk.fsync(fd)
+        self._disk.close(fd)
+        self._disk.rename(part, self._path)
+        self._disk.fsync_folder(self._path.parent)
+
+    def _checked_connection(self) -> sqlite3.Connection:
+        self._path.chmod(PRIVATE_FILE)
+        if os.pread(self._lock, len(_MADE), 0) != _MADE:
+            os.pwrite(self._lock, _MADE, 0)
+            os.fsync(self._lock)
+            self._disk.fsync_folder(self._path.parent)
+        with _understood(self._path):
+            connection = _connected(self._path)
+            try:
+                self._check(connection)
+                self._migrate(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        findings = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if findings != "ok":
+            raise _DamagedError(str(self._path), f"a damaged file ({findings})", "a whole one", _KEEP_IT)
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise _DamagedError(str(self._path), "a file that is no ledger", "a ledger", _KEEP_IT)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(self._migrations):
+            allowed = f"schema version {len(self._migrations)} or older"
+            raise RefusedError(str(self._path), f"schema version {version}", allowed, "run the newer agent that wrote it")
+        for step in range(version, len(self._migrations)):
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in self._migrations[step]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={step + 1}")
+            connection.execute("COMMIT")
+
+    def _move_aside(self) -> None:
+        number = 1
+        while any(path.exists() for path in _files(self._aside(number))):
+            number += 1
+        for old, new in zip(_files(self._path), _files(self._aside(number)), strict=True):
+            if old.exists():
+                old.rename(new)
+                self.moved_aside = self._aside(number)
+
+    def _aside(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.bad-{number}")
+
+
+class _DamagedError(RefusedError):
+    """What ``unsafe_start_over`` may leave behind."""
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_name(path.name + companion) for companion in _COMPANIONS]
+
+
+def _holder() -> bytes:
+    program = Path(sys.argv[0] if sys.argv else "").name
+    return f"process {os.getpid()} {program}".encode()[:HOLDER_BYTES]
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _meaning(path, error) from error
+
+
+def _meaning(path: Path, error: sqlite3.Error) -> Exception:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGED:
+        return _DamagedError(str(path), f"a damaged file ({error})", "a whole one", _KEEP_IT)
+    if code in _UNAVAILABLE:
+        return UnavailableError(str(path), str(error), _UNAVAILABLE[code])
+    return RuntimeError(f"{path}: {error}")
