@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import prod
 from types import MappingProxyType
@@ -28,6 +28,8 @@ MAX_RANK = 8
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_TENSORS = 64
 MAX_NAME_CHARS = 256
+DIGEST_BYTES = 32
+MAX_COST = 10**15
 MAX_DEADLINE_US = 3_600_000_000
 DEFAULT_DEADLINE_US = 10_000_000
 
@@ -142,6 +144,14 @@ class InferenceRequest:
             raise RefusedError("request", "task 'invoke' without a model", "a model name", "say which model takes the tensors")
         object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
 
+    def placed(self, model: str, budget_us: int) -> InferenceRequest:
+        """This request as it is sent to the board that shall run it: the model chosen, the deadline what is left of it."""
+        return replace(self, model=model, limits=replace(self.limits, deadline_us=budget_us))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.inputs.values())
+
 
 class Status(StrEnum):
     OK = "ok"
@@ -180,6 +190,31 @@ class InferenceResult:
         bounded("result busy_us", self.busy_us, 0, 10**12, "µs")
         bounded("result energy_uj", self.energy_uj, 0, 10**15, "µJ")
         object.__setattr__(self, "outputs", _named_tensors("result outputs", self.outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model that a board hosts, and what one inference of it costs there: roofline prior, corrected by measurement."""
+
+    model: str
+    task: str
+    digest: bytes
+    quality_permille: int
+    busy_us: int
+    energy_uj: int
+
+    def __post_init__(self) -> None:
+        checked(MODEL_NAME, "offered model", self.model)
+        checked(TASK_NAME, "offered task", self.task)
+        if not isinstance(self.digest, bytes) or len(self.digest) != DIGEST_BYTES:
+            raise RefusedError(f"digest of {self.model}", self.digest, f"{DIGEST_BYTES} bytes (SHA-256)")
+        bounded("offer quality_permille", self.quality_permille, 0, 1000)
+        bounded("offer busy_us", self.busy_us, 1, MAX_COST, "µs")
+        bounded("offer energy_uj", self.energy_uj, 0, MAX_COST, "µJ")
+
+    def serves(self, request: InferenceRequest) -> bool:
+        """Does this model do the request's task (raw ``invoke`` works on every model), and is it the pinned one if any?"""
+        return request.task in (self.task, INVOKE) and request.model in (None, self.model)
 
 
 def _named_tensors(subject: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,0 +1,405 @@
+"""The agent: one board's daemon. A thin shell that carries events to the node and its effects to the world.
+
+Rules: one asyncio loop; the ledger's transaction closes before any effect is carried out; the watchdog is fed by the very
+loop that does the work; a stop drains within its time limit; no broker, no internet and a failed model never keep it from
+starting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tomllib
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, assert_never
+
+from board_support.board import Board, BoardSettings
+from board_support.registry import open_board
+from edge_agent.core import wire
+from edge_agent.core.clock import Clock, SystemClock
+from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
+from edge_agent.core.cose import Signer
+from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
+from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult, checked
+from edge_agent.gateway.local import LocalServer
+from edge_agent.hosting import Host, model_files
+from edge_agent.node.events import (
+    Abandoned, Acknowledge, Drain, Effect, Event, Execute, Executed, Hosted, Log, Publish, Reply, Sensed, Submitted,
+    Subscribe, Tick, Withdrawn,
+)  # fmt: skip
+from edge_agent.node.node import Node, NodeSettings
+from edge_agent.node.report import decision_report, fleet_report
+from edge_agent.runtime.settings import EngineSettings
+from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
+from edge_agent.service import notify, watchdog_period_s
+from edge_agent.store.blobs import BlobStore
+from edge_agent.store.identity import load_or_make_seed
+from edge_agent.store.ledger import Ledger
+from edge_agent.transport.backoff import BackoffLimits
+from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
+from edge_agent.transport.link import Link, Rejected, Will
+from edge_agent.transport.tls import TlsFiles
+
+SOCKET_NAME = "agent.sock"
+TICK_S = 0.1
+SENSE_S = 2.0
+DRAIN_S = 20.0
+
+
+def read_config(path: Path) -> AgentConfig:
+    """The configuration file as values. Raises ``ConfigError`` in one line for whatever is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"config {path}", error.strerror or str(error), "a readable TOML file") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"config {path}", f"{len(data)} bytes", f"at most {MAX_CONFIG_BYTES} bytes")
+    try:
+        mapping = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}", str(error), "TOML in UTF-8") from error
+    try:
+        return AgentConfig.from_mapping(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"config {path}: {error}") from error
+
+
+class Agent:
+    """``async with Agent(config) as agent`` brings a board up, ready to serve; leaving drains and takes it down.
+
+    Raises ``ConfigError``, ``RefusedError`` or ``UnavailableError`` on entry for what makes serving impossible.
+    """
+
+    def __init__(self, config: AgentConfig, log: Callable[[str], None] | None = None, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.say = log or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._events: deque[Event] = deque()
+        self._pumping = False
+        self._heard = asyncio.Event()
+        self._waiting: dict[int, asyncio.Future[InferenceResult]] = {}
+        self._handles = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closers: list[Callable[[], Any]] = []
+        self._link: Link | None = None
+        self.stop_requested = asyncio.Event()
+        self.faulty = False
+
+    async def __aenter__(self) -> Agent:
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        notify("STOPPING=1")
+        if kind is None:
+            await self._drain()
+        await self._close()
+
+    async def submit(self, request: InferenceRequest) -> InferenceResult:
+        """Serve one request of a client in this process; the answer is a result, whatever happens."""
+        self._handles += 1
+        handle = self._handles
+        answer = self._waiting[handle] = asyncio.get_running_loop().create_future()
+        try:
+            self._feed(Submitted(request, handle))
+            return await answer
+        except asyncio.CancelledError:
+            self._feed(Abandoned(handle))
+            raise
+        finally:
+            self._waiting.pop(handle, None)
+
+    async def serve(self) -> None:
+        """Serve until ``stop_requested`` is set."""
+        notify("READY=1")
+        await self.stop_requested.wait()
+
+    # bringing up and taking down
+
+    async def _start(self) -> None:
+        config = self.config
+        files = model_files(config)
+        folder = config.state.folder
+        _make_private(folder)
+        self._ledger = Ledger(folder / "ledger.db")
+        self._closers.append(self._ledger.close)
+        blobs = BlobStore(folder / "models", config.state.cache_bytes)
+        signer = signer_of(config)
+        self.board = open_board(config.board.backend, BoardSettings(profile=config.board.profile, paced=config.board.paced))
+        await check_broker(config)
+        settings = self._node_settings(signer, self.board)
+        self.node = Node(settings, self._ledger)
+        engine = EngineSettings(
+            runtime=config.engine.runtime,
+            threads=config.engine.threads,
+            memory_bytes=config.engine.memory_bytes,
+            max_deaths=config.engine.max_deaths,
+        )
+        self._supervisor = EngineSupervisor(engine, self.board.delegate(), self.say)
+        self._closers.append(self._supervisor.close)
+        self._host = Host(config, self.board, blobs, self._supervisor, self.clock)
+        server = LocalServer(folder / SOCKET_NAME, self._handle_call)
+        await server.start()
+        self._closers.append(server.close)
+        await self._load_models(list(files))
+        self._read_sensors()
+        self._carry_out(self._decide(lambda: self.node.recover(self.clock.monotonic_us())))
+        self._open_link()
+        self._spawn(self._tick_for_ever(), "tick")
+        self._spawn(self._sense_for_ever(), "sense")
+
+    def _node_settings(self, signer: Signer, board: Board) -> NodeSettings:
+        config = self.config
+        members = {name: bytes.fromhex(key) for name, key in config.fleet.members.items()}
+        if members.setdefault(config.board.id, signer.public_key) != signer.public_key:
+            raise ConfigError(
+                f"[fleet.members] {config.board.id}",
+                "another public key than this board's own",
+                signer.public_key.hex(),
+                "give the fleet this key, or the board its identity.key back",
+            )
+        with self._ledger.transaction():
+            boot_epoch = self._ledger.increment("boot_epoch")
+        info = board.probe()
+        return NodeSettings(
+            board=config.board.id,
+            boot_epoch=boot_epoch,
+            signer=signer,
+            hardware=getattr(info, "hardware_model", ""),
+            emulated=board.emulated,
+            fleet=config.fleet.name,
+            members=members,
+            policy=config.policy,
+            queue=config.queue,
+        )
+
+    async def _load_models(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                self._feed(Hosted(await self._host.load(name)))
+            except SlyError as error:
+                self._feed(Withdrawn(name, str(error)))
+
+    def _open_link(self) -> None:
+        broker = self.config.broker
+        if not broker.host:
+            self.say("no [broker] host: this board stands alone")
+            return
+        from edge_agent.transport.mqtt import MqttLink
+
+        loop = asyncio.get_running_loop()
+        self._link = MqttLink(broker_address(self.config), client_id(self.config), loop, mqtt_options(self.config))
+        self._link.open(self._feed, Will(self.node.will(), broker.will_delay_s))
+        self._closers.append(self._link.close)
+
+    async def _drain(self) -> None:
+        self._feed(Drain())
+        deadline_us = self.clock.monotonic_us() + int(DRAIN_S * 1e6)
+        while not self.node.idle and self.clock.monotonic_us() < deadline_us:
+            await asyncio.sleep(TICK_S / 10)
+        if not self.node.idle:
+            self.say(f"stopping with requests unanswered after {DRAIN_S:g} s; accepted ones are taken up at the next start")
+        if self._link is not None and self._link.up:
+            with suppress(UnavailableError):
+                self._link.publish(self.node.farewell())
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._closers:
+            outcome = self._closers.pop()()
+            if asyncio.iscoroutine(outcome):
+                await outcome
+
+    # the work loop
+
+    def _feed(self, event: Event) -> None:
+        """Take in an event; decide at once unless a decision is under way."""
+        self._events.append(event)
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._events:
+                self._carry_out(self._decide(self._handle_waiting))
+        finally:
+            self._pumping = False
+            self._heard.set()
+
+    def _handle_waiting(self) -> list[Effect]:
+        effects: list[Effect] = []
+        now_us = self.clock.monotonic_us()
+        while self._events:
+            effects += self.node.handle(self._events.popleft(), now_us)
+        return effects
+
+    def _decide(self, step: Callable[[], list[Effect]]) -> list[Effect]:
+        with self._ledger.transaction():
+            return step()
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Execute():
+                    self._spawn(self._execute(effect), f"job {effect.key}")
+                case Reply(handle, result):
+                    answer = self._waiting.get(handle)
+                    if answer is not None and not answer.done():
+                        answer.set_result(result)
+                case Publish() | Subscribe() | Acknowledge():
+                    self._use_link(effect)
+                case Log(text):
+                    self.say(text)
+                case _:
+                    assert_never(effect)
+
+    def _use_link(self, effect: Publish | Subscribe | Acknowledge) -> None:
+        if self._link is None:
+            return
+        try:
+            match effect:
+                case Publish(message, ticket):
+                    self._link.publish(message, ticket)
+                case Subscribe(topic_filter):
+                    self._link.subscribe(topic_filter)
+                case Acknowledge(token):
+                    self._link.acknowledge(token)
+        except (UnavailableError, RefusedError) as error:
+            if isinstance(effect, Publish):
+                self._feed(Rejected(str(error), effect.ticket))
+            else:
+                self.say(f"not sent: {error}")
+
+    async def _execute(self, effect: Execute) -> None:
+        result = await self._host.execute(effect)
+        if self._supervisor.state(effect.model) is EngineState.QUARANTINED:
+            self._feed(Withdrawn(effect.model, result.reason))
+        self._feed(Executed(effect.key, result))
+
+    async def _tick_for_ever(self) -> None:
+        watchdog_s = watchdog_period_s()
+        fed_us = 0
+        while True:
+            self._feed(Tick())
+            now_us = self.clock.monotonic_us()
+            if watchdog_s is not None and now_us - fed_us >= watchdog_s * 1e6:
+                notify("WATCHDOG=1")
+                fed_us = now_us
+            await asyncio.sleep(TICK_S if not self.node.idle else max(TICK_S, min(1.0, watchdog_s or 1.0)))
+
+    async def _sense_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SENSE_S)
+            self._read_sensors()
+
+    def _read_sensors(self) -> None:
+        sensors = self.board.read_sensors(self.clock.monotonic_us())
+        self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc))
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.say(f"{task.get_name()} failed: {error!r}; stopping so that the service manager starts this agent anew")
+            self.faulty = True
+            self.stop_requested.set()
+
+    async def _until_known(self, boards: int) -> None:
+        """Return when that many boards, this one included, are known to be online."""
+        while self.node.online_boards < boards:
+            self._heard.clear()
+            await self._heard.wait()
+
+    # clients on the socket
+
+    async def _handle_call(self, verb: str, body: object) -> object:
+        match verb, body:
+            case "infer", bytes():
+                result = await self.submit(wire.decode_request(body, wire.LOCAL))
+                return wire.encode_result(result, wire.LOCAL)
+            case "explain", str():
+                decision = self.node.decisions.get(checked(REQUEST_ID, "request id", body))
+                if decision is None:
+                    raise RefusedError(f"request {body}", "an id that is not remembered here", "one of the last requests")
+                return decision_report(decision)
+            case "status", int() | None:
+                await self._until_known(body or 1)
+                return fleet_report(self.node, self.clock.monotonic_us())
+        raise RefusedError("call", verb, "infer, explain or status")
+
+
+async def serve(config: AgentConfig) -> int:
+    """Run an agent until SIGTERM or SIGINT; 0 after a clean drain, 1 if it stopped because of a fault of its own."""
+    async with Agent(config) as agent:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, agent.stop_requested.set)
+        agent.say(f"{config.board.id} is ready on {config.state.folder / SOCKET_NAME}")
+        await agent.serve()
+        return 1 if agent.faulty else 0
+
+
+async def check(config: AgentConfig) -> None:
+    """Judge a configuration without serving: models, board, identity, broker. Raises ``SlyError`` for what is wrong."""
+    model_files(config)
+    signer_of(config)
+    open_board(config.board.backend, BoardSettings(profile=config.board.profile))
+    if config.broker.host:
+        from edge_agent.transport.mqtt import check as check_link
+
+        await check_link(broker_address(config), f"{client_id(config)}-check")
+
+
+async def check_broker(config: AgentConfig) -> None:
+    """Raises ``UnavailableError`` for a broker that is there and cannot prove who it is; one that is not there is fine."""
+
+
+def signer_of(config: AgentConfig) -> Signer:
+    """The board's key, made at the first start. Raises ``SlyError`` for a folder or a key that cannot be used."""
+    _make_private(config.state.folder)
+    return Signer(config.board.id.encode(), load_or_make_seed(config.state.folder / "identity.key"))
+
+
+def client_id(config: AgentConfig) -> str:
+    return f"sly-{config.fleet.name}-{config.board.id}"
+
+
+def broker_address(config: AgentConfig) -> BrokerAddress:
+    """Where the configured broker is. Raises ``ConfigError`` for a host or files that cannot be used."""
+    broker = config.broker
+    tls = None
+    if broker.ca_file:
+        certificate, key = (Path(name) if name else None for name in (broker.certificate_file, broker.key_file))
+        tls = TlsFiles(Path(broker.ca_file), certificate, key)
+    elif broker.certificate_file or broker.key_file:
+        raise ConfigError("[broker] certificate_file", "a client certificate without ca_file", "ca_file beside it")
+    return BrokerAddress(broker.host, broker.port, tls)
+
+
+def mqtt_options(config: AgentConfig) -> MqttOptions:
+    cap_us = config.broker.reconnect_max_ms * 1000
+    return MqttOptions(config.broker.keepalive_s, backoff=BackoffLimits(min(BackoffLimits.base_us, cap_us), cap_us))
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UnavailableError(
+            f"[state] folder {folder}", error.strerror or str(error), "choose a folder that this user may write"
+        ) from error

@@ -1,0 +1,107 @@
+"""A client behind the broker: asks a board over MQTT and waits for its one answer, however often the broker comes and goes.
+
+Rules: what is not answered is sent again on every new connection, with the same request id, which boards take only once;
+an answer is believed when its board signed it; the same answer twice counts once and is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from edge_agent.core import wire
+from edge_agent.core.cose import verify1
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.values import InferenceRequest, InferenceResult
+from edge_agent.node.voice import seconds
+from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, Link, LinkDown, LinkEvent, LinkUp, Message
+from edge_agent.transport.topics import Kind, Topics
+
+MAX_OUTSTANDING = 1024
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    message: Message
+    answer: asyncio.Future[InferenceResult]
+
+
+class BrokerClient:
+    """``async with BrokerClient(link, fleet, client, members)``: ``members`` maps each board to its public key, 32 bytes."""
+
+    def __init__(self, link: Link, fleet: str, client: str, members: Mapping[str, bytes]) -> None:
+        self._link, self._topics, self._client, self._members = link, Topics(fleet), client, members
+        self._outstanding: dict[str, _Outstanding] = {}
+        self.up = asyncio.Event()
+        self.duplicates = 0
+        self.refused: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._link.open(self._hear)
+        await self.up.wait()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._link.close()
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._outstanding)
+
+    def ask(self, request: InferenceRequest, board: str) -> asyncio.Future[InferenceResult]:
+        """Send a request to a board; the future gets its answer. Raises ``UnavailableError`` when too many are unanswered."""
+        if len(self._outstanding) >= MAX_OUTSTANDING:
+            raise UnavailableError("broker client", f"{len(self._outstanding)} requests are unanswered", "wait for some")
+        message = Message(
+            self._topics.request(board),
+            wire.encode_request(request, board),
+            expiry_s=seconds(request.limits.deadline_us),
+            response_topic=self._topics.reply(board, self._client),
+            correlation=bytes.fromhex(request.request_id),
+        )
+        answer = asyncio.get_running_loop().create_future()
+        self._outstanding[request.request_id] = _Outstanding(message, answer)
+        answer.add_done_callback(lambda _: self._outstanding.pop(request.request_id, None))
+        if self._link.up:
+            self._send(message)
+        return answer
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._link.publish(message)
+        except UnavailableError as error:
+            self.refused.append(f"waits for the next connection: {error}")
+
+    def _hear(self, event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            self._link.subscribe(self._topics.replies_to(self._client))
+            for waiting in self._outstanding.values():
+                self._send(waiting.message)
+            self.up.set()
+        elif isinstance(event, LinkDown):
+            self.up.clear()
+        elif isinstance(event, Delivered):
+            try:
+                self._take(event.message)
+            except SlyError as error:
+                self.refused.append(str(error))
+            self._link.acknowledge(event.token)
+
+    def _take(self, message: Message) -> None:
+        topic = self._topics.parse(message.topic)
+        if topic.kind is not Kind.REPLY:
+            raise RefusedError("topic", message.topic, "a reply")
+        signed = verify1(message.payload, self._key_of, wire.AAD_RESULT, max_bytes=MAX_PAYLOAD_BYTES)
+        result = wire.decode_result(signed.payload, self._client)
+        if len({signed.kid.decode("utf-8", "replace"), result.board, topic.board}) != 1:
+            raise RefusedError(f"answer on {message.topic}", f"of {result.board}, signed by {signed.kid!r}", f"{topic.board}'s own")
+        waiting = self._outstanding.pop(result.request_id, None)
+        if waiting is None or waiting.answer.done():
+            self.duplicates += 1
+        else:
+            waiting.answer.set_result(result)
+
+    def _key_of(self, kid: bytes) -> bytes | None:
+        return self._members.get(kid.decode("utf-8", "replace"))

@@ -1,0 +1,153 @@
+"""The client library: ask the boards for an answer, from Python, with nothing to set up.
+
+Owns the asking over agents' sockets.  Rules: a request keeps its id when it is asked again elsewhere, so that an answer
+counts once; only an agent that went away is a reason to ask another one; no NumPy is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from edge_agent.core import wire
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import (
+    EnergyKind,
+    InferenceRequest,
+    InferenceResult,
+    Limits,
+    Status,
+    Tensor,
+    encoded_image,
+)
+from edge_agent.gateway.local import LocalConnection
+
+MAX_PICTURE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing in a picture. ``box`` is (left, top, right, bottom) in pixels of the picture as it is shown; empty for a class."""
+
+    label: str
+    score: float
+    box: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found, and who found it at what cost."""
+
+    findings: tuple[Finding, ...]
+    request_id: str
+    board: str
+    model: str
+    busy_us: int
+    energy_uj: int
+    energy_kind: EnergyKind
+
+
+class Client:
+    """Asks the first agent that answers, in the order of ``sockets``. Use it as a context manager."""
+
+    def __init__(self, *sockets: Path | str) -> None:
+        if not sockets:
+            raise ValueError("name at least one agent's socket")
+        self._connections = [LocalConnection(path) for path in sockets]
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection in self._connections:
+            connection.close()
+
+    def look(self, task: str, picture: Path | str | bytes, *, model: str | None = None, limits: Limits | None = None) -> Answer:
+        """What is in a JPEG or PNG picture, by a task of the catalog (``detect_faces``, ``classify``).
+
+        Raises ``RefusedError`` for a picture or a limit that cannot be, ``UnavailableError`` when no board can serve it.
+        """
+        data = picture if isinstance(picture, bytes) else read_picture(Path(picture))
+        result = self.submit(request_for_picture(task, data, model=model, limits=limits))
+        return answer_of(result)
+
+    def submit(self, request: InferenceRequest) -> InferenceResult:
+        """The one result of a request. An agent that goes away is replaced by the next one, with the same request id.
+
+        Raises ``UnavailableError`` naming every agent that was tried, when none answers.
+        """
+        refusals = []
+        body = wire.encode_request(request, wire.LOCAL)
+        for connection in self._connections:
+            try:
+                data = connection.call("infer", body)
+            except UnavailableError as error:
+                refusals.append(str(error))
+                continue
+            if not isinstance(data, bytes):
+                raise RefusedError("answer", data, "bytes")
+            return wire.decode_result(data, wire.LOCAL)
+        raise UnavailableError("no agent answers", " | ".join(refusals))
+
+
+def request_for_picture(
+    task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None
+) -> InferenceRequest:
+    return InferenceRequest(os.urandom(16).hex(), task, {"image": encoded_image(picture)}, model, limits or Limits())
+
+
+def read_picture(path: Path) -> bytes:
+    """A picture file. Raises ``RefusedError`` if it cannot be read or is over ``MAX_PICTURE_BYTES``."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PICTURE_BYTES + 1)
+    except OSError as error:
+        raise RefusedError(f"picture {path}", error.strerror or str(error), "a JPEG or PNG file that can be read") from error
+    if len(data) > MAX_PICTURE_BYTES:
+        raise RefusedError(f"picture {path}", f"more than {MAX_PICTURE_BYTES} bytes", f"at most {MAX_PICTURE_BYTES} bytes")
+    return data
+
+
+def answer_of(result: InferenceResult) -> Answer:
+    """The findings in a result. Raises ``RefusedError`` or ``UnavailableError`` with its reason if it is not OK."""
+    if result.status is Status.REFUSED:
+        raise RefusedError(result.reason)
+    if result.status is not Status.OK:
+        raise UnavailableError(f"request {result.request_id} was {result.status.value} by {result.board}", result.reason)
+    return Answer(
+        tuple(findings_of(result)),
+        result.request_id,
+        result.board,
+        result.model,
+        result.busy_us,
+        result.energy_uj,
+        result.energy_kind,
+    )
+
+
+def findings_of(result: InferenceResult) -> list[Finding]:
+    """The labels, scores and boxes of a picture task's outputs, best first."""
+    from models.catalog import card
+
+    names = card(result.model).labels
+    labels, scores = _numbers(result, "labels", "int32"), _numbers(result, "scores", "float32")
+    boxes = _numbers(result, "boxes", "float32") if "boxes" in result.outputs else []
+    if any(not 0 <= label < len(names) for label in labels) or len(labels) != len(scores):
+        raise RefusedError(f"answer of {result.board}", labels, f"labels of the card of {result.model}, one a score")
+    return [
+        Finding(names[int(label)], score, tuple(boxes[4 * i : 4 * i + 4]))
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True))
+    ]
+
+
+def _numbers(result: InferenceResult, name: str, dtype: str) -> Sequence[float]:
+    tensor = result.outputs.get(name, Tensor(dtype, (0,), b""))
+    if tensor.dtype != dtype:
+        raise RefusedError(f"output {name} of {result.model}", str(tensor), dtype)
+    numbers: list[float] = memoryview(tensor.data).cast("B").cast({"int32": "i", "float32": "f"}[dtype]).tolist()
+    return numbers

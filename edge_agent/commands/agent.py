@@ -1,0 +1,37 @@
+"""``sly agent`` runs a board's daemon; ``sly identity`` shows the key by which the fleet knows it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    agent = subparsers.add_parser("agent", help="run this board's agent")
+    agent.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
+    agent.add_argument("--check", action="store_true", help="only judge the configuration, the models and the broker")
+    agent.set_defaults(run=_agent)
+    identity = subparsers.add_parser("identity", help="show this board's line for [fleet.members], making its key if need be")
+    identity.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
+    identity.set_defaults(run=_identity)
+
+
+def _agent(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from edge_agent.agent import check, read_config, serve
+
+    config = read_config(arguments.config)
+    if arguments.check:
+        asyncio.run(check(config))
+        print(f"{arguments.config}: fine")
+        return 0
+    return asyncio.run(serve(config))
+
+
+def _identity(arguments: argparse.Namespace) -> int:
+    from edge_agent.agent import read_config, signer_of
+
+    config = read_config(arguments.config)
+    print(f'{config.board.id} = "{signer_of(config).public_key.hex()}"')
+    return 0

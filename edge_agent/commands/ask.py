@@ -1,0 +1,78 @@
+"""``sly ask``: one question to the fleet about one picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_agent.client import Answer
+    from edge_agent.core.values import InferenceResult
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("ask", help="ask the fleet what is in a picture")
+    parser.add_argument("task", help="what is wanted, e.g. detect_faces (see: sly models list)")
+    parser.add_argument("picture", type=Path, help="a JPEG or PNG file")
+    parser.add_argument(
+        "--socket", type=Path, action="append", required=True, metavar="PATH",
+        help="an agent's socket (STATE/agent.sock); repeat it to name others that are asked when the first is gone",
+    )  # fmt: skip
+    parser.add_argument("--model", help="this model and no other")
+    parser.add_argument("--deadline-ms", type=int, default=10_000, metavar="N", help="give up after N ms (default: 10000)")
+    parser.add_argument("--energy-mj", type=int, metavar="N", help="spend at most N mJ")
+    parser.add_argument("--quality", type=int, default=0, metavar="N", help="the model's quality must be N per mille or more")
+    parser.add_argument("--output", type=Path, metavar="FILE.png", help="write the picture with what was found drawn on it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_ask)
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from edge_agent.client import Client, answer_of, read_picture, request_for_picture
+    from edge_agent.core.values import Limits
+
+    limits = Limits(
+        deadline_us=arguments.deadline_ms * 1000,
+        energy_uj=None if arguments.energy_mj is None else arguments.energy_mj * 1000,
+        quality_permille=arguments.quality,
+    )
+    picture = read_picture(arguments.picture)
+    with Client(*arguments.socket) as client:
+        result = client.submit(request_for_picture(arguments.task, picture, model=arguments.model, limits=limits))
+    answer = answer_of(result)
+    if arguments.output is not None:
+        _draw(arguments.output, picture, result)
+    print(json.dumps(_as_json(answer)) if arguments.json else _as_table(answer))
+    return 0
+
+
+def _draw(path: Path, picture: bytes, result: InferenceResult) -> None:
+    from edge_agent.drawing import draw
+
+    draw(path, picture, result)
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    return {
+        "request": answer.request_id,
+        "board": answer.board,
+        "model": answer.model,
+        "busy_us": answer.busy_us,
+        "energy_uj": answer.energy_uj,
+        "energy_kind": answer.energy_kind.value,
+        "findings": [{"label": f.label, "score": round(f.score, 4), "box": list(f.box)} for f in answer.findings],
+    }
+
+
+def _as_table(answer: Answer) -> str:
+    lines = [f"{'label':<20} {'score':>6}  box (left, top, right, bottom)"]
+    for finding in answer.findings:
+        box = ", ".join(f"{edge:.0f}" for edge in finding.box)
+        lines.append(f"{finding.label:<20} {finding.score:>6.3f}  {box}")
+    if not answer.findings:
+        lines.append("nothing found")
+    energy = f"{answer.energy_uj / 1000:.2f} mJ {answer.energy_kind.value}"
+    lines.append(f"by {answer.model} on {answer.board}: {answer.busy_us / 1000:.2f} ms busy, {energy}; request {answer.request_id}")
+    return "\n".join(lines)

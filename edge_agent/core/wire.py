@@ -1,0 +1,142 @@
+"""Requests and results as CBOR, field by field as in ``docs/protocol.cddl``.
+
+Rules: maps have small integer keys; an unknown key is refused; what is absent is left out; a value is built only through
+its validating dataclass.  Every message names whom it is meant for, so that a hostile broker cannot turn it to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from edge_agent.core.cbor import decode, encode, fields, list_of, map_of
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import (
+    MAX_RANK,
+    MAX_TENSORS,
+    EnergyKind,
+    InferenceRequest,
+    InferenceResult,
+    Limits,
+    Status,
+    Tensor,
+)
+
+MAX_ENVELOPE_BYTES = 65 * 2**20
+REQUEST_ID_BYTES = 16
+AAD_REQUEST = b"sly/1/request"
+AAD_RESULT = b"sly/1/result"
+LOCAL = "local"
+"""The addressee of what never leaves a board's own socket."""
+
+_REQUEST = {1: ("request_id", bytes), 2: ("task", str), 4: ("inputs", dict), 5: ("limits", dict), 6: ("addressee", str)}
+_REQUEST_OPTIONAL = {3: ("model", str)}
+_LIMITS = {1: ("deadline_us", int), 3: ("quality_permille", int)}
+_LIMITS_OPTIONAL = {2: ("energy_uj", int)}
+_RESULT = {
+    1: ("request_id", bytes), 2: ("status", str), 3: ("board", str), 4: ("model", str), 5: ("model_digest", bytes),
+    6: ("outputs", dict), 7: ("busy_us", int), 8: ("energy_uj", int), 9: ("energy_kind", str), 10: ("reason", str),
+    11: ("addressee", str),
+}  # fmt: skip
+_TENSOR = {1: ("dtype", str), 2: ("shape", list), 3: ("data", bytes)}
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+def is_signed(message: bytes) -> bool:
+    """Does this look like a COSE_Sign1 (tag 18), as boards send to each other, rather than a client's plain envelope?"""
+    return message[:1] == b"\xd2"
+
+
+def encode_request(request: InferenceRequest, addressee: str) -> bytes:
+    limits = {1: request.limits.deadline_us, 2: request.limits.energy_uj, 3: request.limits.quality_permille}
+    return encode(
+        _present(
+            {
+                1: bytes.fromhex(request.request_id),
+                2: request.task,
+                3: request.model,
+                4: _tensors_out(request.inputs),
+                5: _present(limits),
+                6: addressee,
+            }
+        )
+    )
+
+
+def decode_request(data: bytes | memoryview, addressee: str) -> InferenceRequest:
+    """The request in ``data``. Raises ``RefusedError`` if it is malformed or meant for another board."""
+    entry = fields(decode(data, MAX_ENVELOPE_BYTES, subject="request"), "request", _REQUEST, _REQUEST_OPTIONAL)
+    _meant_for("request", entry.pop("addressee"), addressee)
+    entry["request_id"] = _request_id(entry["request_id"])
+    entry["inputs"] = _tensors_in("request inputs", entry["inputs"])
+    entry["limits"] = Limits(**fields(entry["limits"], "request limits", _LIMITS, _LIMITS_OPTIONAL))
+    return InferenceRequest(**entry)
+
+
+def encode_result(result: InferenceResult, addressee: str) -> bytes:
+    return encode(
+        {
+            1: bytes.fromhex(result.request_id),
+            2: result.status.value,
+            3: result.board,
+            4: result.model,
+            5: result.model_digest,
+            6: _tensors_out(result.outputs),
+            7: result.busy_us,
+            8: result.energy_uj,
+            9: result.energy_kind.value,
+            10: result.reason,
+            11: addressee,
+        }
+    )
+
+
+def decode_result(data: bytes | memoryview, addressee: str) -> InferenceResult:
+    """The result in ``data``. Raises ``RefusedError`` if it is malformed or meant for another client or board."""
+    entry = fields(decode(data, MAX_ENVELOPE_BYTES, subject="result"), "result", _RESULT)
+    _meant_for("result", entry.pop("addressee"), addressee)
+    entry["request_id"] = _request_id(entry["request_id"])
+    entry["status"] = _member(Status, "result status", entry["status"])
+    entry["energy_kind"] = _member(EnergyKind, "result energy kind", entry["energy_kind"])
+    entry["outputs"] = _tensors_in("result outputs", entry["outputs"])
+    return InferenceResult(**entry)
+
+
+def _present(entries: Mapping[int, object]) -> dict[int, object]:
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _request_id(raw: bytes) -> str:
+    if len(raw) != REQUEST_ID_BYTES:
+        raise RefusedError("request id", raw, f"{REQUEST_ID_BYTES} bytes")
+    return raw.hex()
+
+
+def _meant_for(subject: str, got: str, allowed: str) -> None:
+    if got != allowed:
+        raise RefusedError(f"{subject}'s addressee", got, allowed)
+
+
+def _member(kind: type[_Member], subject: str, value: str) -> _Member:
+    try:
+        return kind(value)
+    except ValueError:
+        raise RefusedError(subject, value, ", ".join(kind)) from None
+
+
+def _tensors_out(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    return {name: {1: tensor.dtype, 2: list(tensor.shape), 3: tensor.data} for name, tensor in tensors.items()}
+
+
+def _tensors_in(subject: str, entries: object) -> dict[str, Tensor]:
+    return {
+        name: _tensor_in(f"{subject} {name!r}", entry)
+        for name, entry in map_of(entries, subject, dict, MAX_TENSORS).items()
+    }
+
+
+def _tensor_in(subject: str, entry: dict[Any, Any]) -> Tensor:
+    parts = fields(entry, subject, _TENSOR)
+    return Tensor(parts["dtype"], tuple(list_of(parts["shape"], subject, int, MAX_RANK)), parts["data"])

@@ -1,0 +1,277 @@
+"""The demo: the main job on real input, with the plug pulled twice, and a verdict on every promise.
+
+Owns the story and what is counted.  Rules: the agents are the ones that run on boards, in processes of their own; every
+promise is checked on what the clients saw; one that broke is named and makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_agent.broker_client import BrokerClient
+from edge_agent.client import Client, request_for_picture
+from edge_agent.core.errors import ConfigError, SlyError
+from edge_agent.core.values import InferenceRequest, InferenceResult, Limits, Status
+from edge_agent.local_fleet import LocalFleet, Member
+
+TASK = "detect_faces"
+MODELS = ("blazeface-short", "blazeface-full")
+PICTURE = "astronaut"
+BOARDS = (
+    Member("jetson", "orin_nano"),
+    Member("coral", "coral_m2"),
+    Member("pi", "raspberry_pi_5"),
+    Member("jalapeno", "jalapeno_edge"),
+)
+CLIENTS_PER_BOARD = 2
+DEADLINE_US = 20_000_000
+OWED_REQUESTS = 24
+MAX_REQUESTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One request as its client saw it; times in seconds since the demo began."""
+
+    act: str
+    client: str
+    asked_s: float
+    answered_s: float
+    result: InferenceResult
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.answered_s - self.asked_s) * 1000
+
+
+@dataclass(slots=True)
+class Story:
+    """What happened."""
+
+    served: list[Served] = field(default_factory=list)
+    incidents: list[tuple[float, str]] = field(default_factory=list)
+    promises: list[tuple[bool, str]] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    def promise(self, kept: bool, text: str) -> None:
+        self.promises.append((kept, text))
+        say(f"  {'kept  ' if kept else 'BROKEN'}  {text}")
+
+    def incident(self, text: str) -> None:
+        self.incidents.append((self.now_s(), text))
+        say(f"  [{self.now_s():5.1f} s] {text}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(output: Path, requests: int, *, as_json: bool = False) -> int:
+    """Play the demo; 0 if every promise was kept. Raises ``SlyError`` for what keeps it from starting."""
+    if not 8 <= requests <= MAX_REQUESTS:
+        raise ConfigError("--requests", requests, f"8 to {MAX_REQUESTS}")
+    picture = _fetched()
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="sly-demo-"))
+    try:
+        story = asyncio.run(_play(folder, picture, requests))
+        from edge_agent.report import closing_json, closing_table
+
+        print(json.dumps(closing_json(story, BOARDS)) if as_json else closing_table(story, BOARDS))
+        _draw(output, picture, story)
+    finally:
+        for log in folder.glob("*/agent.log"):
+            shutil.copy(log, output / f"{log.parent.name}.log")
+        shutil.rmtree(folder)
+    broken = [text for kept, text in story.promises if not kept]
+    for text in broken:
+        say(f"broken: {text}")
+    return 1 if broken else 0
+
+
+def _fetched() -> bytes:
+    from models.catalog import card
+    from models.fetch import fetch, fetch_picture
+
+    for name in MODELS:
+        fetch(card(name), report=say)
+    return fetch_picture(PICTURE, report=say).read_bytes()
+
+
+async def _play(folder: Path, picture: bytes, requests: int) -> Story:
+    from edge_agent.transport.embedded import EmbeddedBroker
+
+    story = Story()
+    broker = EmbeddedBroker(_free_port())
+    say(f"Starting an MQTT broker and {len(BOARDS)} emulated boards, each an agent in a process of its own ...")
+    with broker, LocalFleet(folder, BOARDS, MODELS, broker.port) as fleet:
+        await asyncio.to_thread(fleet.start)
+        await asyncio.to_thread(fleet.wait_acquainted, fleet.members)
+        story.incident("all boards are ready and know each other")
+        boards = list(fleet.members)
+        story.began_s = time.monotonic()
+        story.incidents.clear()
+
+        say(f"Act 1: {requests} requests from {CLIENTS_PER_BOARD * len(boards)} clients at once")
+        await Act(story, fleet, picture, "all up").serve(boards, requests)
+
+        doomed = Counter(each.result.board for each in story.served).most_common(1)[0][0]
+        say(f"Act 2: {requests} more, and the plug of {doomed}, the busiest board, is pulled")
+        act = Act(story, fleet, picture, "board lost")
+        act.at(requests // 3, lambda: (fleet.kill(doomed), story.incident(f"{doomed} killed")))
+        await act.serve(boards, requests)
+        _judge_board_loss(story, doomed)
+
+        survivors = [board for board in boards if board != doomed]
+        await _act_three(story, fleet, broker, picture, survivors, requests)
+        codes = await asyncio.to_thread(fleet.stop)
+        story.promise(codes == [0] * len(survivors), f"the {len(survivors)} boards left drain and end cleanly (codes {codes})")
+    _judge(story, 3 * requests + OWED_REQUESTS)
+    return story
+
+
+async def _act_three(
+    story: Story, fleet: LocalFleet, broker: object, picture: bytes, boards: list[str], requests: int
+) -> None:
+    """The broker dies while it owes answers; boards serve their own clients; it returns, and what was owed is delivered."""
+    from edge_agent.transport.backoff import BackoffLimits
+    from edge_agent.transport.embedded import EmbeddedBroker
+    from edge_agent.transport.mqtt import BrokerAddress, MqttLink, MqttOptions
+
+    assert isinstance(broker, EmbeddedBroker)
+    say(f"Act 3: {OWED_REQUESTS} requests over the broker, which is killed at their first answer; {requests} more meanwhile")
+    options = MqttOptions(5, backoff=BackoffLimits(100_000, 500_000))
+    link = MqttLink(BrokerAddress("127.0.0.1", broker.port), "camera", asyncio.get_running_loop(), options)
+    async with BrokerClient(link, fleet.name, "camera", fleet.keys) as client:
+        asked = [(story.now_s(), client.ask(_request(picture), boards[0])) for _ in range(OWED_REQUESTS)]
+        await asyncio.wait([answer for _, answer in asked], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.to_thread(broker.kill)
+        story.incident("broker killed")
+        owed = client.outstanding
+        await Act(story, fleet, picture, "broker lost").serve(boards, requests)
+        offline = [each for each in story.served if each.act == "broker lost"]
+        own = sum(each.client.startswith(each.result.board + "/") for each in offline)
+        story.promise(own == len(offline), f"without a broker each board serves its own clients ({own} of {len(offline)})")
+        await asyncio.to_thread(broker.start)
+        story.incident("broker back")
+        async with asyncio.timeout(DEADLINE_US / 1e6):
+            results = await asyncio.gather(*(answer for _, answer in asked))
+        answered_s = story.now_s()
+        story.incident(f"{owed} answers that were owed are delivered")
+        story.served += [
+            Served("over the broker", "camera", asked_s, answered_s, result)
+            for (asked_s, _), result in zip(asked, results, strict=True)
+        ]
+        text = f"{owed} answers were owed when the broker died and each came once ({client.duplicates} repeats dropped)"
+        story.promise(owed > 0 and len(results) == OWED_REQUESTS, text)
+
+
+class Act:
+    """Clients at every board, asking until so many requests are answered; something may happen at the n-th answer."""
+
+    def __init__(self, story: Story, fleet: LocalFleet, picture: bytes, name: str) -> None:
+        self._story, self._fleet, self._picture, self._name = story, fleet, picture, name
+        self._left = self._total = 0
+        self._at: tuple[int, Callable[[], object]] | None = None
+
+    def at(self, answered: int, happening: Callable[[], object]) -> None:
+        self._at = (answered, happening)
+
+    async def serve(self, boards: list[str], requests: int) -> None:
+        self._left = self._total = requests
+        self._answered = 0
+        names = [(board, number) for number in range(CLIENTS_PER_BOARD) for board in boards]
+        await asyncio.gather(*(asyncio.to_thread(self._ask, board, number, boards) for board, number in names))
+        _progress(self._answered, self._total, end="\n")
+
+    def _ask(self, board: str, number: int, boards: list[str]) -> None:
+        """One client: its own board first, the others when that one is gone."""
+        sockets = [self._fleet.socket_of(each) for each in (board, *(b for b in boards if b != board))]
+        with Client(*sockets) as client:
+            while self._take():
+                asked_s = self._story.now_s()
+                result = client.submit(_request(self._picture))
+                served = Served(self._name, f"{board}/{number}", asked_s, self._story.now_s(), result)
+                self._story.served.append(served)
+                self._count()
+
+    def _take(self) -> bool:
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def _count(self) -> None:
+        self._answered += 1
+        if self._at is not None and self._answered >= self._at[0]:
+            (_, happening), self._at = self._at, None
+            happening()
+        _progress(self._answered, self._total)
+
+
+def _progress(answered: int, total: int, end: str = "") -> None:
+    if sys.stderr.isatty() or end:
+        filled = 30 * answered // total
+        print(f"\r  [{'#' * filled}{'.' * (30 - filled)}] {answered}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def _request(picture: bytes) -> InferenceRequest:
+    return request_for_picture(TASK, picture, limits=Limits(deadline_us=DEADLINE_US))
+
+
+def _judge_board_loss(story: Story, doomed: str) -> None:
+    during = [each for each in story.served if each.act == "board lost"]
+    lost = [each for each in during if each.result.status is not Status.OK]
+    killed_s = story.incidents[-1][0]
+    after = Counter(each.result.board for each in during if each.asked_s > killed_s)
+    story.promise(not lost, f"no request is lost with {doomed}: {len(during) - len(lost)} of {len(during)} answered")
+    story.promise(after[doomed] == 0, f"what comes after goes elsewhere: {_counts(after)}")
+
+
+def _judge(story: Story, expected: int) -> None:
+    ids = Counter(each.result.request_id for each in story.served)
+    good = sum(each.result.status is Status.OK for each in story.served)
+    story.promise(
+        len(story.served) == len(ids) == good == expected, f"each of {expected} requests was answered once, and well ({good})"
+    )
+    by_model: dict[str, set[bytes]] = {}
+    for each in story.served:
+        outputs = each.result.outputs
+        by_model.setdefault(each.result.model, set()).add(b"".join(bytes(outputs[name].data) for name in sorted(outputs)))
+    same = all(len(answers) == 1 for answers in by_model.values())
+    story.promise(same, f"the same model gives the same bits on every board ({', '.join(sorted(by_model))})")
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{board} {number}" for board, number in sorted(counter.items()))
+
+
+def _draw(output: Path, picture: bytes, story: Story) -> None:
+    from edge_agent.drawing import draw, draw_timeline
+
+    last = next(each for each in reversed(story.served) if each.result.status is Status.OK)
+    draw(output / "faces.png", picture, last.result)
+    draw_timeline(output / "timeline.png", story.served, story.incidents, [member.board for member in BOARDS])
+    say(f"pictures: {output / 'faces.png'} {output / 'timeline.png'}; logs: {output}/*.log")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+__all__: Iterable[str] = ["BOARDS", "Served", "SlyError", "Story", "run"]

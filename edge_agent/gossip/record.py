@@ -1,0 +1,110 @@
+"""What a board says of itself: a signed record with one writer.
+
+Owns ``BoardRecord``, its bytes and its signature.  Rules: the version is ``(boot_epoch, sequence)``; only the board itself
+can sign its record; every list in it is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.core.cbor import decode, encode, fields, list_of
+from edge_agent.core.cose import Signer, sign1, verify1
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import BOARD_ID, MAX_COST, ModelOffer, bounded, checked
+
+AAD = b"sly/1/record"
+MAX_RECORD_BYTES = 64 * 2**10
+MAX_OFFERS = 64
+MAX_HARDWARE_CHARS = 128
+MAX_COUNT = 2**53
+MAX_MDEGC = 1_000_000
+
+_RECORD = {
+    1: ("board", str), 2: ("boot_epoch", int), 3: ("sequence", int), 4: ("hardware", str), 5: ("emulated", bool),
+    6: ("serving", bool), 7: ("queue_us", int), 10: ("offers", list),
+}  # fmt: skip
+_RECORD_OPTIONAL = {8: ("temperature_mdegc", int), 9: ("trip_mdegc", int)}
+_OFFER = {
+    1: ("model", str), 2: ("task", str), 3: ("digest", bytes), 4: ("quality_permille", int), 5: ("busy_us", int),
+    6: ("energy_uj", int),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BoardRecord:
+    """Capabilities, costs and load of one board at one moment. ``queue_us`` is the modelled work that waits there."""
+
+    board: str
+    boot_epoch: int
+    sequence: int
+    hardware: str = ""
+    emulated: bool = False
+    serving: bool = True
+    queue_us: int = 0
+    temperature_mdegc: int | None = None
+    trip_mdegc: int | None = None
+    offers: tuple[ModelOffer, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked(BOARD_ID, "record board", self.board)
+        bounded("record boot_epoch", self.boot_epoch, 0, MAX_COUNT)
+        bounded("record sequence", self.sequence, 0, MAX_COUNT)
+        bounded("record queue_us", self.queue_us, 0, MAX_COST, "µs")
+        if len(self.hardware) > MAX_HARDWARE_CHARS:
+            raise RefusedError("record hardware", self.hardware, f"at most {MAX_HARDWARE_CHARS} characters")
+        if len(self.offers) > MAX_OFFERS or len({offer.model for offer in self.offers}) != len(self.offers):
+            raise RefusedError("record offers", f"{len(self.offers)} offers", f"at most {MAX_OFFERS}, one a model")
+        for name, value in (("temperature_mdegc", self.temperature_mdegc), ("trip_mdegc", self.trip_mdegc)):
+            if value is not None:
+                bounded(f"record {name}", value, -MAX_MDEGC, MAX_MDEGC, "m°C")
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return (self.boot_epoch, self.sequence)
+
+    @property
+    def headroom_mdegc(self) -> int | None:
+        """How far the board is from its trip point; ``None`` if it has no such sensor."""
+        if self.temperature_mdegc is None or self.trip_mdegc is None:
+            return None
+        return self.trip_mdegc - self.temperature_mdegc
+
+    def to_map(self) -> dict[int, object]:
+        known: dict[int, object] = {
+            1: self.board, 2: self.boot_epoch, 3: self.sequence, 4: self.hardware, 5: self.emulated, 6: self.serving,
+            7: self.queue_us, 8: self.temperature_mdegc, 9: self.trip_mdegc, 10: [_offer_out(o) for o in self.offers],
+        }  # fmt: skip
+        return {key: value for key, value in known.items() if value is not None}
+
+    @classmethod
+    def from_map(cls, value: object) -> BoardRecord:
+        """The record in a decoded map. Raises ``RefusedError`` naming the field."""
+        entry = fields(value, "record", _RECORD, _RECORD_OPTIONAL)
+        offers = list_of(entry.pop("offers"), "record offers", dict, MAX_OFFERS)
+        return cls(offers=tuple(_offer_in(offer) for offer in offers), **entry)
+
+
+def sign_record(record: BoardRecord, signer: Signer) -> bytes:
+    return sign1(encode(record.to_map()), signer, AAD)
+
+
+def open_record(message: bytes, find_key: Callable[[bytes], bytes | None]) -> BoardRecord:
+    """The record in a signed message. Raises ``RefusedError`` unless it is well-formed and signed by its own board."""
+    signed = verify1(message, find_key, AAD, max_bytes=MAX_RECORD_BYTES)
+    record = BoardRecord.from_map(decode(signed.payload, MAX_RECORD_BYTES, subject="record"))
+    if signed.kid != record.board.encode():
+        raise RefusedError("record", f"board {record.board!r} signed by {signed.kid!r}", "a board's own signature")
+    return record
+
+
+def _offer_out(offer: ModelOffer) -> dict[int, object]:
+    return {
+        1: offer.model, 2: offer.task, 3: offer.digest, 4: offer.quality_permille, 5: offer.busy_us, 6: offer.energy_uj,
+    }  # fmt: skip
+
+
+def _offer_in(value: dict[Any, Any]) -> ModelOffer:
+    return ModelOffer(**fields(value, "record offer", _OFFER))

@@ -1,0 +1,67 @@
+"""What a board knows of the others: one record and one standing a board, joined by version.
+
+Rules: the join keeps the record with the larger ``(boot_epoch, sequence)`` and is commutative, associative and idempotent;
+a board is gone only when that was delivered (its will, its farewell), never because a local clock ran; the table is
+bounded, and the digest is a function of the joined records alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from edge_agent.core.cbor import encode
+from edge_agent.core.errors import RefusedError
+from edge_agent.gossip.presence import Presence, Standing
+from edge_agent.gossip.record import BoardRecord
+
+MAX_BOARDS = 1024
+
+
+class FleetState:
+    def __init__(self) -> None:
+        self._records: dict[str, BoardRecord] = {}
+        self._heard_us: dict[str, int] = {}
+        self._presence: dict[str, Presence] = {}
+
+    def join(self, record: BoardRecord, now_us: int = 0) -> bool:
+        """Take in a record; ``False`` if one at least as new is held. Raises ``RefusedError`` when the table is full."""
+        held = self._records.get(record.board)
+        if held is not None and held.version >= record.version:
+            return False
+        self._bound(self._records, record.board)
+        self._records[record.board] = record
+        self._heard_us[record.board] = now_us
+        return True
+
+    def join_presence(self, presence: Presence) -> bool:
+        """Take in a birth, farewell or will; ``False`` if it is of an older boot, or says nothing new."""
+        held = self._presence.get(presence.board)
+        if held == presence or (held is not None and held.boot_epoch > presence.boot_epoch):
+            return False
+        self._bound(self._presence, presence.board)
+        self._presence[presence.board] = presence
+        return True
+
+    def records(self) -> Iterator[BoardRecord]:
+        """The newest record of every board, in the order of their ids."""
+        return iter([self._records[board] for board in sorted(self._records)])
+
+    def standing(self, board: str) -> Standing:
+        """What was last said of a board; a record without a word of presence counts as online."""
+        held, record = self._presence.get(board), self._records.get(board)
+        if held is None or (record is not None and record.boot_epoch > held.boot_epoch):
+            return Standing.ONLINE
+        return held.standing
+
+    def heard_us(self, board: str) -> int:
+        """When the newest record of ``board`` came in, on this board's monotonic clock."""
+        return self._heard_us.get(board, 0)
+
+    def digest(self) -> bytes:
+        """SHA-256 over the joined records: equal on any two boards that joined the same set."""
+        return sha256(encode([record.to_map() for record in self.records()])).digest()
+
+    def _bound(self, table: dict[str, BoardRecord] | dict[str, Presence], board: str) -> None:
+        if board not in table and len(table) >= MAX_BOARDS:
+            raise RefusedError(f"board {board}", f"a fleet of {len(table)} boards already", f"at most {MAX_BOARDS} boards")

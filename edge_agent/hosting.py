@@ -1,0 +1,91 @@
+"""The models that this board hosts: from the catalog into the sandbox, and each inference through it.
+
+Owns the way of a model file (set-up folder -> content-addressed cache -> the descriptor that was hashed -> the engine child)
+and of one job (engine, then what the board says it cost).  Rules: a model that is missing or is not what its card says is
+refused before anything is loaded; on an emulated board the modelled time is waited out when it is paced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from board_support.board import Board
+from board_support.roofline import ModelWork, estimate
+from edge_agent.core.clock import Clock
+from edge_agent.core.config import AgentConfig
+from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.core.values import InferenceResult, ModelOffer, Status
+from edge_agent.node.events import Execute
+from edge_agent.runtime.supervisor import EngineSupervisor
+from edge_agent.store.blobs import BlobStore
+from models.card import Card
+from models.catalog import card as card_named
+from models.fetch import default_folder
+
+
+class Host:
+    def __init__(
+        self, config: AgentConfig, board: Board, blobs: BlobStore, supervisor: EngineSupervisor, clock: Clock
+    ) -> None:
+        self._board, self._blobs, self._supervisor, self._clock = board, blobs, supervisor, clock
+        self._board_id = config.board.id
+        self._files = model_files(config)
+        self._work: dict[str, ModelWork] = {}
+        self._digests: dict[str, bytes] = {}
+
+    async def load(self, name: str) -> ModelOffer:
+        """Bring one configured model up. Raises ``RefusedError`` or ``UnavailableError`` saying why it cannot be hosted."""
+        card, path = self._files[name]
+        digest = self._blobs.add_file(path, bytes.fromhex(card.source.sha256))
+        self._blobs.pin(digest)
+        descriptor = self._blobs.open_verified(digest)
+        try:
+            loaded = await self._supervisor.load(name, descriptor, digest, card)
+        finally:
+            os.close(descriptor)
+        self._work[name], self._digests[name] = loaded.work, digest
+        prior = estimate(loaded.work, self._board.profile)
+        return ModelOffer(name, card.task, digest, card.quality_permille, max(1, prior.busy_us), prior.energy_uj)
+
+    async def execute(self, job: Execute) -> InferenceResult:
+        """Run one job; every way it can fail is a result with its reason."""
+        started_us = self._clock.monotonic_us()
+        try:
+            invocation = await self._supervisor.invoke(job.model, job.request.inputs, job.budget_us)
+        except RefusedError as error:
+            return self._failure(job, Status.REFUSED, str(error))
+        except UnavailableError as error:
+            return self._failure(job, Status.FAILED, str(error))
+        spent = self._board.execution(self._work[job.model], started_us, invocation.elapsed_us)
+        if self._board.emulated and self._board.settings.paced:
+            left_us = started_us + spent.busy_us - self._clock.monotonic_us()
+            await asyncio.sleep(max(0, left_us) / 1e6)
+        return InferenceResult(
+            job.request.request_id,
+            Status.OK,
+            self._board_id,
+            job.model,
+            self._digests[job.model],
+            invocation.outputs,
+            spent.busy_us,
+            spent.energy_uj,
+            spent.energy_kind,
+        )
+
+    def _failure(self, job: Execute, status: Status, reason: str) -> InferenceResult:
+        return InferenceResult(job.request.request_id, status, self._board_id, job.model, reason=reason)
+
+
+def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
+    """The card and file of every model that the configuration names. Raises ``ConfigError`` for one that is not there."""
+    folder = Path(config.models.folder).expanduser() if config.models.folder else default_folder()
+    files = {}
+    for name in config.models.serve:
+        card = card_named(name)
+        path = folder / card.filename
+        if not path.is_file():
+            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", f"fetch it with: sly models fetch {name}")
+        files[name] = (card, path)
+    return files

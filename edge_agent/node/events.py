@@ -1,0 +1,117 @@
+"""What the node is told, and what it asks for: the vocabulary between the heart and its shells.
+
+Rules: frozen values only.  The shell hands events in one at a time, commits the ledger, then carries out the effects in
+their order; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer
+from edge_agent.transport.link import LinkEvent, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A client of this very process or socket wants an answer; ``handle`` is how the shell finds it again."""
+
+    request: InferenceRequest
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The client behind ``handle`` has gone; its answers have nowhere to go."""
+
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The engine finished, or failed, the job of this key."""
+
+    key: str
+    result: InferenceResult
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A model is loaded, and this is its prior cost here."""
+
+    offer: ModelOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A model can no longer be used here, and why (quarantine, removal)."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sensed:
+    """The hottest zone and the lowest trip point, in m°C; ``None`` where the board has no such sensor."""
+
+    temperature_mdegc: int | None
+    trip_mdegc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: deadlines, retries and announcements are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take nothing new, finish what was begun."""
+
+
+Event = LinkEvent | Submitted | Abandoned | Executed | Hosted | Withdrawn | Sensed | Tick | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run ``request`` on ``model`` here; answer with ``Executed(key, ...)`` within ``budget_us``."""
+
+    key: str
+    request: InferenceRequest
+    model: str
+    budget_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The one answer for the client behind ``handle``."""
+
+    handle: int
+    result: InferenceResult
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send; with a ticket, ``Published(ticket)`` is awaited."""
+
+    message: Message
+    ticket: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    topic_filter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Everything that follows from this delivery is durable or known to be worthless: the broker may forget it."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    text: str
+
+
+Effect = Execute | Reply | Publish | Subscribe | Acknowledge | Log

@@ -1,0 +1,115 @@
+"""The jobs of this board: one runs, the others wait in order.
+
+Owns the local queue, the offers of the hosted models and how their cost estimates learn.  Rules: the queue is bounded in
+requests and bytes; a job whose deadline has passed is never started; one job runs at a time, because one accelerator
+serves one inference at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from edge_agent.core.config import QueueSection
+from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer, Status
+from edge_agent.node.events import Execute
+from edge_agent.placement.cost import corrected
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that this board is to run. ``ingress`` is the board that will answer the client."""
+
+    key: str
+    request: InferenceRequest
+    model: str
+    deadline_us: int
+    ingress: str
+
+    @property
+    def size_bytes(self) -> int:
+        return self.request.size_bytes
+
+
+class Execution:
+    def __init__(self, limits: QueueSection) -> None:
+        self.limits = limits
+        self.offers: dict[str, ModelOffer] = {}
+        self.withdrawn: dict[str, str] = {}
+        self._waiting: OrderedDict[str, Job] = OrderedDict()
+        self._waiting_bytes = 0
+        self._running: tuple[Job, int] | None = None
+
+    def host(self, offer: ModelOffer) -> None:
+        self.offers[offer.model] = offer
+        self.withdrawn.pop(offer.model, None)
+
+    def withdraw(self, model: str, reason: str) -> None:
+        self.offers.pop(model, None)
+        self.withdrawn[model] = reason
+
+    @property
+    def idle(self) -> bool:
+        return self._running is None and not self._waiting
+
+    def full(self, size_bytes: int) -> str:
+        """Why a job of this size cannot wait here; empty if it can."""
+        if len(self._waiting) >= self.limits.max_requests:
+            return f"the queue is full: {len(self._waiting)} requests wait"
+        if self._waiting_bytes + size_bytes > self.limits.max_bytes:
+            return f"the queue is full: {self._waiting_bytes} of {self.limits.max_bytes} bytes wait, {size_bytes} more asked"
+        return ""
+
+    def queue_us(self, now_us: int) -> int:
+        """The modelled work that a new job would wait for."""
+        waiting_us = sum(self._estimate_us(job) for job in self._waiting.values())
+        if self._running is None:
+            return waiting_us
+        job, started_us = self._running
+        return waiting_us + max(0, self._estimate_us(job) - (now_us - started_us))
+
+    def enqueue(self, job: Job) -> None:
+        """Let a job wait. Raises ``RuntimeError`` if the queue is full or holds the key: ask ``full`` first."""
+        if job.key in self._waiting or self.full(job.size_bytes):
+            raise RuntimeError(f"job {job.key} may not be queued: {self.full(job.size_bytes) or 'it is there already'}")
+        self._waiting[job.key] = job
+        self._waiting_bytes += job.size_bytes
+
+    def forget(self, key: str) -> bool:
+        """Take a job out of the queue; ``False`` if it is not waiting (it may be running, and then goes on)."""
+        job = self._waiting.pop(key, None)
+        if job is not None:
+            self._waiting_bytes -= job.size_bytes
+        return job is not None
+
+    def start_next(self, now_us: int) -> Execute | None:
+        """Begin the oldest waiting job if none runs."""
+        if self._running is not None or not self._waiting:
+            return None
+        key, job = next(iter(self._waiting.items()))
+        self.forget(key)
+        self._running = (job, now_us)
+        return Execute(key, job.request, job.model, max(1, job.deadline_us - now_us))
+
+    def expired(self, now_us: int) -> Iterator[Job]:
+        """The waiting jobs whose deadline has passed."""
+        return iter([job for job in self._waiting.values() if job.deadline_us <= now_us])
+
+    def finish(self, key: str, result: InferenceResult) -> Job | None:
+        """The running job is done; learn from a good one. ``None`` if ``key`` is not what runs."""
+        if self._running is None or self._running[0].key != key:
+            return None
+        job, self._running = self._running[0], None
+        offer = self.offers.get(job.model)
+        if offer is not None and result.status is Status.OK:
+            self.offers[job.model] = replace(
+                offer,
+                busy_us=max(1, corrected(offer.busy_us, result.busy_us)),
+                energy_uj=corrected(offer.energy_uj, result.energy_uj),
+            )
+        return job
+
+    def _estimate_us(self, job: Job) -> int:
+        offer = self.offers.get(job.model)
+        return offer.busy_us if offer else 0

@@ -1,0 +1,66 @@
+"""What this board says to others: every message that leaves it, signed where it must be believed.
+
+Owns the pairing of topic, signature domain and expiry.  Rules: nothing is decided here; a result that does not fit into a
+message becomes a failure that says so.
+"""
+
+from __future__ import annotations
+
+from edge_agent.core import wire
+from edge_agent.core.cose import sign1
+from edge_agent.core.values import InferenceRequest, InferenceResult, Status
+from edge_agent.gossip.presence import Presence, Standing, sign_presence
+from edge_agent.gossip.record import BoardRecord, sign_record
+from edge_agent.node.settings import NodeSettings
+from edge_agent.store.ledger import Owed
+from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Message
+from edge_agent.transport.topics import Topics
+
+ENVELOPE_BYTES = 4096
+"""Room for everything in a request's message that is not tensor data."""
+
+
+class Voice:
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self.topics = Topics(settings.fleet)
+
+    def presence(self, standing: Standing) -> Message:
+        settings = self._settings
+        presence = Presence(settings.board, settings.boot_epoch, standing)
+        return Message(self.topics.online(settings.board), sign_presence(presence, settings.signer), retain=True)
+
+    def record(self, record: BoardRecord) -> Message:
+        return Message(self.topics.record(record.board), sign_record(record, self._settings.signer), retain=True)
+
+    def dispatch(self, request: InferenceRequest, board: str) -> Message:
+        """A placed request for the board that shall run it; the broker drops it when its deadline has passed."""
+        payload = sign1(wire.encode_request(request, board), self._settings.signer, wire.AAD_REQUEST)
+        return Message(
+            self.topics.request(board),
+            payload,
+            expiry_s=seconds(request.limits.deadline_us),
+            response_topic=self.topics.reply(board, self._settings.board),
+            correlation=bytes.fromhex(request.request_id),
+        )
+
+    def answer(self, result: InferenceResult, addressee: str, key: str, expiry_s: int) -> Owed:
+        """The answer that is owed to a client or a board behind the broker."""
+        payload = self._signed(result, addressee)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            reason = f"its outputs need {len(payload)} bytes, a message holds at most {MAX_PAYLOAD_BYTES}"
+            payload = self._signed(failure(result.request_id, Status.FAILED, result.board, reason), addressee)
+        topic = self.topics.reply(self._settings.board, addressee)
+        return Owed(key, topic, payload, correlation=bytes.fromhex(result.request_id), expiry_s=expiry_s)
+
+    def _signed(self, result: InferenceResult, addressee: str) -> bytes:
+        return sign1(wire.encode_result(result, addressee), self._settings.signer, wire.AAD_RESULT)
+
+
+def failure(request_id: str, status: Status, board: str, reason: str) -> InferenceResult:
+    return InferenceResult(request_id, status, board, reason=reason)
+
+
+def seconds(interval_us: int) -> int:
+    """An interval in whole seconds for the broker: rounded up, at least one."""
+    return max(1, -(-interval_us // 1_000_000))

@@ -1,0 +1,122 @@
+"""Which boards and models may serve a request, what each would cost, and which is taken.
+
+Owns the option set, the hard filters and the choice.  Rules: a filter excludes with a reason and is never priced; the
+choice is the plain minimum of ``(cost, model, board)``, so that equal views give equal decisions on every board; nothing
+is shuffled, hashed or timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edge_agent.core.config import PolicySection
+from edge_agent.core.values import InferenceRequest, ModelOffer
+from edge_agent.placement.cost import CostParts, option_cost
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """A board as the deciding board sees it. ``barred`` is why it may not be used at all; empty when it may.
+
+    ``queue_us`` is the work that waits there; ``headroom_mdegc`` the distance to its trip point, ``None`` if unknown.
+    """
+
+    board: str
+    offers: Sequence[ModelOffer]
+    queue_us: int = 0
+    local: bool = False
+    headroom_mdegc: int | None = None
+    barred: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    board: str
+    offer: ModelOffer
+    cost: CostParts
+
+    @property
+    def rank(self) -> tuple[int, str, str]:
+        return (self.cost.total_us, self.offer.model, self.board)
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """An option that a filter took out, and why. ``model`` is empty when the whole board is out."""
+
+    board: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The ranked options and the excluded ones. ``chosen`` is ``None`` when the request must be shed."""
+
+    request_id: str
+    ranked: tuple[Option, ...]
+    excluded: tuple[Exclusion, ...]
+
+    @property
+    def chosen(self) -> Option | None:
+        return self.ranked[0] if self.ranked else None
+
+    def why_shed(self) -> str:
+        return "; ".join(f"{e.board}{'/' + e.model if e.model else ''}: {e.reason}" for e in self.excluded) or "no board is known"
+
+
+def choose(request: InferenceRequest, boards: Iterable[BoardView], policy: PolicySection, budget_us: int) -> Decision:
+    """Rank every feasible option of ``request`` over ``boards`` and keep the reason of every infeasible one.
+
+    ``budget_us`` is what is left of the deadline.
+    """
+    payload_bytes = request.size_bytes
+    ranked: list[Option] = []
+    excluded: list[Exclusion] = []
+    for view in sorted(boards, key=lambda v: v.board):
+        if reason := _board_filter(view, policy.guard_band_mdegc) or _task_filter(request, view):
+            excluded.append(Exclusion(view.board, "", reason))
+            continue
+        for offer in sorted(view.offers, key=lambda o: o.model):
+            if not offer.serves(request):
+                continue
+            if reason := _offer_filter(request, offer):
+                excluded.append(Exclusion(view.board, offer.model, reason))
+                continue
+            cost = option_cost(
+                policy,
+                busy_us=offer.busy_us,
+                energy_uj=offer.energy_uj,
+                queue_us=view.queue_us,
+                payload_bytes=payload_bytes,
+                remote=not view.local,
+                budget_us=budget_us,
+                quality_permille=offer.quality_permille,
+            )
+            ranked.append(Option(view.board, offer, cost))
+    return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded))
+
+
+def _board_filter(view: BoardView, guard_band_mdegc: int) -> str:
+    if view.barred:
+        return view.barred
+    if view.headroom_mdegc is not None and view.headroom_mdegc < guard_band_mdegc:
+        return f"too hot: {view.headroom_mdegc} m°C under its trip point, the guard band is {guard_band_mdegc} m°C"
+    return ""
+
+
+def _task_filter(request: InferenceRequest, view: BoardView) -> str:
+    if any(offer.serves(request) for offer in view.offers):
+        return ""
+    hosted = ", ".join(sorted(f"{o.model} ({o.task})" for o in view.offers)) or "nothing"
+    return f"does not host {request.model or 'a model for ' + request.task}; it hosts {hosted}"
+
+
+def _offer_filter(request: InferenceRequest, offer: ModelOffer) -> str:
+    limits = request.limits
+    if offer.quality_permille < limits.quality_permille:
+        return f"quality {offer.quality_permille} ‰ is under the request's floor of {limits.quality_permille} ‰"
+    if limits.energy_uj is not None and offer.energy_uj > limits.energy_uj:
+        return f"{offer.energy_uj} µJ an inference is over the request's {limits.energy_uj} µJ"
+    return ""
