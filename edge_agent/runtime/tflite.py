@@ -58,7 +58,13 @@ class TfliteEngine(Engine):
         return self._delegate_name
 
     def open(self, model_fd: int, by_path: bool) -> None:
-        model = {"model_path": path_of(model_fd)} if by_path else {"model_content": read_whole(model_fd)}
+        if by_path:
+            self.load(model_path=path_of(model_fd))
+        else:
+            self.load(model_content=read_whole(model_fd))
+
+    def load(self, **model: object) -> None:
+        """Parse and allocate the ``model_path`` or ``model_content`` given. Raises ``RefusedError`` if it does not load."""
         try:
             self._interpreter = self._module.Interpreter(
                 **model, num_threads=self.threads, experimental_delegates=self._delegates or None
