@@ -9,7 +9,8 @@ Owns the life of the file: lock, birth, check, migration, transactions, and what
   backup cannot be told from here: that is for who verifies the counters from outside.)
 * WAL with ``synchronous=FULL``: a commit is one fsync (sqlite.org/wal.html, section 2.3).  ``locking_mode=EXCLUSIVE`` keeps
   the WAL index in private memory and other programs out.
-* A transaction in which a statement failed cannot be committed, even if the error was swallowed.
+* A transaction in which a statement failed takes no other and is not committed, even if the error was swallowed: SQLite may
+  have rolled it back already, and what came next would be committed alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PAGE_CACHE_KIB = 512
 WAL_LIMIT_BYTES = 4 * 2**20
 BUSY_TIMEOUT_MS = 2000
 HOLDER_BYTES = 128
+HEADER_BYTES = 100
 
 Migrations = Sequence[Sequence[str]]
 """Steps of the schema, each a list of statements; ``user_version`` counts the steps that a file has taken."""
@@ -72,7 +74,7 @@ class Database:
 
     def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False) -> None:
         self._path, self._migrations, self._disk = path, migrations, Disk()
-        self._open_transaction = False
+        self._open_transaction = self._fold_is_due = False
         self._failure: Exception | None = None
         self.moved_aside: Path | None = None
         with reaching(path):
@@ -97,12 +99,12 @@ class Database:
         """All or nothing, durable when it is left without an error. Raises ``RuntimeError`` when one is open already."""
         if self._open_transaction:
             raise RuntimeError("a transaction is open already: they do not nest")
+        if self._fold_is_due:
+            self._fold()
         self.execute("BEGIN IMMEDIATE")
         self._open_transaction, self._failure = True, None
         try:
             yield
-            if self._failure is not None:
-                raise self._failure
             self.execute("COMMIT")
         except BaseException:
             self._roll_back()
@@ -129,6 +131,8 @@ class Database:
 
     def execute(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """All rows of one statement. Raises ``UnavailableError`` or ``RefusedError``; see the head of this file."""
+        if self._open_transaction and self._failure is not None:
+            raise self._failure
         try:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
@@ -139,6 +143,15 @@ class Database:
         with suppress(sqlite3.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+        if isinstance(self._failure, UnavailableError):
+            self._fold_is_due = True
+            self._fold()
+
+    def _fold(self) -> None:
+        """After the disk was full: fold the log into the file while there is room for that, so that it needs no more."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._fold_is_due = False
 
     def _lock_file(self) -> int:
         path = self._path.with_name(self._path.name + ".lock")
@@ -194,6 +207,7 @@ class Database:
             os.pwrite(self._lock, _MADE, 0)
             os.fsync(self._lock)
             self._disk.fsync_folder(self._path.parent)
+        self._check_header()
         with _understood(self._path):
             connection = _connected(self._path)
             try:
@@ -204,12 +218,18 @@ class Database:
                 raise
         return connection
 
+    def _check_header(self) -> None:
+        """Look at the file's own header (sqlite.org/fileformat.html, section 1.3) before SQLite, which may write to it."""
+        fd = self._disk.open_read(self._path)
+        header = self._disk.read(fd, HEADER_BYTES)
+        self._disk.close(fd)
+        if header[:16] != b"SQLite format 3\0" or header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+            raise _DamagedError(str(self._path), f"a file that begins with {shown(header[:16])}", "a ledger", _KEEP_IT)
+
     def _check(self, connection: sqlite3.Connection) -> None:
-        findings = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        findings = " ".join(connection.execute("PRAGMA quick_check(1)").fetchone()[0].split())
         if findings != "ok":
             raise _DamagedError(str(self._path), f"a damaged file ({findings})", "a whole one", _KEEP_IT)
-        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise _DamagedError(str(self._path), "a file that is no ledger", "a ledger", _KEEP_IT)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
