@@ -8,9 +8,10 @@ owns a device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from board_support.board import Board, BoardInfo, Delegate, Reading, Sensors, Unavailable
-from board_support.probe import library_refusal
+from board_support.probe import PROBE_TIMEOUT_S, library_refusal
 from board_support.roofline import Profile, load_profile
 from board_support.sysfs import HIGHEST_MDEGC, LOWEST_MDEGC, Absent, Tree, known
 from board_support.thermal import thermal_zones
@@ -39,6 +40,7 @@ class Device:
 
 class Coral(Board):
     backend = "coral"
+    probe_timeout_s: ClassVar[float] = PROBE_TIMEOUT_S
 
     @property
     def profile(self) -> Profile:
@@ -51,7 +53,7 @@ class Coral(Board):
         reasons = [device.lost for device in devices if device.lost]
         if not devices:
             reasons = ["no apex device below /sys/class/apex", "no Edge TPU (1a6e:089a, 18d1:9302) below /sys/bus/usb/devices"]
-        if refusal := library_refusal(self.library, DELEGATE_SYMBOLS):
+        if refusal := library_refusal(self.library, DELEGATE_SYMBOLS, self.probe_timeout_s):
             reasons.append(refusal)
         if refusal or not usable:
             return Unavailable(self.backend, tuple(reasons))
@@ -65,7 +67,7 @@ class Coral(Board):
     def library(self) -> str:
         """Where the delegate is below the root; by its soname where the system's loader is to find it."""
         tree = Tree(self.settings.root)
-        found = [path for folder in LIBRARY_FOLDERS for path in tree.matches(f"{folder}/{LIBRARY}")]
+        found = [path for folder in LIBRARY_FOLDERS for path in tree.matches(f"{folder}/{LIBRARY}") if tree.is_file(path)]
         if found:
             return str(tree.root / found[0])
         return LIBRARY if tree.is_this_machine else str(tree.root / "usr/lib" / LIBRARY)

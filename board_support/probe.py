@@ -21,7 +21,7 @@ from board_support.sysfs import Absent, Tree
 PROBE_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 5.0
 MAX_OUTPUT_BYTES = 64 * 2**10
-NOT_LOADED, NO_SYMBOL = 3, 4
+NOT_LOADED, NO_SYMBOL, FLOODED = 3, 4, 1000
 
 CHILD = f"""
 import ctypes, os, resource, sys
@@ -53,7 +53,8 @@ def library_refusal(library: str, symbols: Sequence[str], timeout_s: float = PRO
         return f"{library}: crashed with {_signal_name(-code)} while it was loaded: it does not fit this system or this runtime"
     if code == NO_SYMBOL:
         return f"{library}: has no symbol {output}: not the library that is wanted"
-    return "" if code == 0 else f"{library}: {output or f'the probe ended with exit code {code}'}"
+    said = output.removeprefix(f"{library}: ") or f"the probe ended with exit code {code}"
+    return "" if code == 0 else f"{library}: {said}"
 
 
 def command_output(tree: Tree, *command: str) -> str | Absent:
@@ -66,11 +67,14 @@ def command_output(tree: Tree, *command: str) -> str | Absent:
     code, output = _run([path, *command[1:]], COMMAND_TIMEOUT_S)
     if code is None:
         return Absent(f"{' '.join(command)}: no answer in {COMMAND_TIMEOUT_S:g} s")
+    if code == FLOODED:
+        return Absent(f"{' '.join(command)}: printed more than {MAX_OUTPUT_BYTES} bytes")
     return output if code == 0 else Absent(f"{' '.join(command)}: exit code {code}")
 
 
 def _run(command: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
-    """Exit code (negative: killed by that signal; ``None``: hung, and killed with everything it started) and output."""
+    """Exit code and output. A negative code is the signal that ended it; ``None``: it hung, ``FLOODED``: it printed too
+    much, and it was killed with everything that it started."""
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -81,6 +85,9 @@ def _run(command: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
     with process:
         try:
             output = _bounded_output(process, deadline_s)
+            if len(output) > MAX_OUTPUT_BYTES:
+                os.killpg(process.pid, signal.SIGKILL)
+                return FLOODED, ""
             process.wait(max(deadline_s - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -92,13 +99,13 @@ def _bounded_output(process: subprocess.Popen[bytes], deadline_s: float) -> byte
     """What comes until the end, the bound or the deadline. Raises ``subprocess.TimeoutExpired``."""
     assert process.stdout is not None
     pipe, output = process.stdout.fileno(), b""
-    while len(output) < MAX_OUTPUT_BYTES:
+    while len(output) <= MAX_OUTPUT_BYTES:
         if not select.select([pipe], [], [], max(deadline_s - time.monotonic(), 0))[0]:
             raise subprocess.TimeoutExpired(process.args, 0)
         if not (chunk := os.read(pipe, MAX_OUTPUT_BYTES)):
             break
         output += chunk
-    return output[:MAX_OUTPUT_BYTES]
+    return output
 
 
 def _signal_name(number: int) -> str:

@@ -69,6 +69,12 @@ class Tree:
             return []
         return sorted(found, key=_natural)[:MAX_MATCHES]
 
+    def is_file(self, path: str) -> bool:
+        try:
+            return (self.root / path).is_file()
+        except (OSError, ValueError):
+            return False
+
     def memory_bytes(self) -> int | Absent:
         """What the kernel has as RAM, from /proc/meminfo."""
         text = self.text("proc/meminfo")
@@ -96,11 +102,6 @@ def _why(error: Exception) -> str:
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path)]
-
-
-def first_reason(*values: object) -> str:
-    """The reason of the first that is absent, "" if none is."""
-    return next((value.reason for value in values if isinstance(value, Absent)), "")
 
 
 def known(value: int | Absent) -> int | None:
