@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,7 +56,7 @@ class _Told(Engine):
 
 def libc(name: str, *arguments: object) -> int:
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    function.restype = ctypes.c_long
+    function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
     result = int(function(*arguments))
     if result == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -71,8 +72,6 @@ def by_machine(x86_64: int, aarch64: int) -> int:
 
 
 def thread_starts() -> None:
-    import threading
-
     thread = threading.Thread(target=time.sleep, args=(0,))
     thread.start()
     thread.join()
@@ -100,7 +99,7 @@ PROBES: dict[str, Callable[[str], object]] = {
     "listen": lambda _: libc("listen", channel_fd(), 1),
     "accept": lambda _: libc("accept", channel_fd(), None, None),
     "exec": lambda _: libc("execv", b"/bin/true", None),
-    "exec by descriptor": lambda _: libc("fexecve", 0, None, None),
+    "exec by descriptor": lambda _: system_call(by_machine(322, 281), 0, 0, 0, 0, 0x1000),
     "fork": lambda _: os.fork() or os._exit(0),
     "vfork": lambda _: system_call(by_machine(58, 1079)),
     "posix_spawn": lambda _: os.posix_spawn("/bin/true", ["true"], {}),
@@ -113,6 +112,7 @@ PROBES: dict[str, Callable[[str], object]] = {
     "read another's file": lambda path: os.open(path, os.O_RDONLY),
     "list a folder": lambda path: os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY),  # noqa: PTH120
     "openat2": lambda _: system_call(437, -100, 0, 0, 24),
+    "the CPU's features": lambda _: os.open("/proc/cpuinfo", os.O_RDONLY),
     "own memory as a file": lambda _: os.open("/proc/self/mem", os.O_RDWR),
     "agent's memory as a file": lambda _: os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY),
     "agent's environment": lambda _: os.open(f"/proc/{os.getppid()}/environ", os.O_RDONLY),
@@ -156,7 +156,6 @@ PROBES: dict[str, Callable[[str], object]] = {
 ALLOWED: dict[str, Callable[[str], object]] = {
     "a thread": lambda _: thread_starts(),
     "memory": lambda _: bytearray(8 * 2**20),
-    "the CPU's features": lambda _: open("/proc/cpuinfo").close(),  # noqa: PTH123
     "the clock": lambda _: time.monotonic_ns(),
 }
 

@@ -1,4 +1,4 @@
-"""Which files an engine child may still open: the model it was given, and what tells the CPU's features. Landlock.
+"""Which files an engine child may still open: the model it was given, and no other. Landlock.
 
 Rules: every access right that the kernel's Landlock knows is handled, so what has no rule here is denied, root included.
 Landlock binds the calling thread and those it starts; it is used only while there is one.
@@ -12,18 +12,15 @@ import ctypes
 import errno
 import os
 import struct
-from pathlib import Path
 
 from edge_agent.runtime.seccomp import system_call
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 RULESET_VERSION, RULE_PATH_BENEATH = 1, 1
-READ_FILE, READ_DIR = 1 << 2, 1 << 3
+READ_FILE = 1 << 2
 FILE_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many low bits of the file rights each ABI knows."""
 NETWORK_RIGHTS, SCOPES = 0b11, 0b11
-CPU_FACTS = ("/proc/cpuinfo", "/sys/devices/system/cpu")
-"""What XNNPACK's cpuinfo reads when the first interpreter is built; without it there are no fast kernels."""
 
 
 def _ruleset(abi: int) -> bytes:
@@ -39,7 +36,7 @@ def _allow(ruleset: int, fd: int, rights: int) -> None:
 
 
 def restrict(model_fd: int) -> int:
-    """Allow reading ``model_fd``'s file and ``CPU_FACTS``, nothing else. Returns the kernel's ABI version.
+    """Allow reading ``model_fd``'s file, nothing else. Returns the kernel's ABI version.
 
     Raises ``OSError`` if this kernel has no Landlock, or if other threads run already.
     """
@@ -51,8 +48,6 @@ def restrict(model_fd: int) -> int:
     ruleset = system_call(CREATE_RULESET, ctypes.byref(buffer), ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
     try:
         _allow_model(ruleset, model_fd)
-        for path in filter(os.path.exists, CPU_FACTS):
-            _allow_path(ruleset, Path(path))
         system_call(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)
@@ -65,11 +60,3 @@ def _allow_model(ruleset: int, model_fd: int) -> None:
     except OSError as error:
         if error.errno != errno.EBADFD:  # a memfd: it has no path, and Landlock leaves it alone
             raise
-
-
-def _allow_path(ruleset: int, path: Path) -> None:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        _allow(ruleset, fd, READ_FILE | READ_DIR if path.is_dir() else READ_FILE)
-    finally:
-        os.close(fd)

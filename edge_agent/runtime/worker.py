@@ -99,8 +99,7 @@ def check_digest(model_fd: int, expected: bytes) -> None:
 
 def load_vision() -> Any:
     """Everything that a picture needs, imported while files can still be read."""
-    for name in ("PIL.JpegImagePlugin", "PIL.PngImagePlugin"):
-        importlib.import_module(name)
+    importlib.import_module("models.pictures").preload()
     return importlib.import_module("models.vision")
 
 
