@@ -49,6 +49,7 @@ SOCKET_NAME = "agent.sock"
 TICK_S = 0.1
 SENSE_S = 2.0
 DRAIN_S = 20.0
+FIRST_RETRY_US = 500_000
 
 
 def read_config(path: Path) -> AgentConfig:
@@ -393,7 +394,7 @@ def broker_address(config: AgentConfig) -> BrokerAddress:
 
 def mqtt_options(config: AgentConfig) -> MqttOptions:
     cap_us = config.broker.reconnect_max_ms * 1000
-    return MqttOptions(config.broker.keepalive_s, backoff=BackoffLimits(min(BackoffLimits.base_us, cap_us), cap_us))
+    return MqttOptions(config.broker.keepalive_s, backoff=BackoffLimits(min(FIRST_RETRY_US, cap_us), cap_us))
 
 
 def _make_private(folder: Path) -> None:

@@ -7,6 +7,7 @@ an answer is believed when its board signed it; the same answer twice counts onc
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -16,7 +17,7 @@ from edge_agent.core.cose import verify1
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult
 from edge_agent.node.voice import seconds
-from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, Link, LinkDown, LinkEvent, LinkUp, Message
+from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published
 from edge_agent.transport.topics import Kind, Topics
 
 MAX_OUTSTANDING = 1024
@@ -34,6 +35,7 @@ class BrokerClient:
     def __init__(self, link: Link, fleet: str, client: str, members: Mapping[str, bytes]) -> None:
         self._link, self._topics, self._client, self._members = link, Topics(fleet), client, members
         self._outstanding: dict[str, _Outstanding] = {}
+        self._unsent: deque[str] = deque()
         self.up = asyncio.Event()
         self.duplicates = 0
         self.refused: list[str] = []
@@ -64,22 +66,29 @@ class BrokerClient:
         answer = asyncio.get_running_loop().create_future()
         self._outstanding[request.request_id] = _Outstanding(message, answer)
         answer.add_done_callback(lambda _: self._outstanding.pop(request.request_id, None))
-        if self._link.up:
-            self._send(message)
+        self._unsent.append(request.request_id)
+        self._send()
         return answer
 
-    def _send(self, message: Message) -> None:
-        try:
-            self._link.publish(message)
-        except UnavailableError as error:
-            self.refused.append(f"waits for the next connection: {error}")
+    def _send(self) -> None:
+        """Publish what waits, as much as the link takes; the rest when it has sent something."""
+        while self._unsent and self._link.up:
+            waiting = self._outstanding.get(self._unsent[0])
+            try:
+                if waiting is not None:
+                    self._link.publish(waiting.message)
+            except UnavailableError:
+                return
+            self._unsent.popleft()
 
     def _hear(self, event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
             self._link.subscribe(self._topics.replies_to(self._client))
-            for waiting in self._outstanding.values():
-                self._send(waiting.message)
+            self._unsent = deque(self._outstanding)
+            self._send()
             self.up.set()
+        elif isinstance(event, Published):
+            self._send()
         elif isinstance(event, LinkDown):
             self.up.clear()
         elif isinstance(event, Delivered):
@@ -95,8 +104,8 @@ class BrokerClient:
             raise RefusedError("topic", message.topic, "a reply")
         signed = verify1(message.payload, self._key_of, wire.AAD_RESULT, max_bytes=MAX_PAYLOAD_BYTES)
         result = wire.decode_result(signed.payload, self._client)
-        if len({signed.kid.decode("utf-8", "replace"), result.board, topic.board}) != 1:
-            raise RefusedError(f"answer on {message.topic}", f"of {result.board}, signed by {signed.kid!r}", f"{topic.board}'s own")
+        if signed.kid != topic.board.encode():
+            raise RefusedError(f"answer on {message.topic}", f"signed by {signed.kid!r}", f"signed by {topic.board}")
         waiting = self._outstanding.pop(result.request_id, None)
         if waiting is None or waiting.answer.done():
             self.duplicates += 1

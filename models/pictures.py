@@ -46,6 +46,13 @@ _DECODER_ERRORS = (
 Size = tuple[int, int]
 
 
+def preload() -> None:
+    """Import what Pillow would import on meeting its first picture: in the sandbox there is no file system by then."""
+    from PIL import MpoImagePlugin, TiffImagePlugin  # noqa: F401  (JPEG reads EXIF and multi-picture files through these)
+
+    Image.preinit()
+
+
 @contextmanager
 def _refusing() -> Iterator[None]:
     try:
@@ -54,6 +61,8 @@ def _refusing() -> Iterator[None]:
             yield
     except RefusedError:
         raise
+    except MemoryError as error:
+        raise RefusedError("picture", "more pixels than there is memory for", "a smaller picture") from error
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError("picture", f"bytes that do not decode ({reason[:80]})", "a whole JPEG or PNG file") from error
@@ -83,7 +92,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        ground = Image.new("RGB", layer.size, "white")
+        ground.paste(layer, mask=layer)
+        return ground
     return image.convert("RGB")
 
 

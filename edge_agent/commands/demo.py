@@ -15,6 +15,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from edge_agent.demo import run
+    from edge_agent.demo.play import run
 
     return run(arguments.output, arguments.requests, as_json=arguments.json)

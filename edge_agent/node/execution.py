@@ -96,16 +96,20 @@ class Execution:
         """The waiting jobs whose deadline has passed."""
         return iter([job for job in self._waiting.values() if job.deadline_us <= now_us])
 
-    def finish(self, key: str, result: InferenceResult) -> Job | None:
-        """The running job is done; learn from a good one. ``None`` if ``key`` is not what runs."""
+    def finish(self, key: str, result: InferenceResult, now_us: int) -> Job | None:
+        """The running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
+
+        What is learned is how long the board was taken up, which is more than the engine's own time when a picture had to be
+        decoded, or an emulated board is slower than what it emulates.
+        """
         if self._running is None or self._running[0].key != key:
             return None
-        job, self._running = self._running[0], None
+        (job, started_us), self._running = self._running, None
         offer = self.offers.get(job.model)
         if offer is not None and result.status is Status.OK:
             self.offers[job.model] = replace(
                 offer,
-                busy_us=max(1, corrected(offer.busy_us, result.busy_us)),
+                busy_us=max(1, corrected(offer.busy_us, now_us - started_us)),
                 energy_uj=corrected(offer.energy_uj, result.energy_uj),
             )
         return job

@@ -131,7 +131,7 @@ class Node:
         yield from ()
 
     def _executed(self, event: Executed, now_us: int) -> Iterator[Effect]:
-        job = self.execution.finish(event.key, event.result)
+        job = self.execution.finish(event.key, event.result, now_us)
         if job is None:
             yield Log(f"the engine answered {event.key}, which is not running: dropped")
         elif job.ingress == self.board:

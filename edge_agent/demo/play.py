@@ -10,23 +10,23 @@ import asyncio
 import json
 import shutil
 import socket
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.broker_client import BrokerClient
 from edge_agent.client import Client, request_for_picture
-from edge_agent.core.errors import ConfigError, SlyError
-from edge_agent.core.values import InferenceRequest, InferenceResult, Limits, Status
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.values import InferenceRequest, Limits, Status
+from edge_agent.demo.report import closing_json, closing_table
+from edge_agent.demo.story import Served, Story, say, show_progress
 from edge_agent.local_fleet import LocalFleet, Member
+from edge_agent.transport.embedded import EmbeddedBroker
 
 TASK = "detect_faces"
 MODELS = ("blazeface-short", "blazeface-full")
-PICTURE = "astronaut"
+PICTURE = "grace_hopper"
 BOARDS = (
     Member("jetson", "orin_nano"),
     Member("coral", "coral_m2"),
@@ -39,46 +39,6 @@ OWED_REQUESTS = 24
 MAX_REQUESTS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One request as its client saw it; times in seconds since the demo began."""
-
-    act: str
-    client: str
-    asked_s: float
-    answered_s: float
-    result: InferenceResult
-
-    @property
-    def latency_ms(self) -> float:
-        return (self.answered_s - self.asked_s) * 1000
-
-
-@dataclass(slots=True)
-class Story:
-    """What happened."""
-
-    served: list[Served] = field(default_factory=list)
-    incidents: list[tuple[float, str]] = field(default_factory=list)
-    promises: list[tuple[bool, str]] = field(default_factory=list)
-    began_s: float = field(default_factory=time.monotonic)
-
-    def now_s(self) -> float:
-        return time.monotonic() - self.began_s
-
-    def promise(self, kept: bool, text: str) -> None:
-        self.promises.append((kept, text))
-        say(f"  {'kept  ' if kept else 'BROKEN'}  {text}")
-
-    def incident(self, text: str) -> None:
-        self.incidents.append((self.now_s(), text))
-        say(f"  [{self.now_s():5.1f} s] {text}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(output: Path, requests: int, *, as_json: bool = False) -> int:
     """Play the demo; 0 if every promise was kept. Raises ``SlyError`` for what keeps it from starting."""
     if not 8 <= requests <= MAX_REQUESTS:
@@ -88,8 +48,6 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
     folder = Path(tempfile.mkdtemp(prefix="sly-demo-"))
     try:
         story = asyncio.run(_play(folder, picture, requests))
-        from edge_agent.report import closing_json, closing_table
-
         print(json.dumps(closing_json(story, BOARDS)) if as_json else closing_table(story, BOARDS))
         _draw(output, picture, story)
     finally:
@@ -112,18 +70,15 @@ def _fetched() -> bytes:
 
 
 async def _play(folder: Path, picture: bytes, requests: int) -> Story:
-    from edge_agent.transport.embedded import EmbeddedBroker
-
     story = Story()
     broker = EmbeddedBroker(_free_port())
     say(f"Starting an MQTT broker and {len(BOARDS)} emulated boards, each an agent in a process of its own ...")
     with broker, LocalFleet(folder, BOARDS, MODELS, broker.port) as fleet:
         await asyncio.to_thread(fleet.start)
         await asyncio.to_thread(fleet.wait_acquainted, fleet.members)
-        story.incident("all boards are ready and know each other")
+        say(f"  all boards are ready and know each other after {story.now_s():.1f} s")
         boards = list(fleet.members)
-        story.began_s = time.monotonic()
-        story.incidents.clear()
+        story.begin()
 
         say(f"Act 1: {requests} requests from {CLIENTS_PER_BOARD * len(boards)} clients at once")
         await Act(story, fleet, picture, "all up").serve(boards, requests)
@@ -144,14 +99,12 @@ async def _play(folder: Path, picture: bytes, requests: int) -> Story:
 
 
 async def _act_three(
-    story: Story, fleet: LocalFleet, broker: object, picture: bytes, boards: list[str], requests: int
+    story: Story, fleet: LocalFleet, broker: EmbeddedBroker, picture: bytes, boards: list[str], requests: int
 ) -> None:
     """The broker dies while it owes answers; boards serve their own clients; it returns, and what was owed is delivered."""
     from edge_agent.transport.backoff import BackoffLimits
-    from edge_agent.transport.embedded import EmbeddedBroker
     from edge_agent.transport.mqtt import BrokerAddress, MqttLink, MqttOptions
 
-    assert isinstance(broker, EmbeddedBroker)
     say(f"Act 3: {OWED_REQUESTS} requests over the broker, which is killed at their first answer; {requests} more meanwhile")
     options = MqttOptions(5, backoff=BackoffLimits(100_000, 500_000))
     link = MqttLink(BrokerAddress("127.0.0.1", broker.port), "camera", asyncio.get_running_loop(), options)
@@ -195,7 +148,7 @@ class Act:
         self._answered = 0
         names = [(board, number) for number in range(CLIENTS_PER_BOARD) for board in boards]
         await asyncio.gather(*(asyncio.to_thread(self._ask, board, number, boards) for board, number in names))
-        _progress(self._answered, self._total, end="\n")
+        show_progress(self._answered, self._total, end="\n")
 
     def _ask(self, board: str, number: int, boards: list[str]) -> None:
         """One client: its own board first, the others when that one is gone."""
@@ -219,13 +172,7 @@ class Act:
         if self._at is not None and self._answered >= self._at[0]:
             (_, happening), self._at = self._at, None
             happening()
-        _progress(self._answered, self._total)
-
-
-def _progress(answered: int, total: int, end: str = "") -> None:
-    if sys.stderr.isatty() or end:
-        filled = 30 * answered // total
-        print(f"\r  [{'#' * filled}{'.' * (30 - filled)}] {answered}/{total}", end=end, file=sys.stderr, flush=True)
+        show_progress(self._answered, self._total)
 
 
 def _request(picture: bytes) -> InferenceRequest:
@@ -260,11 +207,12 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def _draw(output: Path, picture: bytes, story: Story) -> None:
-    from edge_agent.drawing import draw, draw_timeline
+    from edge_agent.demo.timeline import draw_timeline
+    from edge_agent.drawing import draw
 
     last = next(each for each in reversed(story.served) if each.result.status is Status.OK)
     draw(output / "faces.png", picture, last.result)
-    draw_timeline(output / "timeline.png", story.served, story.incidents, [member.board for member in BOARDS])
+    draw_timeline(output / "timeline.png", story, BOARDS)
     say(f"pictures: {output / 'faces.png'} {output / 'timeline.png'}; logs: {output}/*.log")
 
 
@@ -273,5 +221,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
-
-__all__: Iterable[str] = ["BOARDS", "Served", "SlyError", "Story", "run"]
