@@ -242,9 +242,11 @@ class Rogue(_Told):
         raise RefusedError("picture\x1b[2J", "x" * 10_000, "something else", "send it")
 
     def do_shout(self) -> str:
-        for _ in range(1000):
+        return str(os.write(2, b"\x1b[31mshouting" * 300))
+
+    def do_flood(self) -> str:
+        while True:
             os.write(2, b"\x1b[31mshouting" * 300)
-        return "shouted"
 
     def do_close(self) -> str:
         os.close(channel_fd())

@@ -43,8 +43,8 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 KEPT_STDERR_BYTES = 2048
-MAX_STDERR_BYTES = 256 * 2**10
-"""After this much on its stderr a child is not listened to any more."""
+STDERR_BYTES_A_SECOND = 64 * 2**10
+"""After this much the child's next words wait in the pipe, and so does the child."""
 SOCKET_BUFFER_BYTES = 4 * MAX_DOORBELL_BYTES
 
 
@@ -83,6 +83,7 @@ class Sandbox:
         self._exited: asyncio.Future[Death] = self._loop.create_future()
         self._cause = ""
         self._stderr, self._stderr_bytes, self._closing = b"", 0, False
+        self._listening_again: asyncio.TimerHandle | None = None
 
     @classmethod
     async def start(
@@ -189,7 +190,7 @@ class Sandbox:
         self._channel.setblocking(False)
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
-        self._loop.add_reader(self._process.stderr.fileno(), self._hear)
+        self._listen()
         self._loop.add_reader(self._channel.fileno(), self._receive)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -261,7 +262,7 @@ class Sandbox:
         return await self._ended()
 
     def _hear(self) -> None:
-        """Keep the end of what the child says on stderr; stop listening to one that says too much."""
+        """Keep the end of what the child says on stderr; one that says too much in a second waits for the next."""
         stderr = self._process.stderr
         assert stderr is not None
         try:
@@ -270,9 +271,15 @@ class Sandbox:
             return
         self._stderr = (self._stderr + words)[-KEPT_STDERR_BYTES:]
         self._stderr_bytes += len(words)
-        if not words or self._stderr_bytes > MAX_STDERR_BYTES:
+        if not words or self._stderr_bytes > STDERR_BYTES_A_SECOND:
             self._loop.remove_reader(stderr.fileno())
-            stderr.close()
+            if words:
+                self._listening_again = self._loop.call_later(1.0, self._listen)
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        self._stderr_bytes = 0
+        self._loop.add_reader(self._process.stderr.fileno(), self._hear)
 
     def _reap(self) -> None:
         if self._answer is not None and not self._cause:
@@ -280,9 +287,7 @@ class Sandbox:
         status = self._process.poll()
         if status is None:
             return
-        stderr = self._process.stderr
-        if stderr is not None and not stderr.closed:
-            self._hear()
+        self._hear()
         death = Death(self._cause or ended(status), last_words(self._stderr))
         self._free()
         self._exited.set_result(death)
@@ -291,10 +296,11 @@ class Sandbox:
             self._on_death(death)
 
     def _free(self) -> None:
-        stderr = self._process.stderr
-        if stderr is not None and not stderr.closed:
-            self._loop.remove_reader(stderr.fileno())
-            stderr.close()
+        assert self._process.stderr is not None
+        self._loop.remove_reader(self._process.stderr.fileno())
+        if self._listening_again is not None:
+            self._listening_again.cancel()
+        self._process.stderr.close()
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_reader(self._pidfd)
         self._channel.close()
