@@ -191,8 +191,8 @@ def op_list(**changes: object) -> list[object]:
     [
         *(None, 7, "ab", b"ab", [], [0], [0, 0], [0, [], 0], [-1, []], [True, []], [2**60, []], ["x", []], [0, "x"]),
         *([0, ["123456789"]], [0, [[]]], [0, [["A", 1, 1]]], [0, [None] * (MAX_OPS + 1)]),
-        *([0, [op_list(kind=kind)]] for kind in ("", "A" * 65, [], None)),
-        *([0, [op_list(number_format=number_format)]] for number_format in ("int9", [], None)),
+        *([0, [op_list(kind=value)]] for value in ("", "A" * 65, 7, None)),
+        *([0, [op_list(number_format=value)]] for value in ("int9", 7, None)),
         *([0, [op_list(**{name: value})]] for name in ("macs", "repeats") for value in (-1, 1.5, "1", True, 2**60)),
     ],
 )
