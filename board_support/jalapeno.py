@@ -19,6 +19,9 @@ from board_support.roofline import Cost, ModelWork, Profile, estimate, load_prof
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import EnergyKind
 
+MAX_KNOWN_COSTS = 256
+"""Costs that are kept between invocations; each holds on to its work, so that the work's identity can be the key."""
+
 
 class Jalapeno(Board):
     """One emulated board. It computes one invocation at a time; heat and the weights on the chip are its state."""
@@ -31,6 +34,7 @@ class Jalapeno(Board):
         self._faults: tuple[Fault, ...] = ()
         self._plant: ThermalPlant | None = None
         self._on_chip: ModelWork | None = None
+        self._costs: dict[tuple[int, int, bool, int], tuple[ModelWork, Cost]] = {}
         self._busy_until_us = 0
         self._busy_mw = 0
         self._invocations = 0
@@ -124,14 +128,22 @@ class Jalapeno(Board):
     def _cost(self, work: ModelWork, clock_permille: int) -> Cost:
         """Weights of another model were on the chip: all of this one's come over the bus first."""
         lost = sum(fault.channels for fault in self._faults if isinstance(fault, ChannelLoss))
-        profile = self.profile
-        if lost:
-            left = profile.memory_channels - lost
-            bandwidth = max(profile.memory_bytes_per_us * left // profile.memory_channels, 1)
-            profile = replace(profile, memory_bytes_per_us=bandwidth)
-        cost = estimate(work, profile, clock_permille, cold=work != self._on_chip)
+        key = (id(work), clock_permille, work != self._on_chip, lost)
+        if key not in self._costs:
+            if len(self._costs) >= MAX_KNOWN_COSTS:
+                self._costs.clear()
+            cost = estimate(work, _without_channels(self.profile, lost), clock_permille, cold=work != self._on_chip)
+            self._costs[key] = (work, cost)
+        _, cost = self._costs[key]
         hang_us = sum(fault.hang_us for fault in self._faults if isinstance(fault, Hang))
-        return Cost(cost.busy_us + hang_us, cost.energy_uj + profile.idle_mw * hang_us // 1000)
+        return Cost(cost.busy_us + hang_us, cost.energy_uj + self.profile.idle_mw * hang_us // 1000)
+
+
+def _without_channels(profile: Profile, lost: int) -> Profile:
+    if not lost:
+        return profile
+    bandwidth = profile.memory_bytes_per_us * (profile.memory_channels - lost) // profile.memory_channels
+    return replace(profile, memory_bytes_per_us=max(bandwidth, 1))
 
 
 def _assumed(profile: Profile) -> str:
