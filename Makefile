@@ -1,0 +1,71 @@
+# make demo    the environment, then four emulated boards answer, lose a board, lose the broker (under a minute)
+# make test    the environment, then every test
+# make help    the rest
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+N ?= 20000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench models env fuzz-models fuzz-cbor fuzz-fleet clean
+
+help:
+	@echo "make demo          four emulated boards, a real detector, two disasters"
+	@echo "make test          every test (make test T=tests/test_node.py for some)"
+	@echo "make check         ruff, mypy --strict, the import contract"
+	@echo "make bench         the figures of docs/performance.md, measured here"
+	@echo "make models        fetch the models and photographs of the catalog"
+	@echo "make fuzz-models N=20000    mutated models against the sandbox"
+	@echo "make fuzz-cbor N=10000000   hostile bytes against the decoder"
+	@echo "make fuzz-fleet N=10000     seeded faults against a virtual fleet"
+	@echo "make clean         remove the environment and caches"
+
+demo: $(VENV)/demo.made
+	$(BIN)/sly demo --output demo
+
+test: $(VENV)/dev.made
+	$(BIN)/python -m pytest $(T)
+
+check: $(VENV)/dev.made
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.made
+	$(BIN)/python -m tests.bench
+
+models: $(VENV)/demo.made
+	$(BIN)/sly models fetch --all
+
+env: $(VENV)/dev.made
+
+fuzz-models: $(VENV)/dev.made
+	$(BIN)/python -m tests.fuzz_models $(N)
+
+fuzz-cbor: $(VENV)/dev.made
+	$(BIN)/python -m tests.fuzz_cbor $(N)
+
+fuzz-fleet: $(VENV)/dev.made
+	$(BIN)/python -m tests.virtual_fleet --seeds $(N)
+
+clean:
+	rm -rf $(VENV) .venv-tflite-runtime demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The environment is made once for each extra, and again when setup.cfg changes.
+$(VENV)/pip.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sly: $$($(PYTHON) --version) is too old; Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "sly: this Python cannot make virtual environments; run: apt-get install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.made: $(VENV)/pip.made setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.made: $(VENV)/demo.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway]'
+	@touch $@
