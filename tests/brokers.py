@@ -6,6 +6,7 @@ Rules: a broker is ready when it accepts a connection; it is stopped by its proc
 from __future__ import annotations
 
 import contextlib
+import getpass
 import select
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_agent.transport.embedded import EmbeddedBroker
 from tests.needs import needs_module, needs_mosquitto
 
 START_LIMIT_S = 30.0
@@ -45,7 +47,7 @@ class Mosquitto:
         folder.mkdir(parents=True, exist_ok=True)
         self._config = folder / "mosquitto.conf"
         self._config.write_text(
-            f"listener {self.port} 127.0.0.1\n{tls}\nallow_anonymous true\nset_tcp_nodelay true\n"
+            f"user {getpass.getuser()}\nlistener {self.port} 127.0.0.1\n{tls}\nallow_anonymous true\nset_tcp_nodelay true\n"
             f"persistence true\npersistence_location {folder}/\nmax_inflight_messages 100\n{settings}\n"
         )
         self._log = folder / "mosquitto.log"
@@ -76,12 +78,10 @@ def mosquitto(folder: Path, settings: str = "", tls: str = "") -> Iterator[Mosqu
         broker.stop()
 
 
-def embedded_broker(port: int | None = None):  # type: ignore[no-untyped-def]
-    """The product's own embedded broker, not started."""
+def embedded_broker() -> EmbeddedBroker:
+    """The product's own embedded broker on a free port; not started."""
     needs_module("iotcore", "demo")
-    from edge_agent.transport.embedded import EmbeddedBroker
-
-    return EmbeddedBroker(port or free_port())
+    return EmbeddedBroker(free_port())
 
 
 class Relay:

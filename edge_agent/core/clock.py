@@ -27,8 +27,12 @@ class Timer(Protocol):
 
 
 class Timers(Protocol):
-    def call_at(self, time_us: int, callback: Callable[[], None]) -> Timer:
+    def call_at(self, time_us: int, callback: Callable[[], object]) -> Timer:
         """Run ``callback`` once when the monotonic time is ``time_us``; a time that is past means as soon as possible."""
+
+
+class TimedClock(Clock, Timers, Protocol):
+    """A clock that also runs timers."""
 
 
 class SystemClock:
@@ -54,7 +58,7 @@ class VirtualClock:
     def wall_us(self) -> int:
         return self._now_us + self.wall_offset_us
 
-    def call_at(self, time_us: int, callback: Callable[[], None]) -> Timer:
+    def call_at(self, time_us: int, callback: Callable[[], object]) -> Timer:
         self._timers_set += 1
         timer = _VirtualTimer(max(time_us, self._now_us), self._timers_set, callback)
         heapq.heappush(self._timers, timer)
@@ -96,9 +100,9 @@ class VirtualClock:
 class _VirtualTimer:
     __slots__ = ("callback", "order", "time_us")
 
-    def __init__(self, time_us: int, order: int, callback: Callable[[], None]) -> None:
+    def __init__(self, time_us: int, order: int, callback: Callable[[], object]) -> None:
         self.time_us, self.order = time_us, order
-        self.callback: Callable[[], None] | None = callback
+        self.callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
         self.callback = None

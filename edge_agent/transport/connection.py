@@ -6,7 +6,7 @@ Rules:
   leave commands behind.
 * A connection is used once.  Its packet ids, tickets and tokens die with it.
 * What waits in either direction is bounded: commands by count and bytes, QoS 1 messages owed to the broker by the receive
-  maximum that was announced to it and is enforced on it.
+  maximum that is asked for and the larger one that is enforced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.transport.endpoint import Endpoint
 from edge_agent.transport.link import (
+    MAX_OWED_MESSAGES,
     MAX_PACKET_BYTES,
+    RECEIVE_MAXIMUM,
     Delivered,
     LinkEvent,
     LinkUp,
@@ -36,11 +38,10 @@ from edge_agent.transport.link import (
     Rejected,
     Will,
 )
+from edge_agent.transport.owed import Owed
 from edge_agent.transport.paho_client import PARSE_FAULTS, GuardedClient, publish_properties
 from edge_agent.transport.tls import connect_fault
 
-RECEIVE_MAXIMUM = 32
-"""QoS 1 messages that the broker may have under way to us; one more, and the connection is dropped."""
 MAX_OUTGOING_MESSAGES = 256
 MAX_OUTGOING_BYTES = 16 * 2**20
 MAX_INFLIGHT = 20
@@ -55,7 +56,7 @@ class Connection:
     """``put`` takes the events of this connection; ``generation`` tells its tokens from those of the others of this link."""
 
     def __init__(self, endpoint: Endpoint, will: Will | None, put: Callable[[LinkEvent], None], generation: int) -> None:
-        self._endpoint, self._put, self._generation = endpoint, put, generation
+        self._endpoint, self._put = endpoint, put
         self._client = _configured(endpoint, will, self._take_delivery)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
@@ -70,7 +71,7 @@ class Connection:
         self._broker_limit_bytes = MAX_PACKET_BYTES
         self._sent: dict[int, tuple[int, int, str]] = {}
         self._answers: deque[tuple[int, ReasonCode]] = deque()
-        self._owed: set[int] = set()
+        self._owed = Owed(generation)
 
     # From the loop.
 
@@ -88,9 +89,7 @@ class Connection:
 
     def acknowledge(self, token: int) -> None:
         """A token of another connection is ignored."""
-        generation, packet_id = divmod(token, 2**16)
-        if generation == self._generation:
-            self._command(lambda: self._acknowledge(packet_id))
+        self._command(lambda: self._acknowledge(token))
 
     def say_goodbye(self) -> bool:
         """Leave cleanly after what was commanded before. Says whether there is a connection that is up."""
@@ -164,19 +163,17 @@ class Connection:
         if packet_id is not None:
             self._sent[packet_id] = -1, len(topic_filter), topic_filter
 
-    def _acknowledge(self, packet_id: int) -> None:
-        if packet_id in self._owed:
-            self._owed.discard(packet_id)
+    def _acknowledge(self, token: int) -> None:
+        for packet_id in self._owed.acknowledge(token):
             self._client.ack(packet_id, 1)
 
     def _take_delivery(self, packet_id: int, message: Message) -> str:
         if not self.up:
             return "the broker sent a message before it accepted the connection"
-        if packet_id:
-            self._owed.add(packet_id)
-            if len(self._owed) > RECEIVE_MAXIMUM:
-                return f"the broker has more than {RECEIVE_MAXIMUM} unacknowledged messages under way, the maximum it was told"
-        self._put(Delivered(message, self._generation << 16 | packet_id if packet_id else 0))
+        token = self._owed.deliver(packet_id) if packet_id else 0
+        if len(self._owed) > MAX_OWED_MESSAGES:
+            return f"the broker has {len(self._owed)} unacknowledged messages under way; asked for {RECEIVE_MAXIMUM} at most"
+        self._put(Delivered(message, token))
         return ""
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:

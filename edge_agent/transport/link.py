@@ -25,6 +25,10 @@ MAX_PAYLOAD_BYTES = 4 * 2**20
 MAX_CORRELATION_BYTES = 256
 MAX_WILL_BYTES = 65_535
 MAX_EXPIRY_S = 2**32 - 1
+RECEIVE_MAXIMUM = 32
+"""QoS 1 messages that we ask a broker to have under way to us at most."""
+MAX_OWED_MESSAGES = 128
+"""A broker that has more than this delivered and not acknowledged is dropped. (rumqttd has up to 100, whatever it was asked.)"""
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 64 * 2**10
 """What an incoming packet may announce as its remaining length; more, and the connection is dropped with a reason."""
 
@@ -100,7 +104,7 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A message came in. A QoS 1 message stays owed to the broker until ``acknowledge(token)``."""
+    """A message came in. It stays owed to the broker until ``acknowledge(token)``, unless the token is 0 (QoS 0)."""
 
     message: Message
     token: int
@@ -182,7 +186,10 @@ class Link(ABC):
         self._publish(message, ticket)
 
     def acknowledge(self, token: int) -> None:
-        """Give up the claim on a delivered QoS 1 message; a token of an earlier connection is ignored."""
+        """Give up the claim on a delivered QoS 1 message. It may be done twice; a token of an ended connection is ignored.
+
+        Acknowledgements leave in the order of the deliveries, so a message that is never acknowledged holds up those after it.
+        """
         self._acknowledge(token)
 
     def close(self) -> None:

@@ -131,7 +131,7 @@ class GuardedClient(paho.Client):
             self.fail(f"connection lost: {connect_fault(error)}")
             raise
         if not data:
-            self.fail("the broker closed the connection without a reason")
+            self.fail("the broker closed the connection without a reason (it stopped, or another client uses our id)")
         return data
 
     def _judge_announced_length(self) -> None:
