@@ -14,7 +14,7 @@ from enum import StrEnum
 from math import prod
 from types import MappingProxyType
 
-from edge_agent.core.errors import RefusedError
+from edge_agent.core.errors import RefusedError, shown
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     {
@@ -47,7 +47,7 @@ def checked(pattern: re.Pattern[str], subject: str, text: object) -> str:
     """``text`` if the whole of it matches ``pattern``; raises ``RefusedError`` naming ``subject`` otherwise."""
     if isinstance(text, str) and pattern.fullmatch(text):
         return text
-    raise RefusedError(subject, text, f"text matching {pattern.pattern}")
+    raise RefusedError(subject, shown(text), f"text matching {pattern.pattern}")
 
 
 def bounded(subject: str, number: object, low: int, high: int, unit: str = "") -> int:
