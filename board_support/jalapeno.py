@@ -55,7 +55,7 @@ class Jalapeno(Board):
         return BoardInfo(
             self.backend,
             f"emulated {profile.hardware_model}",
-            f"{profile.array_rows}x{profile.array_columns} MAC array, {profile.label}; results by the CPU interpreter",
+            f"{profile.arrays} MAC arrays of {profile.array_rows}x{profile.array_columns}, {profile.label}; results by the CPU interpreter",
             profile.memory_bytes,
             emulated=True,
             notes=(profile.label, f"profile {profile.name}: {_assumed(profile)}"),
@@ -93,7 +93,7 @@ class Jalapeno(Board):
 
         An invocation that begins while another still runs waits for it; the wait is not part of ``busy_us``.
         """
-        plant = self._plant_at(max(started_us, self._busy_until_us))
+        plant = self._plant_at(started_us)
         clock, _ = self._clock_permille(plant.temperature_mdegc)
         cost = self._cost(work, clock)
         begun_us = plant.now_us

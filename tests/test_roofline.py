@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -349,6 +350,21 @@ def test_two_hundred_mutated_models_are_read_or_refused() -> None:
         except RefusedError:
             refused += 1
     assert read > 20 and refused > 20
+
+
+@pytest.mark.parametrize("spoil", [False, True], ids=["sound", "broken"])
+def test_a_mapped_model_is_read_in_place_and_let_go(spoil: bool, tmp_path: Path) -> None:
+    model = bytearray(tiny_model("float"))
+    model[0:4] = b"\xff\xff\xff\x7f" if spoil else model[0:4]
+    (tmp_path / "model").write_bytes(model)
+    with (tmp_path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        with memoryview(mapped) as view:
+            if spoil:
+                with pytest.raises(RefusedError, match="broken flatbuffer"):
+                    model_work(view)
+            else:
+                assert model_work(view) == model_work(bytes(model))
+        assert not mapped.closed
 
 
 @pytest.mark.parametrize("model", [b"", b"TFL3", bytes(8), b"\0\0\0\0TFL3", b"\xff\xff\xff\xffTFL3", b"GGUF" * 10])
