@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import importlib
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 
 from board_support.board import Delegate
 from board_support.work import model_work
-from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.commands import run as run_command
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import Tensor, TensorSpec, encoded_image
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
@@ -236,3 +239,62 @@ def test_a_picture_becomes_boxes_inside_the_sandbox(runtime: str) -> None:
             assert reports == []
 
     run(story())
+
+
+def shell(*arguments: str) -> int:
+    """``sly run`` with these arguments, up to the errors that ``sly`` turns into one line."""
+    parser = argparse.ArgumentParser()
+    run_command.add(parser.add_subparsers())
+    chosen = parser.parse_args(["run", *arguments])
+    code: int = chosen.run(chosen)
+    return code
+
+
+@each_runtime
+def test_sly_run_prints_and_writes_what_the_bare_interpreter_gives(
+    runtime: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, array = tmp_path / "net.tflite", drawn(TensorSpec("image", "float32", (1, 8, 8, 3)))
+    model.write_bytes(tiny_model("float"))
+    np.save(tmp_path / "x.npy", array)
+    expected = bare(runtime, tiny_model("float"), {"image": array})["scores"]
+    folder = tmp_path / "out"
+    options = ["--runtime", runtime, "--output", str(folder)]
+    assert shell(str(model), "--input", f"image={tmp_path / 'x.npy'}", "--json", *options) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["outputs"][0]["shape"] == [1, 10] and answer["outputs"][0]["max"] == pytest.approx(expected.max())
+    assert (np.load(folder / "scores.npy") == expected).all()
+    assert shell(str(model), "--input", str(tmp_path / "x.npy"), "--runtime", runtime) == 0
+    assert "scores" in capsys.readouterr().out
+
+
+def test_sly_run_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    model = tmp_path / "net.tflite"
+    model.write_bytes(tiny_model("float"))
+    np.save(tmp_path / "objects.npy", np.array([{}]))
+    np.save(tmp_path / "wrong.npy", np.zeros((1, 8, 8, 3)))
+    (tmp_path / "text.npy").write_text("x")
+    (tmp_path / "picture.png").write_bytes(b"x")
+    for arguments, said in (
+        ([str(model)], r"'image': got nothing"),
+        ([str(model), "--input", str(tmp_path / "objects.npy")], "objects.npy"),
+        ([str(model), "--input", str(tmp_path / "text.npy")], "text.npy"),
+        ([str(model), "--input", str(tmp_path / "missing.npy")], "No such file"),
+        ([str(model), "--input", str(tmp_path / "wrong.npy")], r"float64\[1,8,8,3\]; allowed: float32"),
+        ([str(model), "--input", str(tmp_path / "picture.png")], "a model without a card"),
+        ([str(model), "--input", "a=x.npy", "--input", "a=y.npy"], "once for each"),
+        ([str(tmp_path / "missing.tflite")], "No such file"),
+        (["missing"], "see: sly models list"),
+        ([str(model), "--threads", "0"], "threads"),
+    ):
+        with pytest.raises(SlyError, match=said):
+            shell(*arguments)
+
+
+@each_runtime
+def test_sly_run_finds_the_face_and_draws_it(runtime: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_path(FACES)
+    arguments = [FACES, "--input", str(picture_path("grace_hopper")), "--runtime", runtime, "--output", str(tmp_path)]
+    assert shell(*arguments) == 0
+    assert "face" in capsys.readouterr().out
+    assert (tmp_path / "annotated.png").read_bytes().startswith(b"\x89PNG")
