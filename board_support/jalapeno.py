@@ -55,7 +55,7 @@ class Jalapeno(Board):
         return BoardInfo(
             self.backend,
             f"emulated {profile.hardware_model}",
-            f"{profile.arrays} MAC arrays of {profile.array_rows}x{profile.array_columns}, {profile.label}; results by the CPU interpreter",
+            f"{profile.arrays} x {profile.array_rows}x{profile.array_columns} MACs, {profile.label}; computed by the CPU",
             profile.memory_bytes,
             emulated=True,
             notes=(profile.label, f"profile {profile.name}: {_assumed(profile)}"),
