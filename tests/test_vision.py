@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from edge_agent.core.errors import RefusedError, UnavailableError
 from models import pictures as pictures_module
 from models.anchors import ssd_anchors
-from models.catalog import card, catalog
+from models.catalog import Card, card, catalog
 from models.detection import MAX_DETECTIONS, decoded, overlaps, sigmoid, suppressed
 from models.geometry import letterboxed, stretched
 from models.pictures import MAX_PICTURE_BYTES, TURNS, decode
@@ -227,7 +227,7 @@ def test_a_large_jpeg_gives_the_same_place_though_it_is_decoded_small(size: tupl
 
 def test_an_edge_keeps_its_place_to_a_tenth_of_a_pixel_though_the_jpeg_is_decoded_small() -> None:
     """521 px at 1/8 are 65.125 px, which libjpeg gives as 66: what hangs over must not count."""
-    stripes = np.zeros((64, 521), np.uint8)
+    stripes = np.zeros((521, 521), np.uint8)
     stripes[:, 469:] = 255
     (tensor,) = prepare(card("resnet8-cifar10"), encoded(Image.fromarray(stripes), "JPEG", quality=100))[0].values()
     dark = (127.0 - tensor[0, 16, :, 0].astype(float)).sum() / 255
@@ -416,6 +416,15 @@ def test_anchors_are_the_centres_of_cells_row_by_row() -> None:
     assert ssd_anchors(4, 2, ((2, 2),)).tolist() == [[1, 1], [1, 1], [3, 1], [3, 1]]
     assert ssd_anchors(5, 2, ((2, 1), (4, 1))).tolist() == [[1, 1], [3, 1], [5, 1], [2, 2], [6, 2]]
     assert ssd_anchors(128, 128, ((8, 2), (16, 6))).shape == (896, 2)
+
+
+def test_a_card_counts_rows_as_anchors_are_laid_where_strides_do_not_divide_the_input() -> None:
+    mapping: Any = card("blazeface-short").to_mapping()
+    mapping["inputs"][0]["shape"] = [1, 100, 90, 3]
+    rows = len(ssd_anchors(90, 100, ((8, 2), (16, 6))))
+    for output, columns in zip(mapping["outputs"], (16, 1), strict=True):
+        output["shape"] = [1, rows, columns]
+    assert Card.from_mapping(mapping).outputs[0].shape == (1, 564, 16)
 
 
 def test_a_row_is_told_from_its_anchor() -> None:
