@@ -85,30 +85,29 @@ def embedded_broker() -> EmbeddedBroker:
 
 
 class Relay:
-    """A TCP relay to a broker. ``cut`` resets what runs through it and refuses newcomers until ``mend``."""
+    """A TCP relay to a broker. ``cut`` resets what runs through it and refuses newcomers until ``mend``.
+
+    Only its thread touches the sockets.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._wake_read, self._wake_write = socket.socketpair()
-        self._lock = threading.Lock()
         self._pairs: dict[socket.socket, socket.socket] = {}
-        self._open, self._ending = True, False
+        self._open, self._ending, self._is_cut = True, False, threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
     def cut(self) -> None:
-        with self._lock:
-            self._open = False
-            for sock in self._pairs:
-                self._drop(sock)
-            self._pairs.clear()
+        self._is_cut.clear()
+        self._open = False
         self._wake_write.send(b"w")
+        assert self._is_cut.wait(START_LIMIT_S)
 
     def mend(self) -> None:
-        with self._lock:
-            self._open = True
+        self._open = True
 
     def close(self) -> None:
         self.cut()
@@ -120,48 +119,44 @@ class Relay:
 
     def _run(self) -> None:
         while not self._ending:
-            with self._lock:
-                sources = [self._listener, self._wake_read, *self._pairs]
-            for sock in select.select(sources, [], [])[0]:
+            for sock in select.select([self._listener, self._wake_read, *self._pairs], [], [])[0]:
                 if sock is self._wake_read:
                     sock.recv(1024)
+                    self._drop(*self._pairs)
+                    self._pairs.clear()
+                    self._is_cut.set()
                 elif sock is self._listener:
                     self._accept()
-                else:
-                    self._forward(sock)
+                elif sock in self._pairs:
+                    self._forward(sock, self._pairs[sock])
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        with self._lock:
+        try:
             if not self._open:
-                self._drop(client)
-                return
-            try:
-                broker = socket.create_connection(("127.0.0.1", self._target_port))
-            except OSError:
-                self._drop(client)
-                return
-            for sock in (client, broker):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pairs[client], self._pairs[broker] = broker, client
+                raise ConnectionRefusedError
+            broker = socket.create_connection(("127.0.0.1", self._target_port))
+        except OSError:
+            self._drop(client)
+            return
+        for sock in (client, broker):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pairs[client], self._pairs[broker] = broker, client
 
-    def _forward(self, source: socket.socket) -> None:
-        with self._lock:
-            sink = self._pairs.get(source)
-            if sink is None:
-                return
-            try:
-                data = source.recv(65536)
-                sink.sendall(data)
-            except OSError:
-                data = b""
-            if not data:
-                for sock in (source, sink):
-                    self._pairs.pop(sock, None)
-                    sock.close()
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            data = source.recv(65536)
+            sink.sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            for sock in (source, sink):
+                del self._pairs[sock]
+                sock.close()
 
     @staticmethod
-    def _drop(sock: socket.socket) -> None:
+    def _drop(*socks: socket.socket) -> None:
         """Reset instead of a polite end, as a power cut or a pulled cable looks to the other side in the end."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        sock.close()
+        for sock in socks:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()

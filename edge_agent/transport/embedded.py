@@ -7,8 +7,8 @@ For the demo, the tests and a fleet in one box; a fleet on many machines runs Mo
 * The broker's configuration is our own, MQTT 5 only, with our packet bound.
 
 What it can and cannot do was tried with ``tests/test_link_contract.py`` and is kept in ``docs/adr/0002-embedded-broker.md``.
-In short: it forgets everything when it stops, raises the QoS of a message to that of the subscription, and keeps up to 100 messages
-under way whatever the client asked for.
+In short: it forgets everything when it stops, raises the QoS of a message to that of the subscription, and has up
+to 100 messages under way whatever the client asked for.
 """
 
 from __future__ import annotations
