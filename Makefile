@@ -57,6 +57,7 @@ clean:
 $(VENV)/pip.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "sly: $$($(PYTHON) --version) is too old; Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -y python3-venv || true
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "sly: this Python cannot make virtual environments; run: apt-get install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -41,11 +41,12 @@ class LocalFleet:
 
     def __init__(
         self, folder: Path, members: Iterable[Member], models: Iterable[str], broker_port: int, *,
-        name: str = "demo", settings: str = "",
+        name: str = "demo", settings: str = "", models_folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.name = folder, name
         self.members = {member.board: member for member in members}
         self.models, self._broker_port, self._settings = list(models), broker_port, settings
+        self._models_folder = models_folder
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self.keys: Mapping[str, bytes] = {}
 
@@ -117,7 +118,7 @@ class LocalFleet:
             f'[board]\nid = "{member.board}"\nbackend = "jalapeno"\nprofile = "{member.profile}"\n\n'
             f'[state]\nfolder = "{self.folder / member.board}"\n\n'
             f'[broker]\nhost = "127.0.0.1"\nport = {self._broker_port}\nkeepalive_s = 5\nreconnect_max_ms = 500\n\n'
-            f"[models]\nserve = [{serve}]\n\n{self._settings}\n"
+            f'[models]\nserve = [{serve}]\nfolder = "{self._models_folder or ""}"\n\n{self._settings}\n'
             f'[fleet]\nname = "{self.name}"\n\n[fleet.members]\n{keys}\n'
         )
 
