@@ -1,0 +1,68 @@
+"""``python -m tests.bench [NAME...] [--json FILE]``: measure, and print one table against the goals.
+
+Rules: a goal that is missed is a row of the table, not a failure; the exit code is 2, with one line, only for a benchmark that
+cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_agent.core.errors import SlyError
+from tests.bench.figures import Benchmark, Figure, progress, table
+
+SUBJECTS = ("overhead", "memory", "startup", "fleet", "wire")
+
+
+def machine() -> dict[str, object]:
+    """What these figures hold for."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "machine": platform.machine(),
+        "cpu": models[0].split(":", 1)[1].strip() if models else "unknown",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "load": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def measured(names: list[str]) -> list[Figure]:
+    figures: list[Figure] = []
+    for name in names:
+        benchmark: Benchmark = importlib.import_module(f"tests.bench.{name}").measure
+        figures += benchmark(lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
+    progress("done")
+    print(file=sys.stderr)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the agent against its goals.")
+    parser.add_argument("names", nargs="*", choices=(*SUBJECTS, []), metavar="NAME", help=f"{', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the machine's facts there, too")
+    arguments = parser.parse_args()
+    facts = machine()
+    try:
+        figures = measured(arguments.names or list(SUBJECTS))
+    except SlyError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    print(table(figures))
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if arguments.json:
+        report = {"machine": facts, "figures": [each.as_json() for each in figures]}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What the agent adds to an inference: p50 of a request through it, against the bare interpreter on the same model and input.
+
+How: the agent runs in this process with one hosted model and its engine child; a client in this process awaits
+``Agent.submit`` for the task ``invoke`` (the model's own input tensor in, its own output tensors out).  The bare interpreter
+loops in a process of its own.  Rounds of both alternate, so that what else the machine does falls on both; each round gives
+one ratio and one difference of its two medians, and the figure is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from random import Random
+
+from edge_agent.agent import Agent
+from edge_agent.core.config import AgentConfig
+from edge_agent.core.errors import UnavailableError
+from edge_agent.core.values import INVOKE, InferenceRequest, Status, Tensor
+from models.card import Card
+from models.catalog import card
+from models.fetch import fetch
+from tests.bench import synthetic
+from tests.bench.bare import BareInterpreter
+from tests.bench.figures import Figure, Progress, p50
+
+RATIO_GOAL, ADDED_GOAL_US = 1.05, 300.0
+RATIO_FROM_US = 10_000
+"""The goal for the ratio is for models that take at least this long."""
+SYNTHETIC_LAYERS = 10
+ROUNDS, WARM_UP_ROUNDS = 24, 3
+ROUND_US = 60_000
+"""A round is as many inferences as fill this time, but at least ``MIN_INFERENCES``."""
+MIN_INFERENCES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Medians in µs, round by round."""
+
+    bare: list[float]
+    agent: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return p50(agent / bare for agent, bare in zip(self.agent, self.bare, strict=True))
+
+    @property
+    def added_us(self) -> float:
+        return p50(agent - bare for agent, bare in zip(self.agent, self.bare, strict=True))
+
+
+def measure(progress: Progress) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory(prefix="sly-bench-") as name:
+        folder = Path(name)
+        for real in ("mobilenet-vww", "blazeface-short", "blazeface-back"):
+            yield from _figures(real, _compared(card(real), fetch(card(real), report=progress), folder / real, progress))
+        with synthetic.hosted(folder, SYNTHETIC_LAYERS) as model:
+            yield from _figures(synthetic.NAME, _compared(card(synthetic.NAME), model, folder / synthetic.NAME, progress))
+
+
+def _figures(model: str, rounds: Rounds) -> Iterator[Figure]:
+    bare_us = p50(rounds.bare)
+    yield Figure(f"{model}: bare interpreter, p50", bare_us, "µs")
+    yield Figure(f"{model}: added by the agent, p50", rounds.added_us, "µs", ADDED_GOAL_US)
+    yield Figure(f"{model}: agent / bare", rounds.ratio, "", RATIO_GOAL if bare_us >= RATIO_FROM_US else None)
+
+
+def _compared(model: Card, path: Path, folder: Path, progress: Progress) -> Rounds:
+    folder.mkdir()
+    tensor = random_input(model)
+    (folder / "input").write_bytes(tensor.data)
+    with BareInterpreter(path, folder / "input") as bare:
+        return asyncio.run(_alternating(model, tensor, bare, folder, path.parent, progress))
+
+
+async def _alternating(
+    model: Card, tensor: Tensor, bare: BareInterpreter, folder: Path, models: Path, progress: Progress
+) -> Rounds:
+    rounds = Rounds([], [])
+    inferences = max(MIN_INFERENCES, int(ROUND_US / p50(bare.round(MIN_INFERENCES))))
+    async with Agent(configuration(model.name, folder / "state", models), log=lambda line: None) as agent:
+        for number in range(-WARM_UP_ROUNDS, ROUNDS):
+            progress(f"{model.name}, round {max(number + 1, 0)} of {ROUNDS}")
+            of_bare, of_agent = p50(bare.round(inferences)), p50(await _round(agent, model, tensor, inferences))
+            if number >= 0:
+                rounds.bare.append(of_bare)
+                rounds.agent.append(of_agent)
+    return rounds
+
+
+async def _round(agent: Agent, model: Card, tensor: Tensor, inferences: int) -> list[float]:
+    samples = []
+    inputs = {model.inputs[0].name: tensor}
+    for _ in range(inferences):
+        started_ns = time.perf_counter_ns()
+        result = await agent.submit(InferenceRequest(os.urandom(16).hex(), INVOKE, inputs, model.name))
+        samples.append((time.perf_counter_ns() - started_ns) / 1000)
+        if result.status is not Status.OK:
+            raise UnavailableError(f"agent with {model.name}", f"{result.status.value}: {result.reason}")
+    return samples
+
+
+def configuration(model: str, state: Path, models: Path) -> AgentConfig:
+    return AgentConfig.from_mapping(
+        {
+            "board": {"id": "bench", "backend": "jalapeno", "profile": "raspberry_pi_5", "paced": False},
+            "state": {"folder": str(state)},
+            "models": {"serve": [model], "folder": str(models)},
+        }
+    )
+
+
+def random_input(model: Card) -> Tensor:
+    """A tensor of the model's first input: noise in [-1, 1) or any bytes, the same every time."""
+    spec, random = model.inputs[0], Random(1)
+    count = prod(spec.shape)
+    if spec.dtype == "float32":
+        return Tensor(spec.dtype, spec.shape, array("f", (random.uniform(-1, 1) for _ in range(count))).tobytes())
+    return Tensor(spec.dtype, spec.shape, random.randbytes(count))
