@@ -341,6 +341,21 @@ def test_answers_that_nobody_fetched_push_back(path: Path) -> None:
         assert len(ledger.owed(10)) == 2
 
 
+def test_a_refused_call_leaves_nothing_in_a_transaction_that_goes_on(path: Path) -> None:
+    """Here the answer's message was put in the outbox before there was found to be no room for the answer itself."""
+    with Ledger(path, Bounds(answered_count=1)) as ledger:
+        with ledger.transaction():
+            ledger.accept("r0", b"")
+            ledger.accept("r1", b"")
+            ledger.answer("r0", b"", owed("k0"))
+            with pytest.raises(UnavailableError):
+                ledger.answer("r1", b"", owed("k1"))
+            ledger.increment("a")
+        assert [message.key for _, message in ledger.owed(10)] == ["k0"]
+        assert ledger.unanswered(10) == [("r1", b"")]
+        assert ledger.count("a") == 1
+
+
 @pytest.mark.parametrize("name", ["", "x" * 257, "ü" * 129, "a\nb", "a\0b", "\ud800"])
 def test_a_name_out_of_bounds_is_refused_everywhere(ledger: Ledger, name: str) -> None:
     attempts: list[Callable[[], object]] = [
@@ -470,6 +485,31 @@ def test_a_birth_that_was_cut_anywhere_is_done_again(tmp_path: Path, monkeypatch
         if born:
             break
     assert cut_at > 6
+
+
+def test_a_birth_is_synced_before_and_after_it_gets_its_name_and_then_remembered(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    class Recorder(Disk):
+        def fsync(self, fd: int) -> None:
+            steps.append(f"fsync {Path(f'/proc/self/fd/{fd}').resolve().name}")
+            super().fsync(fd)
+
+        def rename(self, source: Path, target: Path) -> None:
+            steps.append(f"rename {source.name}")
+            super().rename(source, target)
+
+        def fsync_folder(self, folder: Path) -> None:
+            steps.append(f"fsync {folder.name}")
+            super().fsync_folder(folder)
+
+    path.parent.mkdir()
+    monkeypatch.setattr(database, "Disk", Recorder)
+    Ledger(path).close()
+    part = ".part-ledger.db"
+    assert steps == [f"fsync {part}", f"rename {part}", "fsync state", "fsync ledger.db.lock", "fsync state"]
 
 
 def damaged(path: Path, how: str) -> None:

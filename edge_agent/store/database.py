@@ -205,7 +205,7 @@ class Database:
         self._path.chmod(PRIVATE_FILE)
         if os.pread(self._lock, len(_MADE), 0) != _MADE:
             os.pwrite(self._lock, _MADE, 0)
-            os.fsync(self._lock)
+            self._disk.fsync(self._lock)
             self._disk.fsync_folder(self._path.parent)
         self._check_header()
         with _understood(self._path):
