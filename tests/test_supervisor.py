@@ -113,6 +113,21 @@ def test_requests_run_one_at_a_time_first_come_first_served() -> None:
     run(story())
 
 
+def test_a_caller_that_comes_again_at_once_does_not_overtake_who_waits() -> None:
+    async def story() -> None:
+        async with supervised(tiny_model(), ROGUISH) as (supervisor, _, _):
+            done: list[str] = []
+
+            async def in_turn(*texts: str) -> None:
+                for text in texts:
+                    done.append(await order(supervisor, text))
+
+            await asyncio.gather(in_turn("a1", "a2", "a3"), in_turn("b1", "b2", "b3"))
+            assert done == ["a1", "b1", "a2", "b2", "a3", "b3"]
+
+    run(story())
+
+
 def test_only_so_many_may_wait_and_the_rest_are_told_at_once() -> None:
     async def story() -> None:
         settings = EngineSettings(engine=ROGUE, max_waiting=3)

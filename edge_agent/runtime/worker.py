@@ -129,8 +129,10 @@ def open_model(order: Order, model_fd: int, arena: mmap.mmap) -> tuple[Worker, R
 
 
 def resident_bytes(account_fd: int) -> int:
-    """This process's proportional share of memory (PSS), from an open ``smaps_rollup``."""
-    for line in os.pread(account_fd, 8192, 0).splitlines():
+    """This process's proportional share of memory (PSS), from an open ``smaps_rollup``, which is closed."""
+    account = os.pread(account_fd, 8192, 0)
+    os.close(account_fd)
+    for line in account.splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
     return 0
