@@ -40,7 +40,7 @@ from edge_agent.transport.link import (
 )
 from edge_agent.transport.owed import Owed
 from edge_agent.transport.paho_client import PARSE_FAULTS, GuardedClient, publish_properties
-from edge_agent.transport.tls import connect_fault
+from edge_agent.transport.tls import HUNG_UP, HUNG_UP_BEFORE, HUNG_UP_LATER, connect_fault
 
 MAX_OUTGOING_MESSAGES = 256
 MAX_OUTGOING_BYTES = 16 * 2**20
@@ -50,6 +50,8 @@ CONNECT_TIMEOUT_S = 5.0
 TURN_S = 1.0
 LINGER_S = 2.0
 SESSION_TAKEN_OVER = 0x8E
+_OWN_ENDS = {0x82: "the broker broke the protocol", 0x8D: "no answer within the keepalive time"}
+"""Why paho itself ends a connection, as MQTT 5 reason codes (section 2.4)."""
 
 
 class Connection:
@@ -126,7 +128,9 @@ class Connection:
             self.up = False
             self._client.discard()
         self.lasted_us = int((time.monotonic() - started) * 1e6) if self.was_up else 0
-        return f"{self._endpoint.address}: {self._client.failure or 'the connection ended'}"
+        if self._client.failure == HUNG_UP:
+            return HUNG_UP_LATER if self.was_up else HUNG_UP_BEFORE
+        return self._client.failure or "the connection ended"
 
     def _connect(self) -> None:
         options, address = self._endpoint.options, self._endpoint.address
@@ -189,7 +193,7 @@ class Connection:
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if not flags.is_disconnect_packet_from_server:
-            self._client.fail("no answer within the keepalive time" if reason.value == 0x8D else "")
+            self._client.fail(_OWN_ENDS.get(reason.value, ""))
         elif reason.value == SESSION_TAKEN_OVER:
             self._client.fail(
                 f"session taken over: another client uses the id {self._endpoint.client_id!r}; give every board its own"

@@ -113,7 +113,7 @@ class _Network:
                 self.inbox.put(LinkDown(f"this link has died of a bug ({type(error).__name__}: {error}) and stays down"))
                 raise
             wait_us = self._backoff.after(self.connection.lasted_us)
-            self.inbox.put(LinkDown(reason, wait_us))
+            self.inbox.put(LinkDown(f"{self._endpoint.address}: {reason}", wait_us))
             self._closing.wait(wait_us / 1e6)
 
 

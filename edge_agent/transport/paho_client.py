@@ -15,6 +15,8 @@ Section numbers are those of MQTT 5.0 (OASIS, 2019).
 
 from __future__ import annotations
 
+import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from paho.mqtt.properties import Properties, VariableByteIntegers
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.transport.link import MAX_PACKET_BYTES, Message
-from edge_agent.transport.tls import connect_fault
+from edge_agent.transport.tls import HUNG_UP, connect_fault
 
 MAX_CONTROL_PACKET_BYTES = 4096
 MAX_PROPERTIES_BYTES = 4096
@@ -121,6 +123,19 @@ class GuardedClient(paho.Client):
             if self._sockpairW is not None:
                 self._sockpairW.send(b"w")
 
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        """As paho's, but a handshake that fails leaves no open socket behind. The context checks the host name."""
+        assert self._ssl_context is not None and self._ssl_context.check_hostname
+        sock = tcp_sock
+        try:
+            sock = wrapped = self._ssl_context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+            wrapped.settimeout(self._connect_timeout)
+            wrapped.do_handshake()
+        except (OSError, ValueError):
+            sock.close()
+            raise
+        return wrapped
+
     def _sock_recv(self, bufsize: int) -> bytes:
         self._judge_announced_length()
         try:
@@ -128,11 +143,22 @@ class GuardedClient(paho.Client):
         except BlockingIOError:
             raise
         except OSError as error:
-            self.fail(f"connection lost: {connect_fault(error)}")
+            self.fail(connect_fault(error))
             raise
         if not data:
-            self.fail("the broker closed the connection without a reason (it stopped, or another client uses our id)")
+            self.fail(HUNG_UP)
         return data
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            with suppress(OSError):  # a TLS alert that came before the end says more than the end; reading it notes it
+                self._sock_recv(1)
+            self.fail(connect_fault(error))
+            raise
 
     def _judge_announced_length(self) -> None:
         packet = self._in_packet

@@ -77,10 +77,17 @@ _CERTIFICATE_FAULTS = {
 }
 
 
+HUNG_UP = "the broker hung up"
+HUNG_UP_BEFORE = f"{HUNG_UP} before it accepted us; check our certificate or password, and that TLS is on or off on both sides"
+HUNG_UP_LATER = f"{HUNG_UP} without a reason; it stopped, the network broke, or another client uses our id"
+
+
 def connect_fault(error: OSError) -> str:
     """Why a connection could not be made or was lost, in one line that says what to do."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _CERTIFICATE_FAULTS.get(error.verify_code, f"the broker's certificate is not good: {error.verify_message}")
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError, BrokenPipeError)):
+        return HUNG_UP
     if isinstance(error, ssl.SSLError):
         return _tls_fault(error)
     if isinstance(error, socket.gaierror):
