@@ -129,7 +129,8 @@ def test_a_child_inherits_three_descriptors_and_no_secret_of_the_environment(mon
         os.set_inheritable(held, True)
         try:
             async with supervised(tiny_model(), PROBING) as (supervisor, _, _):
-                assert len((await told(supervisor, "descriptors")).split()) == len(("in", "out", "err")) + 3
+                held_by_child = ("stdin", "stdout", "stderr", "socket", "model", "arena", "arena's mapping")
+                assert len((await told(supervisor, "descriptors")).split()) == len(held_by_child)
                 names = set((await told(supervisor, "environment")).split())
                 assert names <= {*sandbox.PASSED_ON, *sandbox.QUIET, "PYTHONPATH", "LC_CTYPE"}
         finally:
