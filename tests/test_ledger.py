@@ -382,6 +382,8 @@ def test_sizes_out_of_bounds_are_refused(ledger: Ledger) -> None:
         lambda: owed("k", large),
         lambda: Owed("k", "t", b"", bytes(257)),
         lambda: Owed("k", "t" * 513, b""),
+        lambda: Owed("k", "\ud800", b""),
+        lambda: Owed("k", "t", b"", response_topic="a\0b"),
         lambda: Owed("k", "t", b"", expiry_s=-1),
         lambda: Bounds(owed_count=0),
     ]
@@ -718,6 +720,21 @@ def test_a_full_file_system_refuses_and_works_again_when_there_is_room(tmp_path:
         for number in range(accepted):
             ledger.answer(f"r{number}", b"", owed(f"k{number}", b""))
         assert len(ledger.owed(1000)) == accepted
+
+
+def test_a_ledger_opens_on_a_full_disk(tmp_path: Path) -> None:
+    with file_system_of_1_mb(tmp_path / "small") as folder:
+        with Ledger(folder / "ledger.db") as ledger:
+            ledger.raise_high_water("mark", 7)
+        with pytest.raises(OSError, match="No space left"), (folder / "ballast").open("wb") as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        with Ledger(folder / "ledger.db") as ledger:
+            assert ledger.high_water("mark") == 7
+            with pytest.raises(UnavailableError, match="free some space"):
+                ledger.raise_high_water("mark", 8)
+            (folder / "ballast").unlink()
+            ledger.raise_high_water("mark", 8)
 
 
 def test_the_log_of_a_full_disk_is_folded_so_that_its_room_can_be_used(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def _files(path: Path) -> list[Path]:
 
 def _holder() -> bytes:
     program = Path(sys.argv[0] if sys.argv else "").name
-    return f"process {os.getpid()} {program}".encode()[:HOLDER_BYTES]
+    return os.fsencode(f"process {os.getpid()} {program}")[:HOLDER_BYTES]
 
 
 def _connected(path: Path) -> sqlite3.Connection:

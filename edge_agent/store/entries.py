@@ -60,18 +60,18 @@ class Owed:
         checked_name("owed key", self.key)
         for topic in (self.topic, self.response_topic):
             if topic is not None:
-                bounded("owed topic's length", len(topic.encode()), 1, MAX_TOPIC_BYTES, "bytes")
+                checked_name(f"topic of {self.key}", topic, MAX_TOPIC_BYTES)
         checked_size(f"owed payload of {self.key}", self.payload, MAX_ENTRY_BYTES)
         checked_size(f"correlation of {self.key}", self.correlation or b"", MAX_CORRELATION_BYTES)
         if self.expiry_s is not None:
             bounded("owed expiry_s", self.expiry_s, 0, MAX_EXPIRY_S, "s")
 
 
-def checked_name(subject: str, name: str) -> str:
-    """``name`` if it has 1 to ``MAX_NAME_BYTES`` bytes of UTF-8; raises ``RefusedError`` naming ``subject`` otherwise."""
-    if 0 < len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES and name.isprintable():
+def checked_name(subject: str, name: str, max_bytes: int = MAX_NAME_BYTES) -> str:
+    """``name`` if it has 1 to ``max_bytes`` bytes of UTF-8; raises ``RefusedError`` naming ``subject`` otherwise."""
+    if name.isprintable() and 0 < len(name.encode()) <= max_bytes:
         return name
-    raise RefusedError(subject, name, f"1 to {MAX_NAME_BYTES} bytes of printable text")
+    raise RefusedError(subject, name, f"1 to {max_bytes} bytes of printable text")
 
 
 def checked_size(subject: str, data: bytes, max_bytes: int) -> bytes:
