@@ -29,11 +29,26 @@ from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult
 from edge_agent.gateway.local import LocalServer
 from edge_agent.hosting import Host, model_files
 from edge_agent.node.events import (
-    Abandoned, Acknowledge, Drain, Effect, Event, Execute, Executed, Hosted, Log, Publish, Reply, Sensed, Submitted,
-    Subscribe, Tick, Withdrawn,
+    Abandoned,
+    Acknowledge,
+    Drain,
+    Effect,
+    Event,
+    Execute,
+    Executed,
+    Hosted,
+    Log,
+    Publish,
+    Reply,
+    Sensed,
+    Submitted,
+    Subscribe,
+    Tick,
+    Withdrawn,
 )  # fmt: skip
-from edge_agent.node.node import Node, NodeSettings
+from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report
+from edge_agent.node.settings import NodeSettings
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
 from edge_agent.service import notify, watchdog_period_s
@@ -90,6 +105,8 @@ class Agent:
         self._link: Link | None = None
         self.stop_requested = asyncio.Event()
         self.faulty = False
+        self._broken = False
+        """A decision was lost half-way: the node and the ledger may differ, and only a new start makes them agree."""
 
     async def __aenter__(self) -> Agent:
         try:
@@ -99,11 +116,9 @@ class Agent:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         notify("STOPPING=1")
-        if kind is None:
+        if kind is None and not self._broken:
             await self._drain()
         await self._close()
 
@@ -111,7 +126,8 @@ class Agent:
         """Serve one request of a client in this process; the answer is a result, whatever happens."""
         self._handles += 1
         handle = self._handles
-        answer = self._waiting[handle] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+        self._waiting[handle] = answer
         try:
             self._feed(Submitted(request, handle))
             return await answer
@@ -229,15 +245,20 @@ class Agent:
     def _feed(self, event: Event) -> None:
         """Take in an event; decide at once unless a decision is under way."""
         self._events.append(event)
-        if self._pumping:
+        if self._pumping or self._broken:
             return
-        self._pumping = True
+        self._pumping = self._broken = True
         try:
             while self._events:
                 self._carry_out(self._decide(self._handle_waiting))
+            self._broken = False
         finally:
             self._pumping = False
             self._heard.set()
+            if self._broken:
+                self.say("a decision could not be made durable: stopping, so that the next start takes up what the ledger holds")
+                self.faulty = True
+                self.stop_requested.set()
 
     def _handle_waiting(self) -> list[Effect]:
         effects: list[Effect] = []
@@ -335,7 +356,7 @@ class Agent:
                 result = await self.submit(wire.decode_request(body, wire.LOCAL))
                 return wire.encode_result(result, wire.LOCAL)
             case "explain", str():
-                decision = self.node.decisions.get(checked(REQUEST_ID, "request id", body))
+                decision = self.node.router.decisions.get(checked(REQUEST_ID, "request id", body))
                 if decision is None:
                     raise RefusedError(f"request {body}", "an id that is not remembered here", "one of the last requests")
                 return decision_report(decision)

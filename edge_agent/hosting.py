@@ -16,7 +16,7 @@ from board_support.roofline import ModelWork, estimate
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
-from edge_agent.core.values import InferenceResult, ModelOffer, Status
+from edge_agent.core.values import InferenceResult, ModelOffer, Status, failure
 from edge_agent.node.events import Execute
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
@@ -75,7 +75,7 @@ class Host:
         )
 
     def _failure(self, job: Execute, status: Status, reason: str) -> InferenceResult:
-        return InferenceResult(job.request.request_id, status, self._board_id, job.model, reason=reason)
+        return failure(job.request.request_id, status, self._board_id, reason, job.model)
 
 
 def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:

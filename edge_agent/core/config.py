@@ -2,29 +2,42 @@
 
 Owns every setting, its bounds and its default.  Rules: this file is pure (the shell reads the file and hands in the
 mapping); an unknown section or key is refused, never ignored; numbers carry their unit in the name; the defaults are safe
-(no gateway, no anonymous members, no emulation unless the board is named).
+(no broker, no members, no models, no emulation unless the board is named).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
-from edge_agent.core.errors import ConfigError
-from edge_agent.core.values import BOARD_ID, MODEL_NAME
+from edge_agent.core.errors import ConfigError, shown
+from edge_agent.core.values import BOARD_ID, MAX_BOARDS, MODEL_NAME
 
 MAX_CONFIG_BYTES = 256 * 2**10
 
 _Section = TypeVar("_Section")
 
 
-def _setting(default: Any = MISSING, *, low: int = 0, high: int = 2**62, one_of: tuple[str, ...] = (), text: str = "") -> Any:
-    """A field with its bounds: ``low``/``high`` for numbers, ``one_of`` or ``text`` (a regular expression) for strings."""
-    metadata = {"low": low, "high": high, "one_of": one_of, "text": text}
-    if isinstance(default, (dict, list)):
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What a setting may be: ``low``/``high`` for numbers, ``one_of`` or ``text`` (a regular expression) for texts and the
+    texts in lists and tables, ``names`` for the keys of a table, ``entries`` for how many there may be."""
+
+    low: int = 0
+    high: int = 2**62
+    one_of: tuple[str, ...] = ()
+    text: str = ""
+    names: str = ""
+    entries: int = MAX_BOARDS
+
+
+def _setting(default: Any = MISSING, **bounds: Any) -> Any:
+    """A field with its ``_Bounds``."""
+    metadata = {"bounds": _Bounds(**bounds)}
+    if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -44,7 +57,7 @@ class FleetSection:
     """``[fleet]``: the federation. ``members`` maps a board id to its Ed25519 public key in hex."""
 
     name: str = _setting("home", text=r"[a-z0-9][a-z0-9_-]{0,23}")
-    members: Mapping[str, str] = _setting({}, text=r"[0-9a-f]{64}")
+    members: Mapping[str, str] = _setting({}, text=r"[0-9a-f]{64}", names=BOARD_ID.pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ class StateSection:
 class ModelsSection:
     """``[models]``: the catalog names that this board hosts. ``folder`` is where set-up put the files."""
 
-    serve: tuple[str, ...] = _setting((), text=MODEL_NAME.pattern)
+    serve: tuple[str, ...] = _setting((), text=MODEL_NAME.pattern, entries=64)
     folder: str = _setting("")
 
 
@@ -84,7 +97,6 @@ class EngineSection:
     runtime: str = _setting("auto", one_of=("auto", "ai_edge_litert", "tflite_runtime"))
     threads: int = _setting(1, low=1, high=64)
     memory_bytes: int = _setting(4 * 2**30, low=256 * 2**20)
-    invoke_timeout_ms: int = _setting(30_000, low=10, high=3_600_000)
     max_deaths: int = _setting(3, low=1, high=100)
 
 
@@ -109,18 +121,6 @@ class PolicySection:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySection:
-    """``[gateway]``: HTTP, off by default, loopback by default."""
-
-    on: bool = _setting(False)
-    host: str = _setting("127.0.0.1")
-    port: int = _setting(8460, low=0, high=65535)
-    token_file: str = _setting("")
-    max_body_bytes: int = _setting(16 * 2**20, low=1024, high=64 * 2**20)
-    max_concurrent: int = _setting(32, low=1, high=10_000)
-
-
-@dataclass(frozen=True, slots=True)
 class AgentConfig:
     board: BoardSection
     state: StateSection
@@ -130,7 +130,6 @@ class AgentConfig:
     engine: EngineSection = EngineSection()
     queue: QueueSection = QueueSection()
     policy: PolicySection = PolicySection()
-    gateway: GatewaySection = GatewaySection()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object]) -> AgentConfig:
@@ -144,56 +143,53 @@ class AgentConfig:
         return cls(**{name: _section(kind, name, mapping.get(name, {})) for name, kind in known.items()})
 
 
-def _section(kind: type[_Section], name: str, given: Any) -> _Section:
+def _section(kind: type[_Section], name: str, given: Mapping[str, Any]) -> _Section:
     settings = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
     for key in given:
         if key not in settings:
             raise ConfigError(f"[{name}] {key}", "an unknown key", ", ".join(settings))
     hints = get_type_hints(kind)
-    return kind(
-        **{
-            key: _checked(f"[{name}] {key}", hints[key], given[key], entry)
-            for key, entry in settings.items()
-            if key in given or _required(f"[{name}] {key}", entry)
-        }
-    )
+    values = {}
+    for key, entry in settings.items():
+        bounds = entry.metadata["bounds"]
+        if key in given:
+            values[key] = _checked(f"[{name}] {key}", hints[key], given[key], bounds)
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"[{name}] {key}", "nothing", _allowed(hints[key], bounds), "it has no default: set it")
+    return kind(**values)
 
 
-def _required(where: str, entry: Field[Any]) -> bool:
-    if entry.default is MISSING and entry.default_factory is MISSING:
-        raise ConfigError(where, "nothing", _allowed(entry), "it has no default: set it")
-    return False
-
-
-def _checked(where: str, kind: Any, value: Any, entry: Field[Any]) -> Any:
+def _checked(where: str, kind: Any, value: Any, bounds: _Bounds) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        if entry.metadata["low"] <= value <= entry.metadata["high"]:
-            return value
-    elif kind is str and isinstance(value, str):
-        return _text(where, value, entry)
-    elif kind is Path and isinstance(value, str) and value and "\0" not in value:
+    if kind is int and type(value) is int and bounds.low <= value <= bounds.high:
+        return value
+    if kind is str and isinstance(value, str) and _fits(value, bounds):
+        return value
+    if kind is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(value).expanduser()
-    elif get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_checked(f"{where}[{i}]", get_args(kind)[0], item, entry) for i, item in enumerate(value))
-    elif get_origin(kind) is Mapping and isinstance(value, Mapping):
-        return {key: _checked(f"{where}.{key}", str, item, entry) for key, item in sorted(value.items())}
-    raise ConfigError(where, value, _allowed(entry, kind))
+    if get_origin(kind) is tuple and isinstance(value, list) and len(value) <= bounds.entries:
+        if len({str(item) for item in value}) != len(value):
+            raise ConfigError(where, "one entry twice", _allowed(kind, bounds))
+        return tuple(_checked(f"{where}[{i}]", str, item, bounds) for i, item in enumerate(value))
+    if get_origin(kind) is Mapping and isinstance(value, Mapping) and len(value) <= bounds.entries:
+        for name in value:
+            _checked(f"{where}, a name in it", str, name, _Bounds(text=bounds.names))
+        return {name: _checked(f"{where}.{name}", str, item, bounds) for name, item in sorted(value.items())}
+    raise ConfigError(where, shown(value), _allowed(kind, bounds))
 
 
-def _text(where: str, value: str, entry: Field[Any]) -> str:
-    one_of, pattern = entry.metadata["one_of"], entry.metadata["text"]
-    if "\0" in value or (one_of and value not in one_of) or (pattern and not re.fullmatch(pattern, value)):
-        raise ConfigError(where, value, _allowed(entry))
-    return value
+def _fits(value: str, bounds: _Bounds) -> bool:
+    if "\0" in value or (bounds.one_of and value not in bounds.one_of):
+        return False
+    return not bounds.text or re.fullmatch(bounds.text, value) is not None
 
 
-def _allowed(entry: Field[Any], kind: Any = None) -> str:
-    if entry.metadata["one_of"]:
-        return ", ".join(entry.metadata["one_of"])
-    if entry.metadata["text"]:
-        return f"text matching {entry.metadata['text']}"
-    if kind is int:
-        return f"a whole number from {entry.metadata['low']} to {entry.metadata['high']}"
-    return {bool: "true or false", str: "text", Path: "a path"}.get(kind, "a path" if entry.name == "folder" else "a list")
+def _allowed(kind: Any, bounds: _Bounds) -> str:
+    text = f"text matching {bounds.text}" if bounds.text else ", ".join(bounds.one_of) or "text"
+    if get_origin(kind) is tuple:
+        return f"a list of at most {bounds.entries}, each once: {text}"
+    if get_origin(kind) is Mapping:
+        return f"a table of at most {bounds.entries}, its names matching {bounds.names}: {text}"
+    numbers = f"a whole number from {bounds.low} to {bounds.high}"
+    return {bool: "true or false", int: numbers, Path: "a path"}.get(kind, text)

@@ -30,6 +30,9 @@ MAX_TENSORS = 64
 MAX_NAME_CHARS = 256
 DIGEST_BYTES = 32
 MAX_COST = 10**15
+MAX_REASON_CHARS = 2048
+MAX_BOARDS = 1024
+"""In one fleet."""
 MAX_DEADLINE_US = 3_600_000_000
 DEFAULT_DEADLINE_US = 10_000_000
 
@@ -187,9 +190,23 @@ class InferenceResult:
     def __post_init__(self) -> None:
         checked(REQUEST_ID, "result's request id", self.request_id)
         checked(BOARD_ID, "result's board", self.board)
+        if self.model:
+            checked(MODEL_NAME, "result's model", self.model)
+        if len(self.model_digest) not in (0, DIGEST_BYTES):
+            raise RefusedError("result's model digest", f"{len(self.model_digest)} bytes", f"none or {DIGEST_BYTES} bytes")
+        if len(self.reason) > MAX_REASON_CHARS:
+            raise RefusedError("result's reason", f"{len(self.reason)} characters", f"at most {MAX_REASON_CHARS}")
         bounded("result busy_us", self.busy_us, 0, 10**12, "µs")
         bounded("result energy_uj", self.energy_uj, 0, 10**15, "µJ")
         object.__setattr__(self, "outputs", _named_tensors("result outputs", self.outputs))
+
+
+def failure(request_id: str, status: Status, board: str, reason: str, model: str = "") -> InferenceResult:
+    """A result without outputs, its reason made fit for the wire: shortened, and without what is no text."""
+    reason = reason.encode("utf-8", "replace").decode()
+    if len(reason) > MAX_REASON_CHARS:
+        reason = reason[: MAX_REASON_CHARS - 1] + "…"
+    return InferenceResult(request_id, status, board, model, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """What a board knows of the others: one record and one standing a board, joined by version.
 
-Rules: the join keeps the record with the larger ``(boot_epoch, sequence)`` and is commutative, associative and idempotent;
-a board is gone only when that was delivered (its will, its farewell), never because a local clock ran; the table is
-bounded, and the digest is a function of the joined records alone.
+Rules: the join keeps the record with the larger ``(boot_epoch, sequence)`` and is commutative, associative and idempotent,
+even over a board that signs two records with one version (the larger encoding stays); a board is gone only when that was
+delivered (its will, its farewell), never because a local clock ran; the table is bounded, and the digest is a function of the
+joined records alone.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from hashlib import sha256
 
 from edge_agent.core.cbor import encode
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import MAX_BOARDS
 from edge_agent.gossip.presence import Presence, Standing
 from edge_agent.gossip.record import BoardRecord
-
-MAX_BOARDS = 1024
 
 
 class FleetState:
@@ -27,7 +27,7 @@ class FleetState:
     def join(self, record: BoardRecord, now_us: int = 0) -> bool:
         """Take in a record; ``False`` if one at least as new is held. Raises ``RefusedError`` when the table is full."""
         held = self._records.get(record.board)
-        if held is not None and held.version >= record.version:
+        if held is not None and not _is_newer(record, held):
             return False
         self._bound(self._records, record.board)
         self._records[record.board] = record
@@ -65,3 +65,9 @@ class FleetState:
     def _bound(self, table: dict[str, BoardRecord] | dict[str, Presence], board: str) -> None:
         if board not in table and len(table) >= MAX_BOARDS:
             raise RefusedError(f"board {board}", f"a fleet of {len(table)} boards already", f"at most {MAX_BOARDS} boards")
+
+
+def _is_newer(record: BoardRecord, held: BoardRecord) -> bool:
+    if record.version != held.version or record == held:
+        return record.version > held.version
+    return encode(record.to_map()) > encode(held.to_map())

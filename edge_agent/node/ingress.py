@@ -2,15 +2,17 @@
 
 Owns the table of pending requests and where each is placed.  Rules: only this board places and re-places them; a request
 is tried at most once on a board; the first answer wins and a later one is dropped; when the deadline passes, that is the
-answer.
+answer.  Whatever is asked at every event is kept up to date, not summed up anew.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest
+from edge_agent.node.deadlines import Deadlines
 from edge_agent.placement.options import Option
 
 PATIENCE_US = 2_000_000
@@ -20,7 +22,7 @@ PATIENCE_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class LocalClient:
-    """A client on a socket of this board, or in its process."""
+    """A client on a socket of this board, or in its process; ``handle`` is of this one request."""
 
     handle: int
 
@@ -43,20 +45,13 @@ class Pending:
     deadline_us: int
     placed_on: str = ""
     predicted_us: int = 0
-    retry_us: int = 0
     ticket: int = 0
     """Of the last dispatch: negative, so that it is never one of the ledger's."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why each board that was tried is tried no more."""
 
-    def place(self, option: Option, now_us: int, *, local: bool) -> None:
-        self.placed_on, self.predicted_us = option.board, option.offer.busy_us
-        patience_us = PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
-        self.retry_us = self.deadline_us if local else min(self.deadline_us, now_us + patience_us)
-
-    def fail(self, reason: str) -> None:
-        self.failed[self.placed_on] = reason
-        self.placed_on = ""
+    def was_given_to(self, board: str) -> bool:
+        return board == self.placed_on or board in self.failed
 
 
 class Ingress:
@@ -65,7 +60,10 @@ class Ingress:
     def __init__(self, limits: QueueSection) -> None:
         self._limits = limits
         self._pending: dict[str, Pending] = {}
-        self._bytes = 0
+        self._handles: dict[int, str] = {}
+        self._deadlines = Deadlines()
+        self._outstanding_us: Counter[str] = Counter()
+        self.size_bytes = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -79,20 +77,45 @@ class Ingress:
             return f"request {request.request_id} is being served already"
         if len(self._pending) >= self._limits.max_requests:
             return f"{len(self._pending)} requests are pending, the limit is {self._limits.max_requests}"
-        size_bytes = request.size_bytes
-        if self._bytes + size_bytes > self._limits.max_bytes:
-            return f"{self._bytes} bytes of requests are pending and {size_bytes} came, the limit is {self._limits.max_bytes}"
+        came_bytes = request.size_bytes
+        if self.size_bytes + came_bytes > self._limits.max_bytes:
+            return f"{self.size_bytes} bytes of requests are pending and {came_bytes} came, the limit is {self._limits.max_bytes}"
         return ""
 
     def add(self, pending: Pending) -> None:
-        self._pending[pending.request.request_id] = pending
-        self._bytes += pending.request.size_bytes
+        """Take a request in. Ask ``full`` first."""
+        request_id = pending.request.request_id
+        self._pending[request_id] = pending
+        self.size_bytes += pending.request.size_bytes
+        self._deadlines.set(request_id, pending.deadline_us)
+        if isinstance(pending.client, LocalClient):
+            self._handles[pending.client.handle] = request_id
 
     def remove(self, request_id: str) -> Pending | None:
         pending = self._pending.pop(request_id, None)
         if pending is not None:
-            self._bytes -= pending.request.size_bytes
+            self.size_bytes -= pending.request.size_bytes
+            self._deadlines.discard(request_id)
+            self._unplace(pending)
+            if isinstance(pending.client, LocalClient):
+                self._handles.pop(pending.client.handle, None)
         return pending
+
+    def remove_of_client(self, handle: int) -> Pending | None:
+        return self.remove(self._handles.get(handle, ""))
+
+    def place(self, pending: Pending, option: Option, now_us: int, *, local: bool) -> None:
+        """The request goes to ``option.board``, and is looked at again when that board's time is up."""
+        pending.placed_on, pending.predicted_us = option.board, option.offer.busy_us
+        self._outstanding_us[option.board] += pending.predicted_us
+        patience_us = PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
+        due_us = pending.deadline_us if local else min(pending.deadline_us, now_us + patience_us)
+        self._deadlines.set(pending.request.request_id, due_us)
+
+    def leave(self, pending: Pending, reason: str) -> None:
+        """The board that has the request is tried no more, and why."""
+        pending.failed[pending.placed_on] = reason
+        self._unplace(pending)
 
     def placed_on(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on == board]
@@ -100,14 +123,17 @@ class Ingress:
     def placed_elsewhere(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on not in ("", board)]
 
-    def of_client(self, handle: int) -> list[Pending]:
-        return [p for p in self._pending.values() if isinstance(p.client, LocalClient) and p.client.handle == handle]
-
     def outstanding_us(self, board: str) -> int:
         """The modelled work that this board has sent to ``board`` and that is not answered yet."""
-        return sum(pending.predicted_us for pending in self._pending.values() if pending.placed_on == board)
+        return self._outstanding_us[board]
 
-    def due(self, now_us: int) -> list[Pending]:
-        """The requests whose deadline or patience has run out."""
-        return [pending for pending in self._pending.values() if min(pending.deadline_us, pending.retry_us) <= now_us]
+    def take_due(self, now_us: int) -> list[Pending]:
+        """The requests whose deadline or patience has run out: each must now be placed anew or removed."""
+        return [self._pending[request_id] for request_id in self._deadlines.take_due(now_us)]
 
+    def _unplace(self, pending: Pending) -> None:
+        if pending.placed_on:
+            self._outstanding_us[pending.placed_on] -= pending.predicted_us
+            if not self._outstanding_us[pending.placed_on]:
+                del self._outstanding_us[pending.placed_on]
+            pending.placed_on = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status
+from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
@@ -18,39 +18,48 @@ from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
-from edge_agent.node.voice import ENVELOPE_BYTES, Voice, failure
+from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, ENVELOPE_BYTES, Voice
 from edge_agent.placement.options import BoardView, Decision, choose
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES
 
 MAX_DECISIONS = 1024
-CLIENT_REPLY_EXPIRY_S = 86_400
-"""How long the broker keeps an answer for a client that is away."""
+MAX_REMEMBERED = 16_384
+"""Options and exclusions in all remembered decisions together: a few MiB."""
 
 
 class Router:
-    def __init__(self, settings: NodeSettings, fleet: FleetState, execution: Execution, mailbox: Mailbox, voice: Voice) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        fleet: FleetState,
+        execution: Execution,
+        mailbox: Mailbox,
+        voice: Voice,
+        tickets: Iterator[int],
+    ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
         self._board = settings.board
         self.ingress = Ingress(settings.queue)
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
         self.link_state = "not connected yet"
-        self._tickets: dict[int, str] = {}
-        self._dispatched = 0
         self.headroom_mdegc: int | None = None
+        self._remembered = 0
+        self._tickets = tickets
+        self._dispatched: dict[int, str] = {}
 
     def admit(self, request: InferenceRequest, client: Client, now_us: int, *, refusal: str = "") -> Iterator[Effect]:
         """Take a request in, or answer it at once with the reason why it is not taken."""
         pending = Pending(request, client, now_us + request.limits.deadline_us)
         if reason := refusal or self.ingress.full(request):
-            yield from self._answer(pending, self._failure(request, Status.SHED, reason))
+            yield from self._answer(pending, failure(request.request_id, Status.SHED, self._board, reason))
         else:
             self.ingress.add(pending)
             yield from self._place(pending, now_us)
 
     def abandon(self, handle: int) -> None:
         """The client behind ``handle`` has gone: what it asked for is not begun any more."""
-        for pending in self.ingress.of_client(handle):
-            self.ingress.remove(pending.request.request_id)
+        pending = self.ingress.remove_of_client(handle)
+        if pending is not None:
             self._execution.forget(self._key(pending.request))
 
     def outcome(self, result: InferenceResult, board: str, now_us: int) -> Iterator[Effect]:
@@ -58,8 +67,9 @@ class Router:
         pending = self.ingress.get(result.request_id)
         if pending is None:
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, it was answered before")
+        elif not pending.was_given_to(board):
+            yield Log(f"answer of {board} to request {result.request_id}: dropped, that board was not asked")
         elif result.status in (Status.OK, Status.REFUSED):
-            self._execution.forget(self._key(pending.request))
             yield from self._resolve(pending, result)
         elif pending.placed_on == board:
             yield from self._leave(pending, result.reason, now_us)
@@ -67,28 +77,27 @@ class Router:
     def lose_boards(self, reason: str, now_us: int, board: str = "") -> Iterator[Effect]:
         """``board`` (or, when empty, every other board) is out of reach: what is there goes elsewhere."""
         if not board:
-            self._tickets.clear()
+            self._dispatched.clear()
         lost = self.ingress.placed_on(board) if board else self.ingress.placed_elsewhere(self._board)
         for pending in lost:
             yield from self._leave(pending, reason, now_us)
 
     def delivered(self, ticket: int) -> None:
         """The broker has the dispatched request of this ticket."""
-        self._tickets.pop(ticket, None)
+        self._dispatched.pop(ticket, None)
 
     def undelivered(self, ticket: int, reason: str, now_us: int) -> Iterator[Effect]:
         """The link would not take the dispatched request of this ticket."""
-        pending = self.ingress.get(self._tickets.pop(ticket, ""))
+        pending = self.ingress.get(self._dispatched.pop(ticket, ""))
         if pending is not None and pending.ticket == ticket:
             yield from self._leave(pending, reason, now_us)
 
     def expire(self, now_us: int) -> Iterator[Effect]:
         """Deadlines that passed, and boards that did not answer in time."""
-        for pending in self.ingress.due(now_us):
+        for pending in self.ingress.take_due(now_us):
             if pending.deadline_us <= now_us:
-                self._execution.forget(self._key(pending.request))
                 reason = f"its deadline of {pending.request.limits.deadline_us} µs passed while it was on {pending.placed_on}"
-                yield from self._resolve(pending, self._failure(pending.request, Status.SHED, reason))
+                yield from self._shed(pending, reason)
             else:
                 yield from self._leave(pending, "no answer came in time", now_us)
 
@@ -98,23 +107,25 @@ class Router:
         self._remember(decision)
         option = decision.chosen
         if option is None:
-            reason = f"no board can serve it: {decision.why_shed()}"
-            yield from self._resolve(pending, self._failure(request, Status.SHED, reason))
+            yield from self._shed(pending, f"no board can serve it: {decision.why_shed()}")
             return
         local, model = option.board == self._board, option.offer.model
-        pending.place(option, now_us, local=local)
+        self.ingress.place(pending, option, now_us, local=local)
         if local:
             self._execution.enqueue(Job(self._key(request), request, model, pending.deadline_us, self._board))
         else:
-            self._dispatched += 1
-            pending.ticket = -self._dispatched
-            self._tickets[pending.ticket] = request.request_id
+            pending.ticket = next(self._tickets)
+            self._dispatched[pending.ticket] = request.request_id
             yield Publish(self._voice.dispatch(request.placed(model, budget_us), option.board), pending.ticket)
 
     def _remember(self, decision: Decision) -> None:
+        """Keep a decision for who asks why; the oldest give way."""
+        if earlier := self.decisions.pop(decision.request_id, None):
+            self._remembered -= earlier.size
         self.decisions[decision.request_id] = decision
-        while len(self.decisions) > MAX_DECISIONS:
-            self.decisions.popitem(last=False)
+        self._remembered += decision.size
+        while len(self.decisions) > MAX_DECISIONS or (self._remembered > MAX_REMEMBERED and len(self.decisions) > 1):
+            self._remembered -= self.decisions.popitem(last=False)[1].size
 
     def _views(self, pending: Pending, now_us: int) -> Iterator[BoardView]:
         size_bytes = pending.request.size_bytes
@@ -150,11 +161,15 @@ class Router:
     def _leave(self, pending: Pending, reason: str, now_us: int) -> Iterator[Effect]:
         """The board that has this request cannot do it: the next option is tried."""
         yield Log(f"request {pending.request.request_id} leaves {pending.placed_on}: {reason}")
-        pending.fail(reason)
+        self.ingress.leave(pending, reason)
         yield from self._place(pending, now_us)
+
+    def _shed(self, pending: Pending, reason: str) -> Iterator[Effect]:
+        yield from self._resolve(pending, failure(pending.request.request_id, Status.SHED, self._board, reason))
 
     def _resolve(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
         self.ingress.remove(pending.request.request_id)
+        self._execution.forget(self._key(pending.request))
         yield from self._answer(pending, result)
 
     def _answer(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
@@ -162,11 +177,7 @@ class Router:
         if isinstance(client, LocalClient):
             yield Reply(client.handle, result)
         else:
-            key = client.journal_key
-            self._mailbox.answer(key, self._voice.answer(result, client.client, key, CLIENT_REPLY_EXPIRY_S))
-
-    def _failure(self, request: InferenceRequest, status: Status, reason: str) -> InferenceResult:
-        return failure(request.request_id, status, self._board, reason)
+            yield from self._mailbox.answer(client.journal_key, client.client, result, CLIENT_REPLY_EXPIRY_S)
 
     def _key(self, request: InferenceRequest) -> str:
         return f"{self._board}/{request.request_id}"

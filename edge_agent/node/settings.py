@@ -11,7 +11,7 @@ from edge_agent.core.cose import Signer
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """``members`` maps every board of the fleet to its Ed25519 public key, 32 bytes; ``boot_epoch`` counts this board's starts."""
+    """``members``: every board of the fleet and its Ed25519 public key, 32 bytes; ``boot_epoch`` counts this board's starts."""
 
     board: str
     boot_epoch: int

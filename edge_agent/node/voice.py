@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edge_agent.core import wire
 from edge_agent.core.cose import sign1
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status
+from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.settings import NodeSettings
@@ -16,8 +16,10 @@ from edge_agent.store.ledger import Owed
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Message
 from edge_agent.transport.topics import Topics
 
-ENVELOPE_BYTES = 4096
-"""Room for everything in a request's message that is not tensor data."""
+ENVELOPE_BYTES = 72 * 2**10
+"""Room for everything in a request's message that is not tensor data: 64 tensors with the longest names there are."""
+CLIENT_REPLY_EXPIRY_S = 86_400
+"""How long the broker keeps an answer for a client that is away."""
 
 
 class Voice:
@@ -53,12 +55,17 @@ class Voice:
         topic = self.topics.reply(self._settings.board, addressee)
         return Owed(key, topic, payload, correlation=bytes.fromhex(result.request_id), expiry_s=expiry_s)
 
+    def reply(self, result: InferenceResult, addressee: str) -> Message:
+        """An answer that is in no ledger."""
+        return self.repeated(self._signed(result, addressee), result.request_id, addressee)
+
+    def repeated(self, answer: bytes, request_id: str, addressee: str) -> Message:
+        """The answer that was given before, as it was."""
+        topic, correlation = self.topics.reply(self._settings.board, addressee), bytes.fromhex(request_id)
+        return Message(topic, answer, expiry_s=CLIENT_REPLY_EXPIRY_S, correlation=correlation)
+
     def _signed(self, result: InferenceResult, addressee: str) -> bytes:
         return sign1(wire.encode_result(result, addressee), self._settings.signer, wire.AAD_RESULT)
-
-
-def failure(request_id: str, status: Status, board: str, reason: str) -> InferenceResult:
-    return InferenceResult(request_id, status, board, reason=reason)
 
 
 def seconds(interval_us: int) -> int:

@@ -62,6 +62,11 @@ class Decision:
     def chosen(self) -> Option | None:
         return self.ranked[0] if self.ranked else None
 
+    @property
+    def size(self) -> int:
+        """Options and exclusions together."""
+        return len(self.ranked) + len(self.excluded)
+
     def why_shed(self) -> str:
         return "; ".join(f"{e.board}{'/' + e.model if e.model else ''}: {e.reason}" for e in self.excluded) or "no board is known"
 
