@@ -85,12 +85,20 @@ class LocalServer:
             call = asyncio.create_task(self._answer(writer, entry["call"], entry["verb"], entry["body"]))
             calls.add(call)
             call.add_done_callback(calls.discard)
+            call.add_done_callback(lambda ended: _report_fault(ended, writer))
 
     async def _answer(self, writer: asyncio.StreamWriter, number: int, verb: str, body: object) -> None:
         try:
             await _send(writer, {0: number, 1: "", 2: await self._handler(verb, body)})
         except SlyError as error:
             await _send(writer, {0: number, 1: str(error), 2: None})
+
+
+def _report_fault(call: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+    """A call that failed by a bug of ours: said loudly, and its client is not left waiting."""
+    if not call.cancelled() and (error := call.exception()) is not None:
+        asyncio.get_running_loop().call_exception_handler({"message": "a client's call failed", "exception": error})
+        writer.close()
 
 
 async def _send(writer: asyncio.StreamWriter, frame: dict[int, object]) -> None:
