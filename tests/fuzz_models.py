@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.values import Tensor
-from edge_agent.runtime.sandbox import ChildDiedError, Sandbox
+from edge_agent.runtime.child import ChildDiedError
+from edge_agent.runtime.sandbox import Sandbox
 from edge_agent.runtime.settings import EngineSettings
 from tests.sandboxes import INSTALLED, model_file
 from tests.tiny_models import tiny_model

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
-from edge_agent.runtime import confine, landlock, sandbox, seccomp
+from edge_agent.runtime import child, confine, landlock, seccomp
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from tests.odd_engines import ALLOWED, PROBE, PROBES, ROGUE
@@ -79,7 +79,7 @@ def test_without_landlock_a_model_runs_from_a_private_copy_as_fast_kernels_do(
 
 def without_layers(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
     """Start children on a kernel that, as far as they can tell, has no such layer."""
-    monkeypatch.setattr(sandbox, "WORKER", f"tests.without_{layer}")
+    monkeypatch.setattr(child, "WORKER", f"tests.without_{layer}")
 
 
 def test_without_seccomp_a_child_refuses_to_read_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_child_inherits_three_descriptors_and_no_secret_of_the_environment(mon
                 held_by_child = ("stdin", "stdout", "stderr", "socket", "model", "arena", "arena's mapping")
                 assert len((await told(supervisor, "descriptors")).split()) == len(held_by_child)
                 names = set((await told(supervisor, "environment")).split())
-                assert names <= {*sandbox.PASSED_ON, *sandbox.QUIET, "PYTHONPATH", "LC_CTYPE"}
+                assert names <= {*child.PASSED_ON, *child.QUIET, "PYTHONPATH", "LC_CTYPE"}
         finally:
             os.close(held)
 

@@ -16,7 +16,8 @@ import pytest
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime.arena import KEPT_BYTES, Arena
-from edge_agent.runtime.sandbox import KEPT_STDERR_BYTES, STDERR_BYTES_A_SECOND, ChildDiedError, Death, Sandbox
+from edge_agent.runtime.child import ChildDiedError, Death
+from edge_agent.runtime.sandbox import KEPT_STDERR_BYTES, STDERR_BYTES_A_SECOND, Sandbox
 from edge_agent.runtime.settings import EngineSettings
 from tests.odd_engines import LIES, ROGUE
 from tests.sandboxes import model_file, run, words

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.runtime import quarantine
+from edge_agent.runtime.child import ChildDiedError
 from edge_agent.runtime.quarantine import Answered, Died, Record, Released, step
-from edge_agent.runtime.sandbox import ChildDiedError
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor, Invocation
 from tests.odd_engines import ROGUE

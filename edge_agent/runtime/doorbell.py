@@ -16,125 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from board_support.board import Delegate
-from board_support.roofline import MAX_OPS, ModelWork
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import TensorSpec
 from edge_agent.runtime.arena import Place, Placed, places
-from edge_agent.runtime.settings import EngineSettings
-from edge_agent.runtime.signature import Signature
-from models.card import Card
 
 MAX_DOORBELL_BYTES = 64 * 2**10
 MAX_HANDSHAKE_BYTES = 4 * 2**20
-MAX_HANDSHAKE_ITEMS = 16 * MAX_OPS
 MAX_TEXT_CHARS = 400
-MAX_LAYERS = 16
 REMEMBERED = 8
 HEAD = struct.Struct(">QQ")
 HANDSHAKE = 0
 """The sequence number of the answer to ``Order``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The first message, agent to child: what to load and how."""
-
-    model: str
-    digest: bytes
-    settings: EngineSettings
-    delegate: Delegate | None
-    card: Card | None
-
-    def encode(self) -> bytes:
-        settings = self.settings
-        return encode(
-            {
-                "model": self.model,
-                "digest": self.digest,
-                "engine": settings.engine,
-                "runtime": settings.runtime,
-                "threads": settings.threads,
-                "memory_bytes": settings.memory_bytes,
-                "invoke_limit_us": settings.invoke_limit_us,
-                "unsafe_without_seccomp": settings.unsafe_without_seccomp,
-                "delegate": [self.delegate.library, dict(self.delegate.options)] if self.delegate else None,
-                "card": self.card.to_mapping() if self.card else None,
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes) -> Order:
-        entry = decode(data, max_bytes=MAX_DOORBELL_BYTES)
-        assert isinstance(entry, dict), "the agent speaks first, and is trusted"
-        rest = {name: entry.pop(name) for name in ("model", "digest", "delegate", "card")}
-        return cls(
-            rest["model"],
-            rest["digest"],
-            EngineSettings(**entry),
-            Delegate(*rest["delegate"]) if rest["delegate"] else None,
-            Card.from_mapping(rest["card"]) if rest["card"] else None,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The child's account of itself once the model is loaded. It travels in the arena: a model may have many operators."""
-
-    signature: Signature
-    work: ModelWork
-    library: str
-    delegate: str
-    confinement: tuple[str, ...]
-    resident_bytes: int
-
-    def encode(self) -> bytes:
-        return encode(
-            [
-                [_spec_out(spec) for spec in self.signature.inputs],
-                [_spec_out(spec) for spec in self.signature.outputs],
-                self.work.to_list(),
-                self.library,
-                self.delegate,
-                list(self.confinement),
-                self.resident_bytes,
-            ]
-        )
-
-    @classmethod
-    def decode(cls, data: bytes) -> Ready:
-        """Raises ``RefusedError`` for anything that a sound child would not say."""
-        inputs, outputs, work, library, delegate, layers, resident_bytes = _items(
-            decode(data, MAX_HANDSHAKE_BYTES, max_items=MAX_HANDSHAKE_ITEMS, subject="handshake"), "handshake", 7
-        )
-        signature = Signature(_specs_in(inputs), _specs_in(outputs))
-        if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
-            raise RefusedError("handshake layers", layers, f"a list of at most {MAX_LAYERS}")
-        return cls(
-            signature,
-            ModelWork.from_list(work),
-            printable(library),
-            printable(delegate),
-            tuple(printable(layer) for layer in layers),
-            _natural(resident_bytes),
-        )
-
-
-def _spec_out(spec: TensorSpec) -> list[object]:
-    return [spec.name, spec.dtype, list(spec.shape)]
-
-
-def _specs_in(value: object) -> tuple[TensorSpec, ...]:
-    if not isinstance(value, list):
-        raise RefusedError("handshake tensors", value, "a list")
-    found = []
-    for item in value:
-        name, dtype, shape = _items(item, "handshake tensor", 3)
-        if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
-            raise RefusedError("handshake tensor", item, "name, dtype, shape")
-        found.append(TensorSpec(name, dtype, tuple(shape)))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +54,7 @@ def decode_request(message: bytes, arena_bytes: int) -> Request:
 
 @lru_cache(REMEMBERED)
 def _request_meaning(body: bytes, arena_bytes: int) -> tuple[bool, tuple[Placed, ...]]:
-    whole_task, inputs = _items(decode(body), "request", 2)
+    whole_task, inputs = items(decode(body), "request", 2)
     return whole_task is True, places(inputs, arena_bytes)
 
 
@@ -248,23 +140,23 @@ def _reply(body: bytes, arena_bytes: int) -> Reply:
 
 
 def _read_loaded(value: object, arena_bytes: int) -> Reply:
-    size_bytes = _natural(_items(value, "reply", 2)[1])
+    size_bytes = natural(items(value, "reply", 2)[1])
     if size_bytes > min(MAX_HANDSHAKE_BYTES, arena_bytes):
         raise RefusedError("handshake", f"{size_bytes} bytes", f"at most {MAX_HANDSHAKE_BYTES}")
     return Loaded(size_bytes)
 
 
 def _read_done(value: object, arena_bytes: int) -> Reply:
-    return Done(places(_items(value, "reply", 2)[1], arena_bytes))
+    return Done(places(items(value, "reply", 2)[1], arena_bytes))
 
 
 def _read_refused(value: object, arena_bytes: int) -> Reply:
-    _, subject, got, allowed, remedy = _items(value, "reply", 5)
+    _, subject, got, allowed, remedy = items(value, "reply", 5)
     return Refused(printable(subject), None if got is None else printable(got), printable(allowed), printable(remedy))
 
 
 def _read_failed(value: object, arena_bytes: int) -> Reply:
-    return Failed(printable(_items(value, "reply", 2)[1]))
+    return Failed(printable(items(value, "reply", 2)[1]))
 
 
 _READERS: dict[object, Callable[[object, int], Reply]] = {
@@ -288,13 +180,13 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT_CHARS])
 
 
-def _items(value: object, subject: str, count: int) -> list:  # type: ignore[type-arg]
+def items(value: object, subject: str, count: int) -> list:  # type: ignore[type-arg]
     if not isinstance(value, list) or len(value) != count:
         raise RefusedError(subject, value, f"a list of {count}")
     return list(value)
 
 
-def _natural(value: object) -> int:
+def natural(value: object) -> int:
     if type(value) is not int or value < 0:
         raise RefusedError("number", value, "a whole number from 0")
     return value

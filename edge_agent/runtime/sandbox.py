@@ -16,55 +16,22 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from board_support.board import Delegate
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime import doorbell
 from edge_agent.runtime.arena import Arena
-from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Answer, Done, Failed, Loaded, Order, Ready, Refused
+from edge_agent.runtime.child import ChildDiedError, Death, ended, last_words, start_child
+from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Answer, Done, Failed, Loaded, Refused
+from edge_agent.runtime.handshake import Order, Ready
 from edge_agent.runtime.settings import EngineSettings
 from models.card import Card
 
-WORKER = "edge_agent.runtime.worker"
-ROOT = Path(__file__).resolve().parents[2]
-"""Where the packages lie; the child gets it as its only extra module path."""
-PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "LANG", "TZ")
-QUIET = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
 KEPT_STDERR_BYTES = 2048
 STDERR_BYTES_A_SECOND = 64 * 2**10
 """After this much the child's next words wait in the pipe, and so does the child."""
-SOCKET_BUFFER_BYTES = 4 * MAX_DOORBELL_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """How a child ended: ``cause`` for a person, and its last words on stderr."""
-
-    cause: str
-    last_words: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.cause} ({self.last_words})" if self.last_words else self.cause
-
-
-class ChildDiedError(UnavailableError):
-    """The child ended, or was killed, before it answered."""
-
-    def __init__(self, subject: str, death: Death) -> None:
-        self.death = death
-        super().__init__(subject, f"its engine died: {death}")
 
 
 class Sandbox:
@@ -306,43 +273,3 @@ class Sandbox:
         self._channel.close()
         os.close(self._pidfd)
         self._arena.close()
-
-
-def start_child(channel: socket.socket, model_fd: int, arena_fd: int) -> subprocess.Popen[bytes]:
-    """The worker in a fresh interpreter and a session of its own (Ctrl-C is the agent's), with three descriptors."""
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    descriptors = (channel.fileno(), model_fd, arena_fd)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-s", "-m", WORKER, *map(str, descriptors), str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        pass_fds=descriptors,
-        env=child_environment(),
-        cwd="/",
-        start_new_session=True,
-    )
-
-
-def child_environment() -> dict[str, str]:
-    """What an engine child gets of the agent's environment: nothing that could hold a secret or change what it imports."""
-    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return kept | QUIET | {"PYTHONPATH": str(ROOT)}
-
-
-def ended(status: int) -> str:
-    """A wait status, as ``Popen`` gives it, in words."""
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
-
-
-def last_words(stderr: bytes) -> str:
-    """The last line that is not mere information, made safe to show."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("INFO", "W0000", "I0000"))]
-    return doorbell.printable(telling[-1]) if telling else ""

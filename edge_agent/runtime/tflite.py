@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import importlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from edge_agent.runtime.engine import Arrays, Engine, path_of, read_whole
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
 from edge_agent.runtime.signature import Signature
 
+READ_ERRORS = (ValueError, RuntimeError, MemoryError, TypeError, LookupError, ArithmeticError)
 WARM_UP_MODEL = zlib.decompress(
     base64.b85decode(
         b"c-mc&u?oU45QhJ1C_#e;bZ~I!=-{TKvy-EPn-r{4ur0Jv>^nL5Fg}9sQ7`FLf`yOVUGBf+Pv-#k+udr4IcAtbLqWoRf-+!DJPA#_"
@@ -77,15 +79,17 @@ class TfliteEngine(Engine):
 
     def load(self, **model: object) -> None:
         """Parse and allocate the ``model_path`` or ``model_content`` given. Raises ``RefusedError`` if it does not load."""
-        try:
+        with _refusing():
             self._interpreter = self._module.Interpreter(
                 **model, num_threads=self.threads, experimental_delegates=self._delegates or None
             )
             self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError, MemoryError) as error:
-            raise RefusedError("model file", _said(error), "a TFLite model that this runtime loads") from error
 
     def signature(self) -> Signature:
+        with _refusing():
+            return self._read_signature()
+
+    def _read_signature(self) -> Signature:
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         names = self._signature_names(inputs, outputs)
         self._inputs = {names.get(("in", each["index"]), each["name"]): each["index"] for each in inputs}
@@ -138,5 +142,11 @@ def _specs(details: Iterable[Any], names: Mapping[tuple[str, int], str], kind: s
     )
 
 
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the library raises while it reads a model is the model's fault."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RefusedError("model file", said, "a TFLite model that this runtime loads") from error

@@ -26,8 +26,9 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import MAX_RANK, MAX_TENSOR_BYTES
 from edge_agent.runtime import confine, doorbell
 from edge_agent.runtime.arena import Place, Placed, aligned
-from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Order, Ready, Request
+from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Request
 from edge_agent.runtime.engine import Arrays, Engine, engine_class
+from edge_agent.runtime.handshake import Order, Ready
 
 WHOLE_TASK_INPUT = "image"
 HASHED_AT_ONCE_BYTES = 2**20
@@ -159,9 +160,8 @@ def main(arguments: list[str]) -> None:
     """``arguments``: the descriptors of socket, model and arena, and the agent's process id."""
     channel_fd, model_fd, arena_fd, parent_pid = map(int, arguments)
     confine.die_with(parent_pid)
-    with mmap.mmap(arena_fd, 0) as arena, socket.socket(fileno=channel_fd) as channel:
-        serve(channel, model_fd, arena)
-        os._exit(0)
+    serve(socket.socket(fileno=channel_fd), model_fd, mmap.mmap(arena_fd, 0))
+    os._exit(0)
 
 
 if __name__ == "__main__":
