@@ -1,7 +1,7 @@
 """``python -m tests.bench [NAME...] [--json FILE]``: measure, and print one table against the goals.
 
 Rules: a goal that is missed is a row of the table, not a failure; the exit code is 2, with one line, only for a benchmark that
-cannot run.
+cannot run, and the others run all the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from edge_agent.core.errors import SlyError
@@ -35,14 +36,21 @@ def machine() -> dict[str, object]:
     }
 
 
-def measured(names: list[str]) -> list[Figure]:
-    figures: list[Figure] = []
+def measured(names: list[str], figures: list[Figure]) -> list[str]:
+    """Add to ``figures`` what every benchmark gives; why some could not run."""
+    faults = []
     for name in names:
         benchmark: Benchmark = importlib.import_module(f"tests.bench.{name}").measure
-        figures += benchmark(lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
-    progress("done")
-    print(file=sys.stderr)
-    return figures
+        try:
+            figures.extend(benchmark(partial(_report, name)))
+        except SlyError as error:
+            faults.append(f"bench: {name}: {error}")
+    progress("")
+    return faults
+
+
+def _report(name: str, text: str) -> None:
+    progress(f"{name}: {text}")
 
 
 def main() -> int:
@@ -51,17 +59,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the machine's facts there, too")
     arguments = parser.parse_args()
     facts = machine()
-    try:
-        figures = measured(arguments.names or list(SUBJECTS))
-    except SlyError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+    figures: list[Figure] = []
+    faults = measured(arguments.names or list(SUBJECTS), figures)
     print(table(figures))
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     if arguments.json:
         report = {"machine": facts, "figures": [each.as_json() for each in figures]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 2 if faults else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edge_agent.core.errors import UnavailableError
-from edge_agent.runtime.sandbox import ROOT, child_environment
+from edge_agent.runtime.child import ROOT, child_environment
 
 REMEDY = "pip install ai-edge-litert"
 

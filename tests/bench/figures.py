@@ -66,6 +66,8 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def progress(text: str) -> None:
-    """One line on stderr that the next one replaces on a terminal."""
-    start, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
-    print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+    """One line on stderr that the next one replaces on a terminal; an empty one only clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from edge_agent.client import Client
@@ -29,17 +30,19 @@ def measure(progress: Progress) -> Iterator[Figure]:
     fetch(card(MODEL), report=progress)
     picture = fetch_picture(PICTURE, report=progress).read_bytes()
     progress("starting a broker and one agent")
-    with tempfile.TemporaryDirectory(prefix="sly-bench-") as name, EmbeddedBroker(free_port()) as broker:
-        with LocalFleet(Path(name), [Member("solo", "raspberry_pi_5")], [MODEL], broker.port) as fleet:
-            fleet.start()
-            agent = fleet.pid_of("solo")
-            loaded = {pid: megabytes(pid, "Pss") for pid in family(agent)}
-            with Client(fleet.socket_of("solo")) as client:
-                for number in range(REQUESTS):
-                    progress(f"request {number + 1} of {REQUESTS}")
-                    client.look(TASK, picture)
-            served = {pid: megabytes(pid, "Pss") for pid in family(agent)}
-            alone = sum(megabytes(pid, "Rss") for pid in served)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sly-bench-")))
+        broker = stack.enter_context(EmbeddedBroker(free_port()))
+        fleet = stack.enter_context(LocalFleet(folder, [Member("solo", "raspberry_pi_5")], [MODEL], broker.port))
+        fleet.start()
+        agent = fleet.pid_of("solo")
+        loaded = {pid: megabytes(pid, "Pss") for pid in family(agent)}
+        with Client(fleet.socket_of("solo")) as client:
+            for number in range(REQUESTS):
+                progress(f"request {number + 1} of {REQUESTS}")
+                client.look(TASK, picture)
+        served = {pid: megabytes(pid, "Pss") for pid in family(agent)}
+        alone = sum(megabytes(pid, "Rss") for pid in served)
     yield Figure("idle: agent, PSS", served[agent], "MB")
     yield Figure("idle: engine child, PSS", sum(served.values()) - served[agent], "MB")
     yield Figure("idle: agent + one model, PSS", sum(served.values()), "MB", GOAL_MB)
