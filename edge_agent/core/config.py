@@ -143,7 +143,7 @@ class AgentConfig:
         return cls(**{name: _section(kind, name, mapping.get(name, {})) for name, kind in known.items()})
 
 
-def _section(kind: type[_Section], name: str, given: Mapping[str, Any]) -> _Section:
+def _section(kind: type[_Section], name: str, given: Any) -> _Section:
     settings = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
     for key in given:
         if key not in settings:
