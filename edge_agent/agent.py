@@ -154,7 +154,7 @@ class Agent:
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
         signer = signer_of(config)
         self.board = open_board(config.board.backend, BoardSettings(profile=config.board.profile, paced=config.board.paced))
-        await check_broker(config)
+        await check_broker(config, self.say)
         settings = self._node_settings(signer, self.board)
         self.node = Node(settings, self._ledger)
         engine = EngineSettings(
@@ -387,8 +387,23 @@ async def check(config: AgentConfig) -> None:
         await check_link(broker_address(config), f"{client_id(config)}-check")
 
 
-async def check_broker(config: AgentConfig) -> None:
-    """Raises ``UnavailableError`` for a broker that is there and cannot prove who it is; one that is not there is fine."""
+async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
+    """Look at a TLS broker once: one that is not there is fine, one with a wrong certificate stops the start.
+
+    Raises ``RefusedError`` for the latter, unless ``[broker] untrusted`` is ``go_on``.
+    """
+    if not config.broker.ca_file or not config.broker.host:
+        return
+    from edge_agent.transport.mqtt import check as check_link
+
+    try:
+        await check_link(broker_address(config), f"{client_id(config)}-check")
+    except UnavailableError as error:
+        say(f"{error}; going on alone")
+    except RefusedError as error:
+        if config.broker.untrusted == "stop":
+            raise RefusedError(f"{error}; mend it, or set [broker] untrusted = \"go_on\" to serve without a broker") from error
+        say(f"{error}; going on alone")
 
 
 def signer_of(config: AgentConfig) -> Signer:

@@ -23,7 +23,8 @@ from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import EnergyKind, InferenceRequest, Limits, Status, Tensor
 from edge_agent.gateway.local import LocalConnection
-from tests.brokers import free_port
+from tests.brokers import free_port, mosquitto
+from tests.certificates import Authority
 from tests.fetched import model_path, picture_path
 
 WAIT_S = 60.0
@@ -243,6 +244,21 @@ def test_a_deadline_that_passes_is_an_answer(tmp_path: Path) -> None:
 def test_a_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path), pytest.raises(UnavailableError, match="ledger"):
         asyncio.run(_enter(AgentConfig.from_mapping(configuration(tmp_path))))
+
+
+def test_a_broker_with_a_wrong_certificate_stops_the_start_in_one_line(tmp_path: Path) -> None:
+    ours, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "stranger")
+    certificate, key = stranger.issue("127.0.0.1")
+    with mosquitto(tmp_path / "broker", tls=f"certfile {certificate}\nkeyfile {key}") as running:
+        broker = {"host": "127.0.0.1", "port": running.port, "ca_file": str(ours.certificate)}
+        strict = Daemon(tmp_path / "strict", broker=broker)
+        _, log = strict.process.communicate(timeout=WAIT_S)
+        strict.close()
+        with daemon(tmp_path / "patient", broker={**broker, "untrusted": "go_on"}) as patient:
+            alone = patient.status()
+    assert strict.process.returncode == 2
+    assert len(log.splitlines()) == 1 and log.startswith("sly: broker 127.0.0.1:") and "not signed by our CA" in log
+    assert alone["boards"][0]["standing"] == "serving"
 
 
 def test_a_model_that_is_not_what_its_card_says_is_withdrawn_and_said_why(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class BrokerSection:
     key_file: str = _setting("")
     keepalive_s: int = _setting(10, low=5, high=3600)
     reconnect_max_ms: int = _setting(30_000, low=100, high=3_600_000)
+    untrusted: str = _setting("stop", one_of=("stop", "go_on"))
+    """What a start does when the broker is there and its certificate is wrong."""
     will_delay_s: int = _setting(0, low=0, high=3600)
 
 

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -65,6 +66,8 @@ class Connection:
         self._client.on_publish = self._on_answer
         self._client.on_subscribe = self._on_suback
         self.up = self.was_up = False
+        self.broker_is_trusted = True
+        """Until its certificate is found wrong."""
         self.lasted_us = 0
         self._leaving_since: float | None = None
         self._lock = threading.Lock()
@@ -121,6 +124,7 @@ class Connection:
             self._connect()
             self._work()
         except OSError as error:
+            self.broker_is_trusted = not isinstance(error, ssl.SSLCertVerificationError)
             self._client.fail(connect_fault(error))
         except PARSE_FAULTS as error:
             self._client.fail(f"the broker broke the protocol: {type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
-from edge_agent.core.errors import UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.transport.backoff import Backoff
 from edge_agent.transport.endpoint import BrokerAddress, Endpoint, MqttOptions
 from edge_agent.transport.inbox import Inbox
@@ -120,8 +120,8 @@ class _Network:
 async def check(address: BrokerAddress, client_id: str) -> None:
     """Connect once, say goodbye, and return; no session, no will. ``client_id`` must not be that of a board that is connected.
 
-    Raises ``UnavailableError`` with the one reason if the broker cannot be reached or does not accept us, ``ConfigError``
-    for TLS files that cannot be used.
+    Raises ``UnavailableError`` with the one reason if the broker cannot be reached or does not accept us, ``RefusedError`` if
+    it is there and its certificate is wrong, ``ConfigError`` for TLS files that cannot be used.
     """
     await asyncio.to_thread(_check, address, client_id)
 
@@ -136,5 +136,7 @@ def _check(address: BrokerAddress, client_id: str) -> None:
     endpoint = Endpoint(address, client_id, MqttOptions(keepalive_s=5, session_expiry_s=0))
     connection = Connection(endpoint, None, leave, 1)
     reason = connection.serve()
+    if not connection.broker_is_trusted:
+        raise RefusedError(f"broker {address}: {reason}")
     if not connection.was_up:
         raise UnavailableError(f"broker {address}", reason)
