@@ -1,7 +1,7 @@
 """The requests that came in at this board, until each has its one answer.
 
 Owns the table of pending requests and where each is placed.  Rules: only this board places and re-places them; a request
-is tried at most once on a board; the first answer wins and a later one is dropped; when the deadline passes, that is the
+is tried at most once on another board, and here once with each model; the first answer wins and a later one is dropped; when the deadline passes, that is the
 answer.  Whatever is asked at every event is kept up to date, not summed up anew.
 """
 
@@ -49,6 +49,9 @@ class Pending:
     """Of the last dispatch: negative, so that it is never one of the ledger's."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why each board that was tried is tried no more."""
+    model: str = ""
+    failed_models: dict[str, str] = field(default_factory=dict)
+    """Why each model that was tried here is tried no more."""
 
     def was_given_to(self, board: str) -> bool:
         return board == self.placed_on or board in self.failed
@@ -106,7 +109,7 @@ class Ingress:
 
     def place(self, pending: Pending, option: Option, now_us: int, *, local: bool) -> None:
         """The request goes to ``option.board``, and is looked at again when that board's time is up."""
-        pending.placed_on, pending.predicted_us = option.board, option.offer.busy_us
+        pending.placed_on, pending.model, pending.predicted_us = option.board, option.offer.model, option.offer.busy_us
         self._outstanding_us[option.board] += pending.predicted_us
         patience_us = PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
         due_us = pending.deadline_us if local else min(pending.deadline_us, now_us + patience_us)
@@ -115,6 +118,11 @@ class Ingress:
     def leave(self, pending: Pending, reason: str) -> None:
         """The board that has the request is tried no more, and why."""
         pending.failed[pending.placed_on] = reason
+        self._unplace(pending)
+
+    def leave_model(self, pending: Pending, reason: str) -> None:
+        """The model that this board ran the request on is tried no more, and why."""
+        pending.failed_models[pending.model] = reason
         self._unplace(pending)
 
     def placed_on(self, board: str) -> list[Pending]:

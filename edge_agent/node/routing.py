@@ -1,7 +1,7 @@
 """Where each request of this ingress board goes, and on to the next board when one fails.
 
 Owns the way of a request from its admission to its one answer.  Rules: the placement decides over the views built here; a
-board that failed a request is barred for that request; whatever ends a request ends it once.
+board that failed a request is barred for that request, and so is a model that failed it here; whatever ends a request ends it once.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class Router:
             self._execution.queue_us(now_us),
             local=True,
             headroom_mdegc=self.headroom_mdegc,
-            barred=pending.failed.get(self._board) or self._execution.full(size_bytes),
+            barred=self._execution.full(size_bytes),
+            barred_models=pending.failed_models,
         )
         for record in self._fleet.records():
             since_heard_us = now_us - self._fleet.heard_us(record.board)
@@ -161,7 +162,10 @@ class Router:
     def _leave(self, pending: Pending, reason: str, now_us: int) -> Iterator[Effect]:
         """The board that has this request cannot do it: the next option is tried."""
         yield Log(f"request {pending.request.request_id} leaves {pending.placed_on}: {reason}")
-        self.ingress.leave(pending, reason)
+        if pending.placed_on == self._board:
+            self.ingress.leave_model(pending, reason)
+        else:
+            self.ingress.leave(pending, reason)
         yield from self._place(pending, now_us)
 
     def _shed(self, pending: Pending, reason: str) -> Iterator[Effect]:

@@ -7,8 +7,8 @@ is shuffled, hashed or timed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edge_agent.core.config import PolicySection
 from edge_agent.core.values import InferenceRequest, ModelOffer
@@ -19,6 +19,7 @@ from edge_agent.placement.cost import CostParts, option_cost
 class BoardView:
     """A board as the deciding board sees it. ``barred`` is why it may not be used at all; empty when it may.
 
+    ``barred_models`` says the same of single models there.
     ``queue_us`` is the work that waits there; ``headroom_mdegc`` the distance to its trip point, ``None`` if unknown.
     """
 
@@ -28,6 +29,7 @@ class BoardView:
     local: bool = False
     headroom_mdegc: int | None = None
     barred: str = ""
+    barred_models: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], policy: Polic
         for offer in sorted(view.offers, key=lambda o: o.model):
             if not offer.serves(request):
                 continue
-            if reason := _offer_filter(request, offer):
+            if reason := view.barred_models.get(offer.model) or _offer_filter(request, offer):
                 excluded.append(Exclusion(view.board, offer.model, reason))
                 continue
             cost = option_cost(
