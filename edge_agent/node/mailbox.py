@@ -28,6 +28,10 @@ class Mailbox:
         self._last_ticket = 0
         self._more = True
 
+    def __len__(self) -> int:
+        """How many answers wait here because the ledger has no room."""
+        return len(self._unkept)
+
     @property
     def congested(self) -> str:
         """Why nothing more should be taken in that has to be answered through here; empty if it may."""

@@ -1,7 +1,8 @@
 """Where each request of this ingress board goes, and on to the next board when one fails.
 
 Owns the way of a request from its admission to its one answer.  Rules: the placement decides over the views built here; a
-board that failed a request is barred for that request, and so is a model that failed it here; whatever ends a request ends it once.
+board that failed a request is barred for that request, and so is a model that failed it here; whatever ends a request ends it
+once.
 """
 
 from __future__ import annotations
