@@ -402,7 +402,7 @@ async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
         say(f"{error}; going on alone")
     except RefusedError as error:
         if config.broker.untrusted == "stop":
-            raise RefusedError(f"{error}; mend it, or set [broker] untrusted = \"go_on\" to serve without a broker") from error
+            raise RefusedError(f'{error}; mend it, or set [broker] untrusted = "go_on" to serve without a broker') from error
         say(f"{error}; going on alone")
 
 

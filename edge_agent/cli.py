@@ -9,24 +9,36 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from edge_agent.commands import agent, ask, board, demo, fleet, models
+from edge_agent.commands import agent, ask, board, demo, fleet, models, run
 from edge_agent.core.errors import SlyError
 
-COMMANDS = (agent, ask, fleet, models, board, demo)
+COMMANDS = (agent, ask, fleet, run, models, board, demo)
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code is 0 for success, 1 for a promise that broke, 2 for what the user must mend."""
-    parser = argparse.ArgumentParser(
-        prog="sly", description="Schedules inference requests over a federation of unlike edge boards."
-    )
+class _Parser(argparse.ArgumentParser):
+    """A command line that cannot be is told like any other fault."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"sly: {message}; see: {self.prog} --help", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its arguments; ``run`` of what is parsed carries it out."""
+    parser = _Parser(prog="sly", description="Schedules inference requests over a federation of unlike edge boards.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(subparsers)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code is 0 for success, 1 for a promise that broke, 2 for what the user must mend."""
+    chosen = parser().parse_args(arguments)
     try:
         code: int = chosen.run(chosen)
         sys.stdout.flush()

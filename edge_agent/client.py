@@ -7,6 +7,7 @@ counts once; only an agent that went away is a reason to ask another one; no Num
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import TracebackType
 from edge_agent.core import wire
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import (
+    DTYPE_BYTES,
     EnergyKind,
     InferenceRequest,
     InferenceResult,
@@ -30,7 +32,7 @@ MAX_PICTURE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing in a picture. ``box`` is (left, top, right, bottom) in pixels of the picture as it is shown; empty for a class."""
+    """One thing in a picture. ``box`` is (left, top, right, bottom) in pixels of the upright picture; empty for a class."""
 
     label: str
     score: float
@@ -61,9 +63,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for connection in self._connections:
             connection.close()
 
@@ -95,9 +95,7 @@ class Client:
         raise UnavailableError("no agent answers", " | ".join(refusals))
 
 
-def request_for_picture(
-    task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None
-) -> InferenceRequest:
+def request_for_picture(task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None) -> InferenceRequest:
     return InferenceRequest(os.urandom(16).hex(), task, {"image": encoded_image(picture)}, model, limits or Limits())
 
 
@@ -149,5 +147,5 @@ def _numbers(result: InferenceResult, name: str, dtype: str) -> Sequence[float]:
     tensor = result.outputs.get(name, Tensor(dtype, (0,), b""))
     if tensor.dtype != dtype:
         raise RefusedError(f"output {name} of {result.model}", str(tensor), dtype)
-    numbers: list[float] = memoryview(tensor.data).cast("B").cast({"int32": "i", "float32": "f"}[dtype]).tolist()
-    return numbers
+    form = {"int32": "i", "float32": "f"}[dtype]
+    return struct.unpack(f"<{tensor.size_bytes // DTYPE_BYTES[dtype]}{form}", tensor.data)

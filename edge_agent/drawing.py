@@ -15,9 +15,7 @@ from models.catalog import card
 
 def draw(path: Path, picture: bytes, result: InferenceResult, captions: Sequence[str] = ()) -> None:
     """Write ``picture`` with the result's findings, and who found them, as a PNG file."""
-    outputs = {
-        name: np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape) for name, tensor in result.outputs.items()
-    }
+    outputs = {name: np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape) for name, tensor in result.outputs.items()}
     energy = f"{result.energy_uj / 1000:.2f} mJ {result.energy_kind.value}"
     made_by = f"{result.model} on {result.board}: {result.busy_us / 1000:.2f} ms, {energy}"
     data = annotate(picture, card(result.model), outputs, [made_by, *captions])

@@ -26,9 +26,7 @@ from models.fetch import default_folder
 
 
 class Host:
-    def __init__(
-        self, config: AgentConfig, board: Board, blobs: BlobStore, supervisor: EngineSupervisor, clock: Clock
-    ) -> None:
+    def __init__(self, config: AgentConfig, board: Board, blobs: BlobStore, supervisor: EngineSupervisor, clock: Clock) -> None:
         self._board, self._blobs, self._supervisor, self._clock = board, blobs, supervisor, clock
         self._board_id = config.board.id
         self._files = model_files(config)

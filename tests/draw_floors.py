@@ -60,7 +60,10 @@ def drawing() -> str:
         for i, room in enumerate(rooms)
     }
     height = TOP + FLOOR * len(stacked)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">', '<rect width="100%" height="100%" fill="white"/>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
     for (source, target), count in sorted(imports_between(list(chain(*stacked))).items()):
         (x1, y1), (x2, y2) = places[source], places[target]
         parts.append(
@@ -74,8 +77,9 @@ def drawing() -> str:
 
 def _box(room: str, x: float, y: float) -> list[str]:
     width = min(150, WIDTH / 8)
+    frame = f'x="{x - width / 2:.0f}" y="{y}" width="{width:.0f}" height="{ROOM_HEIGHT}" rx="6"'
     return [
-        f'<rect x="{x - width / 2:.0f}" y="{y}" width="{width:.0f}" height="{ROOM_HEIGHT}" rx="6" fill="#e8f0fe" stroke="#1a73e8"/>',
+        f'<rect {frame} fill="#e8f0fe" stroke="#1a73e8"/>',
         f'<text x="{x:.0f}" y="{y + 20}" {STYLE} font-size="14">{escape(room.removeprefix("edge_agent."))}</text>',
         f'<text x="{x:.0f}" y="{y + 37}" {STYLE} font-size="11" fill="#5f6368">{lines_of(room)} lines</text>',
     ]

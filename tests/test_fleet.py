@@ -143,4 +143,3 @@ async def _kill_and_restart(fleet: LocalFleet, port: int, picture: bytes) -> lis
             await asyncio.to_thread(fleet.kill, "jetson")
             await asyncio.to_thread(fleet.start, ["jetson"])
             return list(await asyncio.gather(*asked))
-

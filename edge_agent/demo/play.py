@@ -86,7 +86,7 @@ async def _play(folder: Path, picture: bytes, requests: int) -> Story:
         doomed = Counter(each.result.board for each in story.served).most_common(1)[0][0]
         say(f"Act 2: {requests} more, and the plug of {doomed}, the busiest board, is pulled")
         act = Act(story, fleet, picture, "board lost")
-        act.at(requests // 3, lambda: (fleet.kill(doomed), story.incident(f"{doomed} killed")))
+        act.at(requests // 3, lambda: _kill(fleet, doomed, story))
         await act.serve(boards, requests)
         _judge_board_loss(story, doomed)
 
@@ -202,6 +202,11 @@ def _judge(story: Story, expected: int) -> None:
     story.promise(same, f"the same model gives the same bits on every board ({', '.join(sorted(by_model))})")
 
 
+def _kill(fleet: LocalFleet, board: str, story: Story) -> None:
+    fleet.kill(board)
+    story.incident(f"{board} killed")
+
+
 def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{board} {number}" for board, number in sorted(counter.items()))
 
@@ -220,4 +225,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-

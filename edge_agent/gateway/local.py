@@ -74,9 +74,7 @@ class LocalServer:
             self._connections.discard(task)
             writer.close()
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, calls: set[asyncio.Task[None]]
-    ) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, calls: set[asyncio.Task[None]]) -> None:
         while True:
             size_bytes = _frame_size(await reader.readexactly(LENGTH_BYTES))
             entry = fields(decode(await reader.readexactly(size_bytes), max_bytes=MAX_FRAME_BYTES), "call", _CALL)

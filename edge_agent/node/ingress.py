@@ -1,8 +1,8 @@
 """The requests that came in at this board, until each has its one answer.
 
 Owns the table of pending requests and where each is placed.  Rules: only this board places and re-places them; a request
-is tried at most once on another board, and here once with each model; the first answer wins and a later one is dropped; when the deadline passes, that is the
-answer.  Whatever is asked at every event is kept up to date, not summed up anew.
+is tried at most once on another board, and here once with each model; the first answer wins and a later one is dropped; when
+the deadline passes, that is the answer.  Whatever is asked at every event is kept up to date, not summed up anew.
 """
 
 from __future__ import annotations
