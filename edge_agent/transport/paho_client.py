@@ -6,6 +6,8 @@ properties.  Rules here:
 * The announced length is judged before the first byte of the body is read; more than the kind of packet may have, and the
   connection ends with a reason.
 * A PUBLISH is split here; only its property section, which is bounded too, goes through paho's parser.
+* Every read asks for a quick TCP acknowledgement (tcp(7): it is not permanent), because a broker that leaves Nagle's algorithm
+  on, as rumqttd does, waits 40 ms for a delayed one.
 * What breaks MQTT ends the connection.  What is good MQTT but outside our bounds (a client's overlong topic that an honest
   broker passes on) is skipped and acknowledged, or a single retained message could keep us off the broker for ever.
 
@@ -37,6 +39,7 @@ MAX_CONTROL_PACKET_BYTES = 4096
 MAX_PROPERTIES_BYTES = 4096
 MAX_UNSENT_PACKETS = 2048
 PACKETS_FOR_A_CLIENT = (paho.CONNACK, paho.PUBLISH, paho.PUBACK, paho.SUBACK, paho.PINGRESP, paho.DISCONNECT)
+QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 READ_BYTES = 64 * 2**10
 PARSE_FAULTS = (MQTTException, LookupError, ValueError, TypeError, AttributeError, struct.error)
 """What paho's parsers raise on crafted packets."""
@@ -147,6 +150,9 @@ class GuardedClient(paho.Client):
             raise
         if not data:
             self.fail(HUNG_UP)
+        elif QUICK_ACKNOWLEDGEMENT is not None and isinstance(self._sock, socket.socket):
+            with suppress(OSError):  # the connection's end is told by the next read
+                self._sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACKNOWLEDGEMENT, 1)
         return data
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
