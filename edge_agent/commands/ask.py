@@ -74,5 +74,7 @@ def _as_table(answer: Answer) -> str:
     if not answer.findings:
         lines.append("nothing found")
     energy = f"{answer.energy_uj / 1000:.2f} mJ {answer.energy_kind.value}"
-    lines.append(f"by {answer.model} on {answer.board}: {answer.busy_us / 1000:.2f} ms busy, {energy}; request {answer.request_id}")
+    lines.append(
+        f"by {answer.model} on {answer.board}: {answer.busy_us / 1000:.2f} ms busy, {energy}; request {answer.request_id}"
+    )
     return "\n".join(lines)

@@ -15,6 +15,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from edge_agent.core.errors import UnavailableError
     from edge_agent.demo.play import run
 
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"--output {arguments.output}", error.strerror or str(error), "choose another folder") from error
     return run(arguments.output, arguments.requests, as_json=arguments.json)

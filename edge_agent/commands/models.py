@@ -31,7 +31,7 @@ def add(subparsers: Subparsers) -> None:
     fetching.set_defaults(run=run_fetch)
 
     showing = actions.add_parser("show", help="what the card of a model says")
-    showing.add_argument("name", metavar="NAME")
+    showing.add_argument("name", metavar="NAME", help="a model of the catalog")
     showing.set_defaults(run=run_show)
 
     for each in (listing, fetching, showing):

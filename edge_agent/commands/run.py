@@ -6,7 +6,6 @@ Rules: NumPy is imported only once the inputs are about to be read; data goes to
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 import json
 import math
@@ -53,6 +52,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from edge_agent.runtime.settings import EngineSettings
 
     source = _source(arguments.model)
