@@ -32,7 +32,7 @@ from edge_agent.runtime.signature import Signature
 from edge_agent.runtime.tflite import TfliteEngine
 from tests.mutants import mutant
 
-PROBE, ROGUE, MUTANTS = (f"tests.odd_engines:{name}" for name in ("Probe", "Rogue", "Mutants"))
+PROBE, ROGUE, BRIEF = (f"tests.odd_engines:{name}" for name in ("Probe", "Rogue", "Brief"))
 WORDS = Signature((TensorSpec("order", "uint8", (-1,)),), (TensorSpec("answer", "uint8", (-1,)),))
 
 
@@ -275,6 +275,17 @@ class Rogue(_Told):
 
     def do_big(self) -> str:
         return "x" * (65 * 2**20)
+
+
+class Brief(_Told):
+    """Dies ``model_bytes[-1]`` milliseconds after it was loaded, whatever anybody wants of it."""
+
+    def signature(self) -> Signature:
+        threading.Timer(read_whole(self.model_fd)[-1] / 1000, os._exit, (3,)).start()
+        return WORDS
+
+    def obey(self, order: str) -> str:
+        return order
 
 
 class Mutants(TfliteEngine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -19,7 +20,7 @@ from edge_agent.runtime.child import ChildDiedError
 from edge_agent.runtime.quarantine import Answered, Died, Record, Released, step
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor, Invocation
-from tests.odd_engines import ROGUE
+from tests.odd_engines import BRIEF, ROGUE
 from tests.sandboxes import BUDGET_US, MODEL, child_pid, filled, load, run, supervised, until_state, words
 from tests.tiny_models import tiny_model
 
@@ -78,6 +79,19 @@ def test_an_endless_model_is_ended_by_the_watchdog_and_quarantined_after_the_bou
             with pytest.raises(UnavailableError, match=r"quarantine after 2 deaths: hung.*hung.*release it"):
                 await infer(supervisor)
             assert reports.count_of("runs again") == 1, "a quarantined model must not be started again"
+
+    run(story())
+
+
+@pytest.mark.parametrize("delay_ms", [0, 1, 3, 10, 30])
+def test_a_child_that_dies_as_soon_as_it_is_loaded_never_leaves_a_caller_waiting(delay_ms: int) -> None:
+    async def story() -> None:
+        model = tiny_model() + bytes([delay_ms])
+        with pytest.raises(UnavailableError, match="exit code 3"):
+            async with supervised(model, EngineSettings(engine=BRIEF)) as (supervisor, _, _):
+                while True:
+                    with contextlib.suppress(ChildDiedError):
+                        await order(supervisor, "hello")
 
     run(story())
 

@@ -75,7 +75,7 @@ class Arena:
     """The agent's end. ``fd`` goes to the child."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+        self.size_bytes, self._used_bytes = size_bytes, 0
         self.fd = os.memfd_create("sly-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, size_bytes)
@@ -96,19 +96,22 @@ class Arena:
             self._map[offset:end] = tensor.data
             found.append((name, tensor.dtype, tuple(tensor.shape), offset))
             offset = aligned(end)
+        self._used_bytes = offset
         return tuple(found)
 
     def take(self, place: Placed) -> Tensor:
+        self._used_bytes = max(self._used_bytes, place.end)
         return Tensor(place.dtype, place.shape, self._map[place.offset : place.end])
 
     def head(self, size_bytes: int) -> bytes:
         """A copy of the first ``size_bytes``, where the child leaves its handshake."""
         return self._map[:size_bytes]
 
-    def trim(self, used_bytes: int) -> None:
-        """Give the pages above ``KEPT_BYTES`` back to the system, if a request used more."""
-        if used_bytes > KEPT_BYTES:
+    def trim(self) -> None:
+        """Give the pages above ``KEPT_BYTES`` back to the system, if the last request used more."""
+        if self._used_bytes > KEPT_BYTES:
             self._map.madvise(mmap.MADV_REMOVE, KEPT_BYTES, self.size_bytes - KEPT_BYTES)
+            self._used_bytes = 0
 
     def close(self) -> None:
         self._map.close()

@@ -23,11 +23,13 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime import doorbell
 from edge_agent.runtime.arena import Arena
-from edge_agent.runtime.child import ChildDiedError, Death, ended, last_words, start_child
+from edge_agent.runtime.child import ROOT, ChildDiedError, Death, child_environment, ended, last_words, start_child
 from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Answer, Done, Failed, Loaded, Refused
 from edge_agent.runtime.handshake import Order, Ready
 from edge_agent.runtime.settings import EngineSettings
 from models.card import Card
+
+__all__ = ["ROOT", "ChildDiedError", "Death", "Sandbox", "child_environment"]
 
 KEPT_STDERR_BYTES = 2048
 STDERR_BYTES_A_SECOND = 64 * 2**10
@@ -77,6 +79,8 @@ class Sandbox:
             answer = await sandbox._ask(order, settings.load_limit_us)
             sandbox.ready = sandbox._handshake(answer)
             sandbox._output_types = [(spec.name, spec.dtype) for spec in sandbox.ready.signature.outputs]
+            if sandbox._exited.done():
+                raise ChildDiedError(f"model {model}", sandbox._exited.result())
         except BaseException:
             await sandbox.close()
             raise
@@ -129,7 +133,7 @@ class Sandbox:
     def take(self, done: Done) -> dict[str, Tensor]:
         """The outputs of the last ``invoke``, copied out of the arena."""
         outputs = {place.name: self._arena.take(place) for place in done.outputs}
-        self._arena.trim(max((place.end for place in done.outputs), default=0))
+        self._arena.trim()
         return outputs
 
     def kill(self, cause: str) -> None:
@@ -147,15 +151,19 @@ class Sandbox:
 
     def _spawn(self, model_fd: int) -> None:
         try:
-            self._arena = Arena(self._settings.arena_bytes)
-            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._process = start_child(theirs, model_fd, self._arena.fd)
-            self._pidfd = os.pidfd_open(self._process.pid)
+            with contextlib.ExitStack() as undo:
+                self._arena = Arena(self._settings.arena_bytes)
+                undo.callback(self._arena.close)
+                self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(self._channel.close)
+                with theirs:
+                    self._process = start_child(theirs, model_fd, self._arena.fd)
+                self._pidfd = os.pidfd_open(self._process.pid)
+                undo.pop_all()
         except OSError as error:
             raise UnavailableError("sandbox", f"no child can be started: {error.strerror}") from error
-        self._channel.setblocking(False)
         assert self._process.stderr is not None
+        self._channel.setblocking(False)
         os.set_blocking(self._process.stderr.fileno(), False)
         self._listen()
         self._loop.add_reader(self._channel.fileno(), self._receive)
@@ -168,6 +176,7 @@ class Sandbox:
         return Ready.decode(self._arena.head(answer.reply.size_bytes))
 
     def _raise_if_failed(self, answer: Answer) -> None:
+        self._arena.trim()
         if isinstance(answer.reply, Refused):
             raise answer.reply.error()
         if isinstance(answer.reply, Failed):
