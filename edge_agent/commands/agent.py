@@ -1,4 +1,4 @@
-"""``sly agent`` runs a board's daemon; ``sly identity`` shows the key by which the fleet knows it."""
+"""``sly agent`` runs a board's daemon; ``sly identity`` shows the key by which the fleet knows it; ``sly settings`` explains."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     identity = subparsers.add_parser("identity", help="show this board's line for [fleet.members], making its key if need be")
     identity.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
     identity.set_defaults(run=_identity)
+    settings = subparsers.add_parser("settings", help="print a configuration file to begin with: every setting, explained")
+    settings.set_defaults(run=_settings)
 
 
 def _agent(arguments: argparse.Namespace) -> int:
@@ -27,6 +29,13 @@ def _agent(arguments: argparse.Namespace) -> int:
         print(f"{arguments.config}: fine")
         return 0
     return asyncio.run(serve(config))
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    from edge_agent.core.config import template
+
+    print(template(), end="")
+    return 0
 
 
 def _identity(arguments: argparse.Namespace) -> int:

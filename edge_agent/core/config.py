@@ -7,9 +7,10 @@ mapping); an unknown section or key is refused, never ignored; numbers carry the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -23,9 +24,11 @@ _Section = TypeVar("_Section")
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """What a setting may be: ``low``/``high`` for numbers, ``one_of`` or ``text`` (a regular expression) for texts and the
-    texts in lists and tables, ``names`` for the keys of a table, ``entries`` for how many there may be."""
+    """What a setting is ``about``, and what it may be: ``low``/``high`` for numbers, ``one_of`` or ``text`` (a regular
+    expression) for texts and the texts in lists and tables, ``names`` for the keys of a table, ``entries`` for how many there
+    may be."""
 
+    about: str = ""
     low: int = 0
     high: int = 2**62
     one_of: tuple[str, ...] = ()
@@ -34,9 +37,9 @@ class _Bounds:
     entries: int = MAX_BOARDS
 
 
-def _setting(default: Any = MISSING, **bounds: Any) -> Any:
+def _setting(about: str, default: Any = MISSING, **bounds: Any) -> Any:
     """A field with its ``_Bounds``."""
-    metadata = {"bounds": _Bounds(**bounds)}
+    metadata = {"bounds": _Bounds(about, **bounds)}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -46,80 +49,93 @@ def _setting(default: Any = MISSING, **bounds: Any) -> Any:
 class BoardSection:
     """``[board]``: who this board is and what it stands on."""
 
-    id: str = _setting(text=BOARD_ID.pattern)
-    backend: str = _setting("auto", text=r"[a-z][a-z0-9_]{0,31}")
-    profile: str = _setting("")
-    paced: bool = _setting(True)
+    id: str = _setting("this board's name in the fleet", text=BOARD_ID.pattern)
+    backend: str = _setting(
+        "auto takes the first real board that is here; jalapeno emulates, and only when named",
+        "auto",
+        text=r"[a-z][a-z0-9_]{0,31}",
+    )
+    profile: str = _setting("a roofline profile, by name or as the path of a TOML file; empty for the board's own", "")
+    paced: bool = _setting("an emulated board waits out the modelled time", True)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSection:
     """``[fleet]``: the federation. ``members`` maps a board id to its Ed25519 public key in hex."""
 
-    name: str = _setting("home", text=r"[a-z0-9][a-z0-9_-]{0,23}")
-    members: Mapping[str, str] = _setting({}, text=r"[0-9a-f]{64}", names=BOARD_ID.pattern)
+    name: str = _setting("the fleet that this board belongs to; a part of every topic", "home", text=r"[a-z0-9][a-z0-9_-]{0,23}")
+    members: Mapping[str, str] = _setting(
+        "every board's Ed25519 public key, as sly identity prints it", {}, text=r"[0-9a-f]{64}", names=BOARD_ID.pattern
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerSection:
     """``[broker]``: where the MQTT 5 broker is; an empty host is a board that stands alone."""
 
-    host: str = _setting("")
-    port: int = _setting(1883, low=1, high=65535)
-    ca_file: str = _setting("")
-    certificate_file: str = _setting("")
-    key_file: str = _setting("")
-    keepalive_s: int = _setting(10, low=5, high=3600)
-    reconnect_max_ms: int = _setting(30_000, low=100, high=3_600_000)
-    untrusted: str = _setting("stop", one_of=("stop", "go_on"))
-    """What a start does when the broker is there and its certificate is wrong."""
-    will_delay_s: int = _setting(0, low=0, high=3600)
+    host: str = _setting("the MQTT 5 broker; empty for a board that stands alone", "")
+    port: int = _setting("its port; 8883 is usual with TLS", 1883, low=1, high=65535)
+    ca_file: str = _setting("PEM of the CA that signed the broker's certificate; empty for a plain connection", "")
+    certificate_file: str = _setting("PEM of this board's client certificate, if the broker asks for one", "")
+    key_file: str = _setting("PEM of its key", "")
+    keepalive_s: int = _setting("a silent connection is given up after one and a half times this", 10, low=5, high=3600)
+    reconnect_max_ms: int = _setting("the longest wait between two attempts to connect", 30_000, low=100, high=3_600_000)
+    untrusted: str = _setting(
+        "what a start does when the broker is there and its certificate is wrong", "stop", one_of=("stop", "go_on")
+    )
+    will_delay_s: int = _setting(
+        "how long the broker waits before it tells the others that this board vanished", 0, low=0, high=3600
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class StateSection:
     """``[state]``: what must survive a power cut, and how much room it may take."""
 
-    folder: Path = _setting()
-    cache_bytes: int = _setting(512 * 2**20, low=2**20)
+    folder: Path = _setting("ledger, identity key, model cache and agent.sock; this is what must survive")
+    cache_bytes: int = _setting("how large the model cache may grow", 512 * 2**20, low=2**20)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsSection:
     """``[models]``: the catalog names that this board hosts. ``folder`` is where set-up put the files."""
 
-    serve: tuple[str, ...] = _setting((), text=MODEL_NAME.pattern, entries=64)
-    folder: str = _setting("")
+    serve: tuple[str, ...] = _setting("models of the catalog that this board hosts", (), text=MODEL_NAME.pattern, entries=64)
+    folder: str = _setting("where sly models fetch put them; empty for its default", "")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSection:
     """``[engine]``: the sandboxed child that holds the interpreter."""
 
-    runtime: str = _setting("auto", one_of=("auto", "ai_edge_litert", "tflite_runtime"))
-    threads: int = _setting(1, low=1, high=64)
-    memory_bytes: int = _setting(4 * 2**30, low=256 * 2**20)
-    max_deaths: int = _setting(3, low=1, high=100)
+    runtime: str = _setting(
+        "the TFLite library; auto takes ai_edge_litert before tflite_runtime",
+        "auto",
+        one_of=("auto", "ai_edge_litert", "tflite_runtime"),
+    )
+    threads: int = _setting("of the interpreter", 1, low=1, high=64)
+    memory_bytes: int = _setting("address space of an engine child beyond its libraries", 4 * 2**30, low=256 * 2**20)
+    max_deaths: int = _setting("so many deaths of its child put a model into quarantine", 3, low=1, high=100)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSection:
     """``[queue]``: how much may wait."""
 
-    max_requests: int = _setting(1024, low=1, high=100_000)
-    max_bytes: int = _setting(64 * 2**20, low=2**20)
+    max_requests: int = _setting("requests that may wait here", 1024, low=1, high=100_000)
+    max_bytes: int = _setting("bytes of their inputs", 64 * 2**20, low=2**20)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySection:
     """``[policy]``: the exchange rates of placement; all boards of a fleet hold the same."""
 
-    energy_us_per_mj: int = _setting(200, low=0, high=10**6)
-    lateness_factor: int = _setting(10, low=1, high=1000)
-    quality_us_per_permille: int = _setting(20, low=0, high=10**6)
-    link_bytes_per_ms: int = _setting(10_000, low=1, high=10**7)
-    link_latency_us: int = _setting(2_000, low=0, high=10**7)
-    guard_band_mdegc: int = _setting(2_000, low=0, high=50_000)
+    energy_us_per_mj: int = _setting("what a millijoule is worth in microseconds", 200, low=0, high=10**6)
+    lateness_factor: int = _setting("what a microsecond past the deadline is worth", 10, low=1, high=1000)
+    quality_us_per_permille: int = _setting("what a per mille of model quality is worth", 20, low=0, high=10**6)
+    link_bytes_per_ms: int = _setting("the throughput that a message between boards is reckoned with", 10_000, low=1, high=10**7)
+    link_latency_us: int = _setting("and its latency", 2_000, low=0, high=10**7)
+    guard_band_mdegc: int = _setting("a board nearer than this to its trip point takes nothing new", 2_000, low=0, high=50_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +159,26 @@ class AgentConfig:
             if not isinstance(section, Mapping):
                 raise ConfigError(f"section [{name}]", section, "a table")
         return cls(**{name: _section(kind, name, mapping.get(name, {})) for name, kind in known.items()})
+
+
+def template() -> str:
+    """Every setting as TOML, commented out where it has a default: a file to begin with."""
+    lines = []
+    for name, kind in get_type_hints(AgentConfig).items():
+        lines.append(f"[{name}]")
+        for entry in fields(kind):
+            lines += [f"# {entry.metadata['bounds'].about}", _template_line(entry)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _template_line(entry: Field[Any]) -> str:
+    if entry.default_factory is not MISSING:
+        return f'# {entry.name} = {{ kitchen = "8f0c..." }}'
+    if entry.default is MISSING:
+        return f'{entry.name} = ""'
+    default = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+    return f"# {entry.name} = {json.dumps(default)}"
 
 
 def _section(kind: type[_Section], name: str, given: Any) -> _Section:
