@@ -5,7 +5,7 @@ Rules:
 * ``probe`` never raises for absent hardware: absence is an ``Unavailable`` value that keeps every reason.
 * Everything is read below ``settings.root``, so that a test hands in a fabricated ``/sys`` and ``/proc``.
 * A figure that the hardware does not give is ``None`` with a reason, never a guess; what is emulated says so.
-* Must override: ``probe``, ``read_sensors``.  May override: ``delegate``, ``execution``.
+* Must override: ``probe``, ``read_sensors``.  May override: ``delegate``, ``execution``, ``corrupt``.
 """
 
 from __future__ import annotations
@@ -130,3 +130,7 @@ class Board(ABC):
         when ``settings.paced``.
         """
         return Execution(elapsed_us, elapsed_us * self.profile.active_mw // 1000, EnergyKind.ESTIMATED)
+
+    def corrupt(self, output: bytes) -> bytes:
+        """The bytes of an output as this board hands them over: changed only on an emulated board with injected bit flips."""
+        return output

@@ -16,7 +16,7 @@ from board_support.roofline import ModelWork, estimate
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
-from edge_agent.core.values import InferenceResult, ModelOffer, Status, failure
+from edge_agent.core.values import InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.node.events import Execute
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
@@ -57,20 +57,34 @@ class Host:
         except UnavailableError as error:
             return self._failure(job, Status.FAILED, str(error))
         spent = self._board.execution(self._work[job.model], started_us, invocation.elapsed_us)
-        if self._board.emulated and self._board.settings.paced:
-            left_us = started_us + spent.busy_us - self._clock.monotonic_us()
-            await asyncio.sleep(max(0, left_us) / 1e6)
+        outputs = invocation.outputs
+        if self._board.emulated:
+            outputs = {name: self._handed_over(tensor) for name, tensor in outputs.items()}
+            if not await self._pace(started_us, spent.busy_us, job.budget_us):
+                reason = f"the emulated board took {spent.busy_us} µs, it had {job.budget_us} µs"
+                return self._failure(job, Status.FAILED, reason)
         return InferenceResult(
             job.request.request_id,
             Status.OK,
             self._board_id,
             job.model,
             self._digests[job.model],
-            invocation.outputs,
+            outputs,
             spent.busy_us,
             spent.energy_uj,
             spent.energy_kind,
         )
+
+    def _handed_over(self, output: Tensor) -> Tensor:
+        return Tensor(output.dtype, output.shape, self._board.corrupt(bytes(output.data)))
+
+    async def _pace(self, started_us: int, busy_us: int, budget_us: int) -> bool:
+        """Wait out the modelled time of a paced emulated board; ``False`` if the budget was over before."""
+        if not self._board.settings.paced:
+            return True
+        left_us = started_us + min(busy_us, budget_us) - self._clock.monotonic_us()
+        await asyncio.sleep(max(0, left_us) / 1e6)
+        return busy_us <= budget_us
 
     def _failure(self, job: Execute, status: Status, reason: str) -> InferenceResult:
         return failure(job.request.request_id, status, self._board_id, reason, job.model)

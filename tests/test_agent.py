@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from board_support.faults import BitFlips, Hang
+from board_support.jalapeno import Jalapeno
 from edge_agent.agent import Agent
 from edge_agent.client import Client, request_for_picture
 from edge_agent.core.config import AgentConfig
@@ -326,3 +328,22 @@ def _engine_child_of(pid: int, model: str) -> int:
             if descriptor.stat().st_size == size:
                 return child
     raise AssertionError(f"no child of {pid} holds {model}")
+
+
+def test_faults_of_an_emulated_board_reach_its_clients(tmp_path: Path) -> None:
+    async def play() -> list[Any]:
+        async with Agent(AgentConfig.from_mapping(configuration(tmp_path)), lambda text: None) as agent:
+            assert isinstance(agent.board, Jalapeno)
+            results = []
+            for faults in ((), (BitFlips(seed=1, flips=3),), (Hang(hang_us=3_000_000),)):
+                agent.board.inject(faults)
+                request = request_for_picture("detect_faces", picture, limits=Limits(deadline_us=1_000_000))
+                results.append(await agent.submit(request))
+            return results
+
+    picture = picture_path("grace_hopper").read_bytes()
+    good, flipped, hung = asyncio.run(play())
+    assert good.status is flipped.status is Status.OK
+    assert {n: bytes(t.data) for n, t in good.outputs.items()} != {n: bytes(t.data) for n, t in flipped.outputs.items()}
+    assert hung.status is Status.SHED
+    assert hung.reason
