@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.runtime import child, confine, landlock, seccomp
+from edge_agent.runtime.child import ChildDiedError
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from tests.odd_engines import ALLOWED, PROBE, PROBES, ROGUE
 from tests.sandboxes import BUDGET_US, INSTALLED, MODEL, child_pid, each_runtime, filled, load, run, supervised, words
-from tests.tiny_models import tiny_model
+from tests.tiny_models import Graph, Op, T, tiny_model, write_model
 
 PROBING = EngineSettings(engine=PROBE)
 DENIALS = {f"denied {code}" for code in (errno.EPERM, errno.EACCES, errno.ENOSYS)} | {"denied not allowed to raise maximum limit"}
@@ -171,33 +172,46 @@ def test_a_child_that_hangs_dies_with_its_agent(tmp_path: Path) -> None:
     run(story())
 
 
-@pytest.mark.parametrize("order", ["bomb"])
-def test_a_memory_bomb_fails_cleanly_and_the_child_lives(order: str) -> None:
+def test_a_memory_bomb_fails_cleanly_and_the_child_lives() -> None:
     async def story() -> None:
         async with supervised(tiny_model(), EngineSettings(engine=ROGUE, memory_bytes=256 * 2**20)) as (supervisor, _, reports):
             with pytest.raises(UnavailableError, match="MemoryError"):
-                await told(supervisor, order)
+                await told(supervisor, "bomb")
             assert await told(supervisor, "hello") == "hello"
             assert reports == []
 
     run(story())
 
 
+def bomb_model() -> bytes:
+    """A few hundred bytes that ask for 8 GB of tensors."""
+    side = 16384
+    tensors = (T("x", "float32", (1, side, side, 4)), T("y", "float32", (1, side, side, 4)))
+    return write_model(Graph(tensors, (Op("RELU", (0,), (1,)),), (0,), (1,)))
+
+
 @each_runtime
-def test_a_model_that_wants_more_memory_than_allowed_does_not_hurt_the_agent(runtime: str) -> None:
+def test_a_model_that_asks_for_8_gb_ends_at_its_limit_and_the_agent_goes_on(runtime: str) -> None:
     async def story() -> None:
-        settings = EngineSettings(runtime=runtime, memory_bytes=64 * 2**20, arena_bytes=2**20)
+        supervisor = EngineSupervisor(EngineSettings(runtime=runtime, memory_bytes=256 * 2**20))
+        with pytest.raises((RefusedError, ChildDiedError)):
+            await load(supervisor, bomb_model())
+        await load(supervisor, tiny_model(), name="sound")
+        await supervisor.close()
+
+    run(story())
+
+
+@each_runtime
+def test_a_request_that_makes_a_model_grow_past_its_limit_fails_and_the_next_one_is_served(runtime: str) -> None:
+    async def story() -> None:
+        settings = EngineSettings(runtime=runtime, memory_bytes=64 * 2**20)
         async with supervised(tiny_model("two_inputs"), settings) as (supervisor, loaded, _):
-            with pytest.raises(SlyError):
-                await supervisor.invoke(MODEL, {"left": filled(loaded.signature.inputs[0], rows=2**20)}, BUDGET_US)
+            with pytest.raises(UnavailableError):
+                rows = {spec.name: filled(spec, rows=2**21) for spec in loaded.signature.inputs}
+                await supervisor.invoke(MODEL, rows, BUDGET_US)
             small = {spec.name: filled(spec) for spec in loaded.signature.inputs}
             assert (await supervisor.invoke(MODEL, small, BUDGET_US)).outputs["total"].shape == (1, 4)
-
-        hungry = EngineSettings(runtime=runtime, memory_bytes=16 * 2**20)
-        supervisor = EngineSupervisor(hungry)
-        with pytest.raises(SlyError):
-            await load(supervisor, bytes(tiny_model("slow")[:4]) + b"TFL3" + bytes(40 * 2**20))
-        await supervisor.close()
 
     run(story())
 

@@ -1,7 +1,8 @@
 """TFLite models on ``ai_edge_litert``, or on ``tflite_runtime``, which it was renamed from.
 
 Rules: both libraries have the same ``Interpreter`` and are used in the same way, through its public methods.  A tensor is
-known by its name in the model's signature if it has exactly one that covers the main graph, else by its own name.
+known by its name in the model's signature if it has exactly one that covers the main graph, else by its own name.  After a
+failed invocation the interpreter is built anew: tflite-runtime 2.14 keeps the shapes of an allocation that failed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class TfliteEngine(Engine):
         self._delegate_name = delegate.library if delegate else ""
         self._delegates = [self._load_delegate(delegate)] if delegate else []
         self._interpreter: Any = None
+        self._model: dict[str, object] = {}
+        self._spoiled = False
         self._inputs: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -79,6 +82,7 @@ class TfliteEngine(Engine):
 
     def load(self, **model: object) -> None:
         """Parse and allocate the ``model_path`` or ``model_content`` given. Raises ``RefusedError`` if it does not load."""
+        self._model, self._interpreter = model, None
         with _refusing():
             self._interpreter = self._module.Interpreter(
                 **model, num_threads=self.threads, experimental_delegates=self._delegates or None
@@ -114,11 +118,16 @@ class TfliteEngine(Engine):
         return names
 
     def invoke(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if self._spoiled:
+            self.load(**self._model)
+            self.signature()
+        self._spoiled = True
         self._resize(inputs)
         interpreter = self._interpreter
         for name, array in inputs.items():
             interpreter.set_tensor(self._inputs[name], array)
         interpreter.invoke()
+        self._spoiled = False
         return {name: interpreter.tensor(index)() for name, index in self._outputs.items()}
 
     def _resize(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
