@@ -14,7 +14,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     identity = subparsers.add_parser("identity", help="show this board's line for [fleet.members], making its key if need be")
     identity.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
     identity.set_defaults(run=_identity)
-    settings = subparsers.add_parser("settings", help="print a configuration file to begin with: every setting, explained")
+    about = "print a configuration file to begin with: every setting, explained"
+    more = "Fill in [board] id and [state] folder, and take the # from what you change: sly settings > kitchen.toml"
+    settings = subparsers.add_parser("settings", help=about, description=more)
     settings.set_defaults(run=_settings)
 
 
