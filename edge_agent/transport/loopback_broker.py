@@ -149,7 +149,13 @@ class LoopbackBroker:
             self.wire.after(keepalive_us * 3 // 2, broker_notices)
 
     def _tell_lost(self, link: Client, connection: int, reason: str) -> None:
-        self.wire.carry(link.client_id, Way.FROM_BROKER, lambda: link.lose(connection, reason))
+        """Repeated while it cannot arrive: a connection that only one side believes in is reset by whatever is sent on it."""
+        self.wire.carry(
+            link.client_id,
+            Way.FROM_BROKER,
+            lambda: link.lose(connection, reason),
+            lambda: self._tell_lost(link, connection, reason),
+        )
 
     # What a link asks, when it arrives.
 
