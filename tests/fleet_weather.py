@@ -120,7 +120,7 @@ class Weather:
         client = random.choice(["", *fleet.clients])
         if not client:
             fleet.ask(request, *boards)
-        elif not any(asked.gone and asked.client == client for asked in fleet.asked):
+        else:
             fleet.ask_by_broker(client, request, *boards)
 
     def _kill(self) -> None:

@@ -414,6 +414,7 @@ class VirtualFleet:
     def lose_client(self, name: str) -> None:
         """A client behind the broker goes and does not come back."""
         self.note(f"client {name} goes")
+        self.clients.pop(name)
         self._links[name].crash()
         for asked in self.asked:
             asked.gone |= asked.client == name
@@ -521,6 +522,8 @@ class VirtualFleet:
             self.broker.start()
         for board in self.boards.values():
             board.engine_ok_permille = 1000
+            if board.up and board.node.draining:
+                board.kill()
         self.boot()
 
     def note(self, text: str, payload: bytes | memoryview = b"") -> None:

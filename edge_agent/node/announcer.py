@@ -1,7 +1,8 @@
 """When this board speaks of itself: 1 s after a change, every 15 s without one, at once on a new connection.
 
-Owns the sequence numbers of its records within one boot, and when its birth is said.  Rule: nothing that others do makes it
-speak more than once a second.
+Owns the sequence numbers of its records within one boot, and when its birth is said.  Rules: nothing that others do makes it
+speak more than once a second; the birth is repeated too, because a will that came late, or was sent again by somebody, says
+"offline" until the board itself says otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Announcer:
 
     def takes_birth(self, now_us: int) -> bool:
         """Whether the birth is to be published now; it counts as said with this."""
-        if not self._birth_due or now_us - self._birth_us < CHANGED_PERIOD_US:
+        if now_us - self._birth_us < (CHANGED_PERIOD_US if self._birth_due else QUIET_PERIOD_US):
             return False
         self._birth_us, self._birth_due = now_us, False
         return True
