@@ -295,16 +295,12 @@ class VirtualBoard:
         """What this board was told about who is there."""
         if not isinstance(event, Delivered):
             return
-        with suppress(RefusedError):
-            topic = self.fleet.topics.parse(event.message.topic)
-            if topic.kind is Kind.ONLINE:
-                presence = open_presence(event.message.payload, self.fleet.key_of)
-                if presence.board == topic.board and presence.boot_epoch >= self._heard.get(topic.board, (0,))[0]:
-                    self._heard[topic.board] = presence.boot_epoch, presence.standing
-            elif topic.kind is Kind.RECORD:
-                record = open_record(event.message.payload, self.fleet.key_of)
-                if record.board == topic.board and record.boot_epoch > self._heard.get(topic.board, (0,))[0]:
-                    self._heard[topic.board] = record.boot_epoch, Standing.ONLINE
+        said = self.fleet.said_of_a_board(event.message)
+        if said is not None:
+            board, boot_epoch, standing = said
+            held = self._heard.get(board, (-1, Standing.ONLINE))[0]
+            if boot_epoch > held or (standing is not None and boot_epoch == held):
+                self._heard[board] = boot_epoch, standing or Standing.ONLINE
 
     def _check_dispatch(self, message: Message) -> None:
         topic = self.fleet.topics.parse(message.topic)
@@ -360,6 +356,7 @@ class VirtualFleet:
         self.executions: Counter[tuple[str, str, str]] = Counter()
         self._links: dict[str, LoopbackLink] = {}
         self._homeless: list[Asked] = []
+        self._said: dict[tuple[str, bytes], tuple[str, int, Standing | None] | None] = {}
         self._trace = sha256()
         self._requests = 0
         self._entering: set[asyncio.Task[BrokerClient]] = set()
@@ -391,12 +388,12 @@ class VirtualFleet:
         self,
         name: str,
         *offers: ModelOffer,
-        queue: QueueSection = QueueSection(),
-        bounds: Bounds | None = None,  # noqa: B008
+        queue: QueueSection | None = None,
+        bounds: Bounds | None = None,
     ) -> VirtualBoard:
         """Add them all before the first one boots: the fleet's keys are given to each at its boot."""
         self.keys[name] = Signer(name.encode(), seed_of(name)).public_key
-        board = self.boards[name] = VirtualBoard(self, name, offers, queue, bounds)
+        board = self.boards[name] = VirtualBoard(self, name, offers, queue or QueueSection(), bounds)
         return board
 
     def boot(self) -> None:
@@ -406,10 +403,13 @@ class VirtualFleet:
     async def add_client(self, name: str) -> BrokerClient:
         """A client behind the broker."""
         link = self._links[name] = LoopbackLink(self.broker, name, LINK)
-        client = self.clients[name] = BrokerClient(link, FLEET, name, self.keys)
+        client = self.clients[name] = BrokerClient(link, FLEET, name, self.keys, later=self._later)
         self._entering.add(asyncio.ensure_future(client.__aenter__()))
         await asyncio.sleep(0)
         return client
+
+    def _later(self, interval_us: int, callback: Callable[[], None]) -> object:
+        return self.clock.call_at(self.now_us + interval_us, callback)
 
     def lose_client(self, name: str) -> None:
         """A client behind the broker goes and does not come back."""
@@ -536,6 +536,24 @@ class VirtualFleet:
         if not kept:
             remedy = f"reproduce it with: python -m tests.virtual_fleet {self.seed}"
             raise BrokenPromiseError(f"seed {self.seed} at {self.now_us / 1e6:.6f} s: not so: {text}; {remedy}")
+
+    def said_of_a_board(self, message: Message) -> tuple[str, int, Standing | None] | None:
+        """A board, its boot epoch, and its standing if that is what the message is about; each message is verified once."""
+        said = message.topic, message.payload
+        if said not in self._said:
+            self._said[said] = self._read(message)
+        return self._said[said]
+
+    def _read(self, message: Message) -> tuple[str, int, Standing | None] | None:
+        with suppress(RefusedError):
+            topic = self.topics.parse(message.topic)
+            if topic.kind is Kind.ONLINE:
+                presence = open_presence(message.payload, self.key_of)
+                return (topic.board, presence.boot_epoch, presence.standing) if presence.board == topic.board else None
+            if topic.kind is Kind.RECORD:
+                record = open_record(message.payload, self.key_of)
+                return (topic.board, record.boot_epoch, None) if record.board == topic.board else None
+        return None
 
     def key_of(self, kid: bytes) -> bytes | None:
         return self.keys.get(kid.decode("utf-8", "replace"))

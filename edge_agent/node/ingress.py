@@ -53,6 +53,9 @@ class Pending:
     failed_models: dict[str, str] = field(default_factory=dict)
     """Why each model that was tried here is tried no more."""
 
+    may_answer: bool = False
+    """One of those fell silent, or was lost from sight, and may answer yet."""
+
     def was_given_to(self, board: str) -> bool:
         return board == self.placed_on or board in self.failed
 
@@ -115,10 +118,15 @@ class Ingress:
         due_us = pending.deadline_us if local else min(pending.deadline_us, now_us + patience_us)
         self._deadlines.set(pending.request.request_id, due_us)
 
-    def leave(self, pending: Pending, reason: str) -> None:
-        """The board that has the request is tried no more, and why."""
+    def leave(self, pending: Pending, reason: str, *, may_answer: bool) -> None:
+        """The board that has the request is tried no more, and why; the request must be placed anew, wait, or be removed."""
         pending.failed[pending.placed_on] = reason
+        pending.may_answer |= may_answer
         self._unplace(pending)
+
+    def wait(self, pending: Pending) -> None:
+        """There is nothing to be done for the request but to wait for a late answer."""
+        self._deadlines.set(pending.request.request_id, pending.deadline_us)
 
     def leave_model(self, pending: Pending, reason: str) -> None:
         """The model that this board ran the request on is tried no more, and why."""
@@ -136,7 +144,7 @@ class Ingress:
         return self._outstanding_us[board]
 
     def take_due(self, now_us: int) -> list[Pending]:
-        """The requests whose deadline or patience has run out: each must now be placed anew or removed."""
+        """The requests whose deadline or patience has run out: each must now be placed anew, wait, or be removed."""
         return [self._pending[request_id] for request_id in self._deadlines.take_due(now_us)]
 
     def _unplace(self, pending: Pending) -> None:

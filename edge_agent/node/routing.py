@@ -76,12 +76,12 @@ class Router:
             yield from self._leave(pending, result.reason, now_us)
 
     def lose_boards(self, reason: str, now_us: int, board: str = "") -> Iterator[Effect]:
-        """``board`` (or, when empty, every other board) is out of reach: what is there goes elsewhere."""
+        """``board`` is gone (or, when empty, every other board is out of sight): what is there goes elsewhere."""
         if not board:
             self._dispatched.clear()
         lost = self.ingress.placed_on(board) if board else self.ingress.placed_elsewhere(self._board)
         for pending in lost:
-            yield from self._leave(pending, reason, now_us)
+            yield from self._leave(pending, reason, now_us, may_answer=not board)
 
     def delivered(self, ticket: int) -> None:
         """The broker has the dispatched request of this ticket."""
@@ -97,16 +97,19 @@ class Router:
         """Deadlines that passed, and boards that did not answer in time."""
         for pending in self.ingress.take_due(now_us):
             if pending.deadline_us <= now_us:
-                reason = f"its deadline of {pending.request.limits.deadline_us} µs passed while it was on {pending.placed_on}"
-                yield from self._shed(pending, reason)
+                where = f"while it was on {pending.placed_on}" if pending.placed_on else f"after {', '.join(pending.failed)}"
+                yield from self._shed(pending, f"its deadline of {pending.request.limits.deadline_us} µs passed {where}")
             else:
-                yield from self._leave(pending, "no answer came in time", now_us)
+                yield from self._leave(pending, "no answer came in time", now_us, may_answer=True)
 
     def _place(self, pending: Pending, now_us: int) -> Iterator[Effect]:
         request, budget_us = pending.request, max(1, pending.deadline_us - now_us)
         decision = choose(request, self._views(pending, now_us), self._settings.policy, budget_us)
         self._remember(decision)
         option = decision.chosen
+        if option is None and pending.may_answer:
+            self.ingress.wait(pending)
+            return
         if option is None:
             yield from self._shed(pending, f"no board can serve it: {decision.why_shed()}")
             return
@@ -160,13 +163,13 @@ class Router:
             return f"{size_bytes} bytes do not fit into one message of at most {MAX_PAYLOAD_BYTES} bytes"
         return ""
 
-    def _leave(self, pending: Pending, reason: str, now_us: int) -> Iterator[Effect]:
+    def _leave(self, pending: Pending, reason: str, now_us: int, *, may_answer: bool = False) -> Iterator[Effect]:
         """The board that has this request cannot do it: the next option is tried."""
         yield Log(f"request {pending.request.request_id} leaves {pending.placed_on}: {reason}")
         if pending.placed_on == self._board:
             self.ingress.leave_model(pending, reason)
         else:
-            self.ingress.leave(pending, reason)
+            self.ingress.leave(pending, reason, may_answer=may_answer)
         yield from self._place(pending, now_us)
 
     def _shed(self, pending: Pending, reason: str) -> Iterator[Effect]:
