@@ -22,7 +22,7 @@ help:
 	@echo "make clean         remove the environment and caches"
 
 demo: $(VENV)/demo.made
-	$(BIN)/sly demo --output demo
+	@$(BIN)/sly demo --output demo
 
 test: $(VENV)/dev.made
 	$(BIN)/python -m pytest $(T)
@@ -57,16 +57,19 @@ clean:
 $(VENV)/pip.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "sly: $$($(PYTHON) --version) is too old; Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -y python3-venv || true
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || \
+	  { echo "installing Debian's python3-venv ..."; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; } || true
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "sly: this Python cannot make virtual environments; run: apt-get install python3-venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/demo.made: $(VENV)/pip.made setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@echo "installing what it needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
 $(VENV)/dev.made: $(VENV)/demo.made
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway]'
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway]'
 	@touch $@

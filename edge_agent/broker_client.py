@@ -1,15 +1,15 @@
 """A client behind the broker: asks a board over MQTT and waits for its one answer, however often the broker comes and goes.
 
-Rules: what is not answered is sent again, with the same request id, on every new connection and whenever its board says that
-it is there; boards take an id only once.  When a board is gone the next one named is asked.  An answer is believed when its
-board signed it; the same answer twice counts once and is counted.
+Rules: a request keeps its id however often it is sent, and a board takes an id only once.  It is sent until the broker has
+it; again, a while after its board came (back), if it is still unanswered then; and to the next board named when its board
+is gone.  An answer is believed when its board signed it; the same answer twice counts once and is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,10 +19,25 @@ from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult
 from edge_agent.gossip.presence import Presence, Standing, open_presence
 from edge_agent.node.voice import seconds
-from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published
+from edge_agent.transport.link import (
+    MAX_PAYLOAD_BYTES,
+    Delivered,
+    Link,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Message,
+    Published,
+    Rejected,
+)
 from edge_agent.transport.topics import Kind, Topic, Topics
 
 MAX_OUTSTANDING = 1024
+REMIND_AFTER_US = 1_500_000
+"""How long a board that came back has to deliver what it owes before it is asked again."""
+
+Later = Callable[[int, Callable[[], None]], object]
+"""Runs a callback after so many µs."""
 
 
 @dataclass(slots=True)
@@ -31,15 +46,24 @@ class _Outstanding:
     boards: deque[str]
     """The one that is asked now first, those to ask when it is gone behind it."""
     answer: asyncio.Future[InferenceResult]
+    sent: bool = False
+    """The broker has it."""
 
 
 class BrokerClient:
-    """``async with BrokerClient(link, fleet, client, members)``: ``members`` maps each board to its public key, 32 bytes."""
+    """``async with BrokerClient(link, fleet, client, members)``: ``members`` maps each board to its public key, 32 bytes.
 
-    def __init__(self, link: Link, fleet: str, client: str, members: Mapping[str, bytes]) -> None:
+    ``later`` is for those who live in virtual time; by default the running loop's timers are used.
+    """
+
+    def __init__(self, link: Link, fleet: str, client: str, members: Mapping[str, bytes], later: Later | None = None) -> None:
         self._link, self._topics, self._client, self._members = link, Topics(fleet), client, members
+        self._later = later or _by_the_loop
         self._outstanding: dict[str, _Outstanding] = {}
         self._unsent: deque[str] = deque()
+        self._tickets: dict[int, str] = {}
+        self._presence: dict[str, Presence] = {}
+        self._sends = 0
         self.up = asyncio.Event()
         self.duplicates = 0
         self.refused: list[str] = []
@@ -75,10 +99,13 @@ class BrokerClient:
     def _send(self) -> None:
         """Publish what waits, as much as the link takes; the rest when it has sent something."""
         while self._unsent and self._link.up:
-            waiting = self._outstanding.get(self._unsent[0])
+            request_id = self._unsent[0]
+            waiting = self._outstanding.get(request_id)
             try:
                 if waiting is not None:
-                    self._link.publish(self._message(waiting.request, waiting.boards[0]))
+                    self._sends += 1
+                    self._link.publish(self._message(waiting.request, waiting.boards[0]), self._sends)
+                    self._tickets[self._sends] = request_id
             except UnavailableError:
                 return
             self._unsent.popleft()
@@ -93,22 +120,34 @@ class BrokerClient:
         )
 
     def _hear(self, event: LinkEvent) -> None:
-        if isinstance(event, LinkUp):
-            self._link.subscribe(self._topics.replies_to(self._client))
-            self._link.subscribe(self._topics.every(Kind.ONLINE))
-            self._unsent = deque(self._outstanding)
-            self._send()
-            self.up.set()
-        elif isinstance(event, Published):
-            self._send()
-        elif isinstance(event, LinkDown):
-            self.up.clear()
-        elif isinstance(event, Delivered):
-            try:
-                self._take(event.message)
-            except SlyError as error:
-                self.refused.append(str(error))
-            self._link.acknowledge(event.token)
+        match event:
+            case LinkUp():
+                self._begin()
+            case LinkDown():
+                self.up.clear()
+            case Published(ticket):
+                if (waiting := self._outstanding.get(self._tickets.pop(ticket, ""))) is not None:
+                    waiting.sent = True
+                self._send()
+            case Rejected(reason, ticket):
+                self.refused.append(reason)
+                self._tickets.pop(ticket, None)
+            case Delivered(message, token):
+                try:
+                    self._take(message)
+                except SlyError as error:
+                    self.refused.append(str(error))
+                self._link.acknowledge(token)
+
+    def _begin(self) -> None:
+        """A new connection: what the broker never confirmed goes out again, and every board's word is news again."""
+        self._link.subscribe(self._topics.replies_to(self._client))
+        self._link.subscribe(self._topics.every(Kind.ONLINE))
+        self._tickets.clear()
+        self._presence.clear()
+        self._unsent = deque(request_id for request_id, waiting in self._outstanding.items() if not waiting.sent)
+        self._send()
+        self.up.set()
 
     def _take(self, message: Message) -> None:
         topic = self._topics.parse(message.topic)
@@ -118,11 +157,21 @@ class BrokerClient:
             self._take_reply(topic, message)
 
     def _take_presence(self, presence: Presence) -> None:
-        for request_id, waiting in self._outstanding.items():
-            if waiting.boards[0] == presence.board:
-                if presence.standing is not Standing.ONLINE:
-                    waiting.boards.rotate(-1)
-                self._unsent.append(request_id)
+        if self._presence.get(presence.board) == presence:
+            return
+        self._presence[presence.board] = presence
+        if presence.standing is Standing.ONLINE:
+            self._later(REMIND_AFTER_US, lambda: self._ask_again(presence.board))
+            return
+        for waiting in self._outstanding.values():
+            if waiting.boards[0] == presence.board and len(waiting.boards) > 1:
+                waiting.boards.rotate(-1)
+                waiting.sent = False
+                self._unsent.append(waiting.request.request_id)
+        self._send()
+
+    def _ask_again(self, board: str) -> None:
+        self._unsent += [w.request.request_id for w in self._outstanding.values() if w.sent and w.boards[0] == board]
         self._send()
 
     def _take_reply(self, topic: Topic, message: Message) -> None:
@@ -138,3 +187,7 @@ class BrokerClient:
 
     def _key_of(self, kid: bytes) -> bytes | None:
         return self._members.get(kid.decode("utf-8", "replace"))
+
+
+def _by_the_loop(interval_us: int, callback: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_later(interval_us / 1e6, callback)
