@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import tomllib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, assert_never
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
+from edge_agent.configured import broker_address, check_broker, client_id, mqtt_options, private_folder, signer_of
 from edge_agent.core import wire
 from edge_agent.core.clock import Clock, SystemClock
-from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
+from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult, checked
@@ -45,7 +44,7 @@ from edge_agent.node.events import (
     Subscribe,
     Tick,
     Withdrawn,
-)  # fmt: skip
+)
 from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.node.settings import NodeSettings
@@ -53,36 +52,13 @@ from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
 from edge_agent.service import notify, watchdog_period_s
 from edge_agent.store.blobs import BlobStore
-from edge_agent.store.identity import load_or_make_seed
 from edge_agent.store.ledger import Ledger
-from edge_agent.transport.backoff import BackoffLimits
-from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.link import Link, Rejected, Will
-from edge_agent.transport.tls import TlsFiles
 
 SOCKET_NAME = "agent.sock"
 TICK_S = 0.1
 SENSE_S = 2.0
 DRAIN_S = 20.0
-FIRST_RETRY_US = 500_000
-
-
-def read_config(path: Path) -> AgentConfig:
-    """The configuration file as values. Raises ``ConfigError`` in one line for whatever is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"config {path}", error.strerror or str(error), "a readable TOML file") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"config {path}", f"{len(data)} bytes", f"at most {MAX_CONFIG_BYTES} bytes")
-    try:
-        mapping = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}", str(error), "TOML in UTF-8") from error
-    try:
-        return AgentConfig.from_mapping(mapping)
-    except ConfigError as error:
-        raise ConfigError(f"config {path}: {error}") from error
 
 
 class Agent:
@@ -147,8 +123,7 @@ class Agent:
     async def _start(self) -> None:
         config = self.config
         files = model_files(config)
-        folder = config.state.folder
-        _make_private(folder)
+        folder = private_folder(config)
         self._ledger = Ledger(folder / "ledger.db")
         self._closers.append(self._ledger.close)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
@@ -170,7 +145,7 @@ class Agent:
         await server.start()
         self._closers.append(server.close)
         await self._load_models(list(files))
-        self._read_sensors()
+        await self._read_sensors()
         self._carry_out(self._decide(lambda: self.node.recover(self.clock.monotonic_us())))
         self._open_link()
         self._spawn(self._tick_for_ever(), "tick")
@@ -222,9 +197,9 @@ class Agent:
 
     async def _drain(self) -> None:
         self._feed(Drain())
-        deadline_us = self.clock.monotonic_us() + int(DRAIN_S * 1e6)
-        while not self.node.idle and self.clock.monotonic_us() < deadline_us:
-            await asyncio.sleep(TICK_S / 10)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await self._until(lambda: self.node.idle)
         if not self.node.idle:
             self.say(f"stopping with requests unanswered after {DRAIN_S:g} s; accepted ones are taken up at the next start")
         if self._link is not None and self._link.up:
@@ -324,10 +299,14 @@ class Agent:
     async def _sense_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SENSE_S)
-            self._read_sensors()
+            await self._read_sensors()
 
-    def _read_sensors(self) -> None:
-        sensors = self.board.read_sensors(self.clock.monotonic_us())
+    async def _read_sensors(self) -> None:
+        now_us = self.clock.monotonic_us()
+        if self.board.emulated:
+            sensors = self.board.read_sensors(now_us)
+        else:
+            sensors = await asyncio.to_thread(self.board.read_sensors, now_us)
         self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc))
 
     def _spawn(self, work: Any, name: str) -> None:
@@ -342,9 +321,9 @@ class Agent:
             self.faulty = True
             self.stop_requested.set()
 
-    async def _until_known(self, boards: int) -> None:
-        """Return when that many boards, this one included, are known to be online."""
-        while self.node.online_boards < boards:
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Return when ``holds()``, which is looked at after every decision."""
+        while not holds():
             self._heard.clear()
             await self._heard.wait()
 
@@ -361,7 +340,7 @@ class Agent:
                     raise RefusedError(f"request {body}", "an id that is not remembered here", "one of the last requests")
                 return decision_report(decision)
             case "status", int() | None:
-                await self._until_known(body or 1)
+                await self._until(lambda: self.node.online_boards >= (body or 1))
                 return fleet_report(self.node, self.clock.monotonic_us())
         raise RefusedError("call", verb, "infer, explain or status")
 
@@ -374,69 +353,3 @@ async def serve(config: AgentConfig) -> int:
         agent.say(f"{config.board.id} is ready on {config.state.folder / SOCKET_NAME}")
         await agent.serve()
         return 1 if agent.faulty else 0
-
-
-async def check(config: AgentConfig) -> None:
-    """Judge a configuration without serving: models, board, identity, broker. Raises ``SlyError`` for what is wrong."""
-    model_files(config)
-    signer_of(config)
-    open_board(config.board.backend, BoardSettings(profile=config.board.profile))
-    if config.broker.host:
-        from edge_agent.transport.mqtt import check as check_link
-
-        await check_link(broker_address(config), f"{client_id(config)}-check")
-
-
-async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
-    """Look at a TLS broker once: one that is not there is fine, one with a wrong certificate stops the start.
-
-    Raises ``RefusedError`` for the latter, unless ``[broker] untrusted`` is ``go_on``.
-    """
-    if not config.broker.ca_file or not config.broker.host:
-        return
-    from edge_agent.transport.mqtt import check as check_link
-
-    try:
-        await check_link(broker_address(config), f"{client_id(config)}-check")
-    except UnavailableError as error:
-        say(f"{error}; going on alone")
-    except RefusedError as error:
-        if config.broker.untrusted == "stop":
-            raise RefusedError(f'{error}; mend it, or set [broker] untrusted = "go_on" to serve without a broker') from error
-        say(f"{error}; going on alone")
-
-
-def signer_of(config: AgentConfig) -> Signer:
-    """The board's key, made at the first start. Raises ``SlyError`` for a folder or a key that cannot be used."""
-    _make_private(config.state.folder)
-    return Signer(config.board.id.encode(), load_or_make_seed(config.state.folder / "identity.key"))
-
-
-def client_id(config: AgentConfig) -> str:
-    return f"sly-{config.fleet.name}-{config.board.id}"
-
-
-def broker_address(config: AgentConfig) -> BrokerAddress:
-    """Where the configured broker is. Raises ``ConfigError`` for a host or files that cannot be used."""
-    broker = config.broker
-    tls = None
-    if broker.ca_file:
-        certificate, key = (Path(name) if name else None for name in (broker.certificate_file, broker.key_file))
-        tls = TlsFiles(Path(broker.ca_file), certificate, key)
-    elif broker.certificate_file or broker.key_file:
-        raise ConfigError("[broker] certificate_file", "a client certificate without ca_file", "ca_file beside it")
-    return BrokerAddress(broker.host, broker.port, tls)
-
-
-def mqtt_options(config: AgentConfig) -> MqttOptions:
-    cap_us = config.broker.reconnect_max_ms * 1000
-    return MqttOptions(config.broker.keepalive_s, backoff=BackoffLimits(min(FIRST_RETRY_US, cap_us), cap_us))
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise UnavailableError(
-            f"[state] folder {folder}", error.strerror or str(error), "choose a folder that this user may write"
-        ) from error

@@ -23,7 +23,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _agent(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    from edge_agent.agent import check, read_config, serve
+    from edge_agent.agent import serve
+    from edge_agent.configured import check, read_config
 
     config = read_config(arguments.config)
     if arguments.check:
@@ -41,7 +42,7 @@ def _settings(arguments: argparse.Namespace) -> int:
 
 
 def _identity(arguments: argparse.Namespace) -> int:
-    from edge_agent.agent import read_config, signer_of
+    from edge_agent.configured import read_config, signer_of
 
     config = read_config(arguments.config)
     print(f'{config.board.id} = "{signer_of(config).public_key.hex()}"')

@@ -1,0 +1,108 @@
+"""What a configuration names, brought to hand: the file itself, the key, the broker.
+
+Rules: every fault is one ``SlyError`` that names the setting; nothing is connected to but in ``check`` and ``check_broker``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from board_support.board import BoardSettings
+from board_support.registry import open_board
+from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
+from edge_agent.core.cose import Signer
+from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.hosting import model_files
+from edge_agent.store.identity import load_or_make_seed
+from edge_agent.transport.backoff import BackoffLimits
+from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
+from edge_agent.transport.tls import TlsFiles
+
+FIRST_RETRY_US = 500_000
+
+
+def read_config(path: Path) -> AgentConfig:
+    """The configuration file as values. Raises ``ConfigError`` in one line for whatever is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"config {path}", error.strerror or str(error), "a readable TOML file") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"config {path}", f"{len(data)} bytes", f"at most {MAX_CONFIG_BYTES} bytes")
+    try:
+        mapping = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}", str(error), "TOML in UTF-8") from error
+    try:
+        return AgentConfig.from_mapping(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"config {path}: {error}") from error
+
+
+async def check(config: AgentConfig) -> None:
+    """Judge a configuration without serving: models, board, identity, broker. Raises ``SlyError`` for what is wrong."""
+    model_files(config)
+    signer_of(config)
+    open_board(config.board.backend, BoardSettings(profile=config.board.profile))
+    if config.broker.host:
+        from edge_agent.transport.mqtt import check as check_link
+
+        await check_link(broker_address(config), f"{client_id(config)}-check")
+
+
+async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
+    """Look at a TLS broker once: one that is not there is fine, one with a wrong certificate stops the start.
+
+    Raises ``RefusedError`` for the latter, unless ``[broker] untrusted`` is ``go_on``.
+    """
+    if not config.broker.ca_file or not config.broker.host:
+        return
+    from edge_agent.transport.mqtt import check as check_link
+
+    try:
+        await check_link(broker_address(config), f"{client_id(config)}-check")
+    except UnavailableError as error:
+        say(f"{error}; going on alone")
+    except RefusedError as error:
+        if config.broker.untrusted == "stop":
+            raise RefusedError(f'{error}; mend it, or set [broker] untrusted = "go_on" to serve without a broker') from error
+        say(f"{error}; going on alone")
+
+
+def signer_of(config: AgentConfig) -> Signer:
+    """The board's key, made at the first start. Raises ``SlyError`` for a folder or a key that cannot be used."""
+    return Signer(config.board.id.encode(), load_or_make_seed(private_folder(config) / "identity.key"))
+
+
+def private_folder(config: AgentConfig) -> Path:
+    """The state folder, made with mode 0700 if need be. Raises ``UnavailableError`` if it cannot be."""
+    folder = config.state.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnavailableError(f"[state] folder {folder}", reason, "choose a folder that this user may write") from error
+    return folder
+
+
+def client_id(config: AgentConfig) -> str:
+    return f"sly-{config.fleet.name}-{config.board.id}"
+
+
+def broker_address(config: AgentConfig) -> BrokerAddress:
+    """Where the configured broker is. Raises ``ConfigError`` for a host or files that cannot be used."""
+    broker = config.broker
+    tls = None
+    if broker.ca_file:
+        certificate, key = (Path(name) if name else None for name in (broker.certificate_file, broker.key_file))
+        tls = TlsFiles(Path(broker.ca_file), certificate, key)
+    elif broker.certificate_file or broker.key_file:
+        raise ConfigError("[broker] certificate_file", "a client certificate without ca_file", "ca_file beside it")
+    return BrokerAddress(broker.host, broker.port, tls)
+
+
+def mqtt_options(config: AgentConfig) -> MqttOptions:
+    cap_us = config.broker.reconnect_max_ms * 1000
+    return MqttOptions(config.broker.keepalive_s, backoff=BackoffLimits(min(FIRST_RETRY_US, cap_us), cap_us))
