@@ -139,6 +139,51 @@ def test_without_faults_everything_arrives_once_in_order_after_exactly_two_delay
     assert len(receiver.messages) == 20
 
 
+def test_duplication_doubles_a_message_on_each_of_its_two_ways() -> None:
+    network = Network(1)
+    receiver, sender = network.subscribed("r"), network.station("s")
+    network.broker.wire.faults = Faults(duplicate_permille=1000)
+    sender.link.publish(Message("a", b"", qos=0))
+    network.clock.advance(SECOND)
+    assert len(receiver.messages) == 4
+
+
+def test_a_board_that_returns_within_the_will_delay_takes_its_will_back() -> None:
+    network = Network()
+    watcher = network.subscribed("watcher", "will/#")
+    board = network.station("board", Will(Message("will/board", b"offline"), delay_s=10))
+    assert isinstance(board.link, LoopbackLink)
+    board.link.crash()
+    network.clock.advance(5 * SECOND)
+    assert network.station("board").ups == [LinkUp(session_present=True)]
+    network.clock.advance(60 * SECOND)
+    assert watcher.messages == []
+
+
+def test_what_was_under_way_on_an_ended_connection_is_not_delivered_on_the_next() -> None:
+    network = Network()
+    board = network.subscribed("board", "a")
+    network.broker.wire.faults = Faults(Delay(least_us=100_000))
+    board.link.publish(Message("a", b"under way", qos=0))
+    network.clock.advance(150_000)
+    board.link.close()
+    network.broker.wire.faults = Faults(Delay(least_us=0))
+    board.link.open(board.deliver)
+    network.clock.advance(60 * SECOND)
+    assert len(board.ups) == 2
+    assert board.messages == []
+
+
+def test_jitter_alone_does_not_reorder_as_tcp_does_not() -> None:
+    network = Network(5, Faults(Delay(1_000, 50_000)))
+    receiver, sender = network.subscribed("r"), network.station("s")
+    for number in range(30):
+        sender.link.publish(Message("a", b"%d" % number), number)
+    network.until(lambda: len(receiver.messages) == len(sender.tickets) == 30)
+    assert receiver.payloads == [b"%d" % number for number in range(30)]
+    assert sender.tickets == list(range(30))
+
+
 @pytest.mark.parametrize("ways", [frozenset(Way), frozenset({Way.TO_BROKER}), frozenset({Way.FROM_BROKER})])
 def test_a_partition_is_noticed_by_both_sides_and_heals(ways: frozenset[Way]) -> None:
     network = Network()

@@ -427,18 +427,51 @@ def test_the_inbox_stops_the_network_thread_when_only_acknowledged_messages_wait
     assert thread.is_alive()
     assert put[0] == MAX_WAITING_BYTES // (4 * 2**20)
 
-    async def until_four_more() -> None:
-        while len(taken) < 4:
+    async def until_all() -> None:
+        while len(taken) < 8:
             await asyncio.sleep(0)
 
-    loop.run_until_complete(until_four_more())
+    loop.run_until_complete(asyncio.wait_for(until_all(), 30))
+    thread.join(30)
+    assert put[0] == 8
+    thread = threading.Thread(target=network)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
     inbox.close()
     thread.join(30)
     assert not thread.is_alive()
     loop.run_until_complete(asyncio.sleep(0))
+    assert len(taken) == 8, "nothing after close"
     loop.close()
     inbox = Inbox(loop, taken.append)
     inbox.put(Published(1))
+
+
+def test_closing_a_link_whose_network_thread_waits_for_the_loop_ends_the_thread(world: DirectWorld) -> None:
+    large = b"".join(publish(b"a", b"x" * 4 * 2**20, packet_id) for packet_id in range(1, 9))
+    begin = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(CONNACK)
+        begin.wait(30)
+        sock.sendall(large)
+
+    with HostileBroker(script) as broker:
+        victim = world.victim(broker)
+        world.wait(lambda: victim.ups, "it is up")
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "mqtt-victim")
+        assert isinstance(victim.link, MqttLink)
+        begin.set()
+        for _ in range(600):
+            thread.join(0.05)
+            if victim.link.waiting_bytes == MAX_WAITING_BYTES:
+                break
+        assert victim.link.waiting_bytes == MAX_WAITING_BYTES
+        victim.link.close()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert victim.messages == []
 
 
 def test_an_error_in_the_receiver_does_not_stop_the_events_after_it() -> None:

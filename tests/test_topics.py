@@ -70,6 +70,7 @@ def test_the_reply_filter_matches_one_clients_replies_of_any_board() -> None:
         "sly/1/lab/board/#",
         "sly/1/lab/#",
         "sly/1/other/board/b1/record",
+        "board/b1/record",
         "sly/1/lab2/board/b1/record",
         "sly/2/lab/board/b1/record",
         "/sly/1/lab/board/b1/record",
@@ -97,6 +98,11 @@ def test_a_topic_that_the_builders_cannot_make_is_refused_in_a_short_line(attack
     assert len(str(refused.value)) < 500
     assert "\0" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_overlong_topic_is_refused_by_its_length_before_it_is_read() -> None:
+    with pytest.raises(RefusedError, match=f"got 70010 bytes; allowed: 1 to {MAX_TOPIC_BYTES} bytes"):
+        TOPICS.parse("sly/1/lab/" + "/" * 70_000)
 
 
 @given(

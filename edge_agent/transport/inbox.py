@@ -34,7 +34,7 @@ class Inbox:
         self._loop, self._receive = loop, receive
         self._changed = threading.Condition()
         self._events: deque[LinkEvent] = deque()
-        self._bytes = 0
+        self.waiting_bytes = 0
         self._scheduled = self._closed = False
         self.dropped = 0
 
@@ -48,7 +48,7 @@ class Inbox:
             if self._closed:
                 return
             self._events.append(event)
-            self._bytes += size_bytes
+            self.waiting_bytes += size_bytes
             if not self._scheduled:
                 self._scheduled = self._schedule()
 
@@ -59,13 +59,15 @@ class Inbox:
             self._changed.notify_all()
 
     def _full(self, more_bytes: int) -> bool:
-        return bool(self._events) and (len(self._events) >= MAX_WAITING_EVENTS or self._bytes + more_bytes > MAX_WAITING_BYTES)
+        return bool(self._events) and (
+            len(self._events) >= MAX_WAITING_EVENTS or self.waiting_bytes + more_bytes > MAX_WAITING_BYTES
+        )
 
     def _drop_oldest_qos0(self) -> bool:
         for i, event in enumerate(self._events):
             if isinstance(event, Delivered) and event.message.qos == 0:
                 del self._events[i]
-                self._bytes -= _size_bytes(event)
+                self.waiting_bytes -= _size_bytes(event)
                 self.dropped += 1
                 return True
         return False
@@ -84,7 +86,7 @@ class Inbox:
                 self._scheduled = False
                 return None
             event = self._events.popleft()
-            self._bytes -= _size_bytes(event)
+            self.waiting_bytes -= _size_bytes(event)
             self._changed.notify_all()
             return event
 

@@ -53,6 +53,11 @@ class MqttLink(Link):
         """QoS 0 messages that gave way because the loop was too slow, since this link was opened."""
         return self._network.inbox.dropped if self._network else 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Payload bytes that have come in and wait for the loop."""
+        return self._network.inbox.waiting_bytes if self._network else 0
+
     def _open(self, will: Will | None) -> None:
         self._network = _Network(self.endpoint, will, self._backoff, Inbox(self._loop, self._emit))
         self._network.thread.start()
