@@ -116,7 +116,7 @@ def _inputs(source: Source, loaded: Loaded, files: Sequence[tuple[str, Path]]) -
         if source.card is None:
             raise ConfigError(f"input {files[0][1]}", "a picture", ".npy files for a model without a card")
         picture = _read(files[0][1])
-        return {PICTURE: encoded_image(picture)}, picture
+        return {files[0][0] or PICTURE: encoded_image(picture)}, picture
     only = loaded.signature.inputs[0].name if len(loaded.signature.inputs) == 1 else ""
     named = [(name or only, path) for name, path in files]
     allowed = ", ".join(f"{spec.name} {spec}" for spec in loaded.signature.inputs)
