@@ -11,12 +11,18 @@ and exit code 2; nothing else is caught there.
 from __future__ import annotations
 
 MAX_SHOWN_CHARS = 120
+MAX_WORDS_CHARS = 512
 
 
 def shown(value: object) -> str:
     """A short, printable, one-line form of a value that came from outside."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
+
+
+def _words(got: object) -> str:
+    """Words as they are, unless they would break the line or fill the log; anything else as ``shown``."""
+    return got if isinstance(got, str) and len(got) <= MAX_WORDS_CHARS and got.isprintable() else shown(got)
 
 
 class SlyError(Exception):
@@ -31,7 +37,7 @@ class RefusedError(SlyError):
 
     def __init__(self, subject: str, got: object = None, allowed: str = "", remedy: str = "") -> None:
         self.subject, self.got, self.allowed, self.remedy = subject, got, allowed, remedy
-        parts = [f"got {got if isinstance(got, str) else shown(got)}"] if got is not None else []
+        parts = [f"got {_words(got)}"] if got is not None else []
         parts += [f"allowed: {allowed}"] if allowed else []
         parts += [remedy] if remedy else []
         super().__init__(f"{subject}: {'; '.join(parts)}" if parts else subject)

@@ -57,7 +57,7 @@ def bounded(subject: str, number: object, low: int, high: int, unit: str = "") -
     """``number`` if it is an int in ``[low, high]``; raises ``RefusedError`` naming ``subject`` otherwise."""
     if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
         return number
-    raise RefusedError(subject, number, f"a whole number from {low} to {high} {unit}".rstrip())
+    raise RefusedError(subject, shown(number), f"a whole number from {low} to {high} {unit}".rstrip())
 
 
 @dataclass(frozen=True, slots=True)
