@@ -1,8 +1,8 @@
 """A client behind the broker: asks a board over MQTT and waits for its one answer, however often the broker comes and goes.
 
 Rules: a request keeps its id however often it is sent, and a board takes an id only once.  It is sent until the broker has
-it; again, a while after its board came (back), if it is still unanswered then; and to the next board named when its board
-is gone.  An answer is believed when its board signed it; the same answer twice counts once and is counted.
+it; again, a while after its board came (back) or its deadline passed, if it is still unanswered then; and to the next board
+named when its board is gone.  An answer is believed when its board signed it; the same answer twice counts once and is counted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,22 @@ class BrokerClient:
         answer.add_done_callback(lambda _: self._outstanding.pop(request.request_id, None))
         self._unsent.append(request.request_id)
         self._send()
+        self._watch(request)
         return answer
+
+    def _watch(self, request: InferenceRequest) -> None:
+        """A message that its board never got is worthless after its deadline: then the request is sent anew."""
+        expired_us = seconds(request.limits.deadline_us) * 1_000_000 + REMIND_AFTER_US
+        self._later(expired_us, lambda: self._send_anew(request))
+
+    def _send_anew(self, request: InferenceRequest) -> None:
+        waiting = self._outstanding.get(request.request_id)
+        if waiting is None:
+            return
+        if waiting.sent:
+            self._unsent.append(request.request_id)
+            self._send()
+        self._watch(request)
 
     def _send(self) -> None:
         """Publish what waits, as much as the link takes; the rest when it has sent something."""
