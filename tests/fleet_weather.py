@@ -89,10 +89,7 @@ class Weather:
         self._fleet.calm()
 
     def _at_some_time(self, what: Callable[[], object]) -> None:
-        self._after(self._random.randrange(WEATHER_US), what)
-
-    def _after(self, interval_us: int, what: Callable[[], object]) -> None:
-        self._fleet.clock.call_at(self._fleet.now_us + interval_us, what)
+        self._fleet.after(self._random.randrange(WEATHER_US), what)
 
     def _offers(self, first: bool) -> list[ModelOffer]:
         busy_us = self._random.choice((5_000, 50_000, 400_000))
@@ -126,12 +123,12 @@ class Weather:
     def _kill(self) -> None:
         board = self._board()
         board.kill(power_cut=self._random.random() < 0.5)
-        self._after(self._random.randrange(10_000, 8_000_000), board.boot)
+        self._fleet.after(self._random.randrange(10_000, 8_000_000), board.boot)
 
     def _stop(self) -> None:
         board = self._board()
         board.stop()
-        self._after(self._random.randrange(1_000_000, 8_000_000), board.boot)
+        self._fleet.after(self._random.randrange(1_000_000, 8_000_000), board.boot)
 
     def _stop_broker(self) -> None:
         broker, keep = self._fleet.broker, self._random.random() < 0.5
@@ -145,7 +142,7 @@ class Weather:
             if not broker.running:
                 broker.start(keep_sessions=keep, keep_retained=keep)
 
-        self._after(self._random.randrange(10_000, 8_000_000), start)
+        self._fleet.after(self._random.randrange(10_000, 8_000_000), start)
 
     def _partition(self) -> None:
         everyone = [*self._fleet.boards, *self._fleet.clients]
@@ -153,7 +150,7 @@ class Weather:
         ways = self._random.choice((frozenset(Way), frozenset({Way.TO_BROKER}), frozenset({Way.FROM_BROKER})))
         self._fleet.note(f"{sorted(islanders)} are cut off, {sorted(way.value for way in ways)}")
         self._fleet.broker.partition(Partition(frozenset(islanders), ways))
-        self._after(self._random.randrange(100_000, 8_000_000), self._fleet.broker.heal)
+        self._fleet.after(self._random.randrange(100_000, 8_000_000), self._fleet.broker.heal)
 
     def _rough_network(self) -> None:
         random = self._random
@@ -169,13 +166,13 @@ class Weather:
         if board.up and board.offers:
             gone = self._random.choice(board.offers)
             board.feed(Withdrawn(gone.model, "quarantined after three deaths"))
-            self._after(self._random.randrange(5_000_000), lambda: board.feed(Hosted(gone)) if board.up else None)
+            self._fleet.after(self._random.randrange(5_000_000), lambda: board.feed(Hosted(gone)) if board.up else None)
 
     def _heat(self) -> None:
         board = self._board()
         if board.up:
             board.feed(Sensed(84_500, 85_000))
-            self._after(self._random.randrange(5_000_000), lambda: board.feed(Sensed(50_000, 85_000)) if board.up else None)
+            self._fleet.after(self._random.randrange(5_000_000), lambda: board.feed(Sensed(50_000, 85_000)) if board.up else None)
 
     def _abandon(self) -> None:
         board = self._board()
@@ -209,7 +206,7 @@ class Adversary:
             if signed and len(self._heard) < KEPT_MESSAGES:
                 self._heard.append(event.message)
             if self._heard and self._random.random() < 0.3:
-                self._fleet.clock.call_at(self._fleet.now_us + self._random.randrange(3_000_000), self._speak)
+                self._fleet.after(self._random.randrange(3_000_000), self._speak)
 
     def _speak(self) -> None:
         message = self._random.choice(self._heard)

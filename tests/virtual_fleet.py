@@ -287,7 +287,7 @@ class VirtualBoard:
 
     def _later(self, interval_us: int, callback: Callable[[], object]) -> None:
         life = self._life
-        self.fleet.clock.call_at(self.fleet.now_us + interval_us, lambda: callback() if life == self._life else None)
+        self.fleet.after(interval_us, lambda: callback() if life == self._life else None)
 
     # checks, each by its own means
 
@@ -379,6 +379,9 @@ class VirtualFleet:
     @property
     def now_us(self) -> int:
         return self.clock.monotonic_us()
+
+    def after(self, interval_us: int, callback: Callable[[], object]) -> None:
+        self.clock.call_at(self.now_us + interval_us, callback)
 
     @property
     def trace_digest(self) -> str:

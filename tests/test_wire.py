@@ -1,0 +1,143 @@
+"""Requests and results on the wire: every one comes back as it was, and nothing else comes in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.core import wire
+from edge_agent.core.cbor import decode, encode
+from edge_agent.core.cose import Signer, sign1
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import MAX_NAME_CHARS, MAX_RANK, MAX_TENSORS, InferenceRequest, InferenceResult, Status, Tensor
+from tests.drawn import board_ids, requests, results
+
+REQUEST = InferenceRequest("ab" * 16, "detect_faces", {"image": Tensor("uint8", (2,), b"\1\2")})
+RESULT = InferenceResult("ab" * 16, Status.OK, "b", "small", bytes(32), {"boxes": Tensor("float32", (0, 4), b"")})
+MESSAGES = [
+    pytest.param(wire.encode_request(REQUEST, "a"), wire.decode_request, id="request"),
+    pytest.param(wire.encode_result(RESULT, "a"), wire.decode_result, id="result"),
+]
+
+
+@given(requests, board_ids)
+def test_a_request_comes_back_as_it_was(request: InferenceRequest, board: str) -> None:
+    data = wire.encode_request(request, board)
+    assert wire.decode_request(data, board) == request
+    assert wire.encode_request(wire.decode_request(data, board), board) == data
+
+
+@given(results, board_ids)
+def test_a_result_comes_back_as_it_was(result: InferenceResult, board: str) -> None:
+    data = wire.encode_result(result, board)
+    assert wire.decode_result(data, board) == result
+    assert wire.encode_result(wire.decode_result(data, board), board) == data
+
+
+@given(requests, board_ids, board_ids)
+def test_what_is_meant_for_another_board_is_refused(request: InferenceRequest, board: str, other: str) -> None:
+    if board != other:
+        with pytest.raises(RefusedError, match="request's addressee"):
+            wire.decode_request(wire.encode_request(request, board), other)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_are_refused(data: bytes) -> None:
+    for read in (wire.decode_request, wire.decode_result):
+        with pytest.raises(RefusedError):
+            read(data, "a")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("data", "read"), MESSAGES)
+def test_no_truncation_and_nothing_after_the_end_is_taken(data: bytes, read: object) -> None:
+    for wrong in [data[:size] for size in range(len(data))] + [data + b"\0", data + data]:
+        with pytest.raises(RefusedError):
+            read(wrong, "a")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("data", "read"), MESSAGES)
+def test_a_key_that_is_missing_or_unknown_or_of_another_type_is_refused(data: bytes, read: object) -> None:
+    entry = decode(data)
+    assert isinstance(entry, dict)
+    optional = {5} if read is wire.decode_request else set()
+    for key in entry:
+        for wrong in (
+            {k: v for k, v in entry.items() if k != key},
+            {**entry, key: 1.5},
+            {**entry, 99: 0},
+            {**entry, str(key): 0},
+        ):
+            with pytest.raises(RefusedError):
+                read(encode(wrong), "a")  # type: ignore[operator]
+    assert not optional - set(entry)
+
+
+@pytest.mark.parametrize(("data", "read"), MESSAGES)
+@pytest.mark.parametrize("request_id", [b"", bytes(15), bytes(17)])
+def test_a_request_id_of_another_length_is_refused(data: bytes, read: object, request_id: bytes) -> None:
+    entry = decode(data)
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError, match="request id"):
+        read(encode({**entry, 1: request_id}), "a")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {1: "uint8", 2: [2], 3: b"\1"},
+        {1: "uint8", 2: [2]},
+        {1: "uint8", 2: [-1], 3: b""},
+        {1: "uint8", 2: [1.0], 3: b"\1"},
+        {1: "uint8", 2: [1] * (MAX_RANK + 1), 3: b"\1"},
+        {1: "uint8", 2: [2**40], 3: b"\1"},
+        {1: "string", 2: [1], 3: b"\1"},
+        {1: "uint8", 2: [1], 3: "text"},
+        b"\1",
+        None,
+    ],
+)
+def test_42_a_tensor_that_is_wrong_is_refused_naming_it(tensor: object) -> None:
+    entry = decode(wire.encode_request(REQUEST, "a"))
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError, match="image|tensor"):
+        wire.decode_request(encode({**entry, 4: {"image": tensor}}), "a")
+
+
+@pytest.mark.parametrize("key", [2, 9])
+def test_a_status_or_an_energy_kind_that_does_not_exist_is_refused_with_those_that_do(key: int) -> None:
+    entry = decode(wire.encode_result(RESULT, "a"))
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError, match="ok, failed, refused, shed" if key == 2 else "measured, estimated, emulated"):
+        wire.decode_result(encode({**entry, key: "fine"}), "a")
+
+
+def test_more_tensors_than_allowed_are_refused() -> None:
+    entry = decode(wire.encode_request(REQUEST, "a"))
+    assert isinstance(entry, dict)
+    many = {f"t{i}": {1: "uint8", 2: [0], 3: b""} for i in range(MAX_TENSORS + 1)}
+    with pytest.raises(RefusedError, match=f"at most {MAX_TENSORS}"):
+        wire.decode_request(encode({**entry, 4: many}), "a")
+
+
+def test_what_a_board_signed_is_told_from_what_a_client_sent() -> None:
+    data = wire.encode_request(REQUEST, "a")
+    assert not wire.is_signed(data) and not wire.is_signed(b"")
+    assert wire.is_signed(sign1(data, Signer(b"a", bytes(32)), wire.AAD_REQUEST))
+
+
+def test_a_hostile_text_does_not_fill_the_log() -> None:
+    entry = decode(wire.encode_request(REQUEST, "a"))
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError) as caught:
+        wire.decode_request(encode({**entry, 6: "evil\n" * 10_000}), "a")
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_the_longest_names_there_are_fit_beside_the_tensors() -> None:
+    names = {chr(0x10000 + i) * MAX_NAME_CHARS: Tensor("float32", (1,) * 8, b"1234") for i in range(MAX_TENSORS)}
+    request = InferenceRequest("ab" * 16, "t" * 32, names, "m" * 64)
+    data = sign1(wire.encode_request(request, "a" * 32), Signer(b"b" * 32, bytes(32)), wire.AAD_REQUEST)
+    from edge_agent.node.voice import ENVELOPE_BYTES
+
+    assert len(data) - request.size_bytes <= ENVELOPE_BYTES
