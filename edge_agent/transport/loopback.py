@@ -53,7 +53,12 @@ class LoopbackLink(Link):
 
     def _subscribe(self, topic_filter: str, qos: int) -> None:
         connection = self._connection
-        self._carry(lambda: self._broker.subscribe(self, connection, topic_filter, qos))
+
+        def send() -> None:
+            if connection == self._connection:
+                self._carry(lambda: self._broker.subscribe(self, connection, topic_filter, qos), send)
+
+        send()
 
     def _publish(self, message: Message, ticket: int) -> None:
         connection = self._connection
