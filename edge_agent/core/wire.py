@@ -131,10 +131,7 @@ def _tensors_out(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def _tensors_in(subject: str, entries: object) -> dict[str, Tensor]:
-    return {
-        name: _tensor_in(f"{subject} {name!r}", entry)
-        for name, entry in map_of(entries, subject, dict, MAX_TENSORS).items()
-    }
+    return {name: _tensor_in(f"{subject} {name!r}", entry) for name, entry in map_of(entries, subject, dict, MAX_TENSORS).items()}
 
 
 def _tensor_in(subject: str, entry: dict[Any, Any]) -> Tensor:
