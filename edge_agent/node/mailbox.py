@@ -63,9 +63,10 @@ class Mailbox:
             self._keep_unkept()
 
     def rejected(self, ticket: int) -> None:
-        """The link would not take the message of this ticket: it stays owed and is tried again."""
+        """The link would not take the message of this ticket: it stays owed, and is tried again after a ``retry``."""
         if self._in_flight.pop(ticket, None) is not None:
             self._last_ticket = min(self._last_ticket, ticket - 1)
+            self._more = False
 
     def retry(self) -> None:
         """Some time has passed: what was rejected, or found no room, may be tried again."""

@@ -1,0 +1,205 @@
+"""The local queue: bounded, in order, one at a time, nothing begun too late, and its running sums never drift."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from edge_agent.core.config import QueueSection
+from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
+from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
+from edge_agent.node.execution import Execution, Job
+from tests.virtual_fleet import TASK, echo, offer
+
+QUEUE = QueueSection(max_requests=5, max_bytes=2**20)
+
+
+def job(number: int, *, model: str = "m", deadline_us: int = 10**6, size_bytes: int = 8, ingress: str = "a") -> Job:
+    request = InferenceRequest(f"{number:032x}", TASK, {"x": Tensor("uint8", (size_bytes,), bytes(size_bytes))})
+    return Job(f"{ingress}/{request.request_id}", request, model, deadline_us, ingress)
+
+
+def hosting(*models: str, busy_us: int = 1_000) -> Execution:
+    execution = Execution(QUEUE)
+    for model in models:
+        execution.host(offer(model, busy_us))
+    return execution
+
+
+def test_jobs_run_one_at_a_time_in_the_order_in_which_they_came() -> None:
+    execution = hosting("m")
+    jobs = [job(i) for i in (3, 1, 2)]
+    for each in jobs:
+        execution.enqueue(each)
+    for each in jobs:
+        begun = execution.start_next(0)
+        assert begun is not None and begun.key == each.key
+        assert execution.start_next(0) is None
+        assert execution.finish(each.key, echo(each.request, "a", "m", 1), 10) is each
+    assert execution.idle
+
+
+def test_a_job_gets_what_is_left_of_its_deadline_and_is_never_begun_after_it() -> None:
+    execution = hosting("m")
+    execution.enqueue(job(1, deadline_us=100))
+    execution.enqueue(job(2, deadline_us=100))
+    begun = execution.start_next(40)
+    assert begun is not None and begun.budget_us == 60
+    execution.finish(begun.key, echo(job(1).request, "a", "m", 1), 100)
+    assert execution.start_next(100) is None
+    assert [each.key for each in execution.take_expired(100)] == [job(2).key]
+    assert execution.idle
+
+
+@pytest.mark.parametrize(
+    ("waiting", "size_bytes", "reason"), [(5, 8, "the queue is full: 5 requests wait"), (1, 2**20, "8 of 1048576 bytes wait")]
+)
+def test_a_full_queue_says_how_full_and_takes_nothing(waiting: int, size_bytes: int, reason: str) -> None:
+    execution = hosting("m")
+    for i in range(waiting):
+        execution.enqueue(job(i))
+    assert reason in execution.full(size_bytes)
+    with pytest.raises(RuntimeError, match="may not be queued"):
+        execution.enqueue(job(99, size_bytes=size_bytes))
+    assert len(execution) == waiting
+
+
+def test_the_same_job_twice_is_the_callers_bug() -> None:
+    execution = hosting("m")
+    execution.enqueue(job(1))
+    with pytest.raises(RuntimeError, match="it is there already"):
+        execution.enqueue(job(1))
+
+
+def test_an_answer_to_what_does_not_run_is_nobodys() -> None:
+    execution = hosting("m")
+    execution.enqueue(job(1))
+    assert execution.finish(job(1).key, echo(job(1).request, "a", "m", 1), 0) is None
+
+
+def test_the_queue_counts_what_waits_and_what_is_left_of_what_runs() -> None:
+    execution = hosting("m", busy_us=1_000)
+    for i in range(3):
+        execution.enqueue(job(i))
+    execution.start_next(0)
+    assert execution.queue_us(0) == 3_000
+    assert execution.queue_us(400) == 2_600
+    assert execution.queue_us(5_000) == 2_000
+
+
+def test_only_a_good_inference_teaches_and_what_it_teaches_is_how_long_the_board_was_taken() -> None:
+    execution = hosting("m", busy_us=1_000)
+    for i, good in enumerate((False, True)):
+        execution.enqueue(job(i))
+        execution.start_next(0)
+        result = echo(job(i).request, "a", "m", 1) if good else failure(job(i).request.request_id, Status.FAILED, "a", "no")
+        execution.finish(job(i).key, result, 9_000)
+        assert execution.offers["m"].busy_us == (2_000 if good else 1_000)
+
+
+def test_a_model_that_was_withdrawn_is_not_offered_and_comes_back_when_it_is_hosted_again() -> None:
+    execution = hosting("m")
+    execution.withdraw("m", "quarantined")
+    assert not execution.offers and execution.withdrawn == {"m": "quarantined"}
+    execution.enqueue(job(1))
+    assert execution.queue_us(0) == 0
+    execution.host(offer("m", 1_000))
+    assert execution.queue_us(0) == 1_000 and not execution.withdrawn
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """The queue against a plain list, whatever is done to it."""
+
+    waiting = Bundle("waiting")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.execution = hosting("m", "n")
+        self.model: list[Job] = []
+        self.running: Job | None = None
+        self.now_us = 0
+        self.number = 0
+
+    @rule(target=waiting, model=st.sampled_from("mnx"), left_us=st.integers(1, 5_000), size_bytes=st.sampled_from((1, 400_000)))
+    def enqueue(self, model: str, left_us: int, size_bytes: int) -> Job:
+        self.number += 1
+        new = job(self.number, model=model, deadline_us=self.now_us + left_us, size_bytes=size_bytes)
+        if not self.execution.full(size_bytes):
+            self.execution.enqueue(new)
+            self.model.append(new)
+        return new
+
+    @rule(each=consumes(waiting))
+    def forget(self, each: Job) -> None:
+        assert (self.execution.forget(each.key) is not None) == (each in self.model)
+        self.model = [other for other in self.model if other.key != each.key]
+
+    @rule(interval_us=st.integers(0, 3_000))
+    def time_passes(self, interval_us: int) -> None:
+        self.now_us += interval_us
+        expired = {each.key for each in self.execution.take_expired(self.now_us)}
+        assert expired == {each.key for each in self.model if each.deadline_us <= self.now_us}
+        self.model = [each for each in self.model if each.key not in expired]
+
+    @rule()
+    def start(self) -> None:
+        begun = self.execution.start_next(self.now_us)
+        assert (begun is None) == (self.running is not None or not self.model)
+        if begun is not None:
+            self.running = self.model.pop(0)
+            assert begun.key == self.running.key and begun.budget_us > 0
+
+    @rule()
+    def finish(self) -> None:
+        if self.running is not None:
+            done = self.execution.finish(self.running.key, echo(self.running.request, "a", "m", 1), self.now_us)
+            assert done == self.running
+            self.running = None
+
+    @invariant()
+    def sums_are_what_a_scan_would_find(self) -> None:
+        offers = self.execution.offers
+        work_us = sum(offers[each.model].busy_us for each in self.model if each.model in offers)
+        self_us = self.execution.queue_us(self.now_us)
+        assert work_us <= self_us <= work_us + (0 if self.running is None else 10_000)
+        assert len(self.execution) == len(self.model) <= QUEUE.max_requests
+        assert self.execution.waiting_bytes == sum(each.size_bytes for each in self.model) <= QUEUE.max_bytes
+
+
+TestQueueMachine = QueueMachine.TestCase
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 50) | st.none())), st.lists(st.integers(0, 60)))
+def test_deadlines_come_due_once_each_in_order_whatever_was_set_before(
+    changes: list[tuple[str, int | None]], times: list[int]
+) -> None:
+    deadlines, model = Deadlines(), dict[str, int]()
+    for key, time_us in changes:
+        if time_us is None:
+            deadlines.discard(key)
+            model.pop(key, None)
+        else:
+            deadlines.set(key, time_us)
+            model[key] = time_us
+    for now_us in sorted(times):
+        due = deadlines.take_due(now_us)
+        assert due == [key for time_us, key in sorted((t, k) for k, t in model.items()) if time_us <= now_us]
+        for key in due:
+            del model[key]
+    assert len(deadlines) == len(model)
+
+
+def test_deadlines_that_are_moved_for_ever_take_no_more_room() -> None:
+    deadlines = Deadlines()
+    for time_us in range(10_000):
+        deadlines.set("a", time_us)
+    assert len(deadlines._heap) <= 2 + SPARE_ENTRIES
+    assert deadlines.take_due(10_000) == ["a"]
+
+
+def test_a_job_is_what_its_request_weighs() -> None:
+    assert job(1, size_bytes=77).size_bytes == 77 == replace(job(2, size_bytes=77)).size_bytes
