@@ -70,6 +70,8 @@ class Inbound:
                 case Kind.REQUEST:
                     hear = self._hear_dispatch if wire.is_signed(message.payload) else self._hear_client
                     yield from hear(event, now_us)
+                case _:
+                    raise RefusedError("topic", topic.kind.value, "presence, records, replies and requests")
         except RefusedError as error:
             yield Log(f"refused a message on {message.topic}: {error}")
         if not self._returns.holds(event.token):
