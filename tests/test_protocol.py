@@ -1,0 +1,218 @@
+"""``docs/protocol.cddl`` and the code say the same, message by message and bound by bound."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.core import wire
+from edge_agent.core.cbor import Tag, decode, encode
+from edge_agent.core.cose import Signer, decode_sign1, sign1
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import InferenceRequest, InferenceResult, Status, Tensor
+from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
+from edge_agent.gossip.presence import AAD as PRESENCE_AAD
+from edge_agent.gossip.presence import Presence, open_presence, sign_presence
+from edge_agent.gossip.record import AAD as RECORD_AAD
+from edge_agent.gossip.record import BoardRecord, open_record, sign_record
+from tests.drawn import presences, records, requests, results
+from tests.needs import needs_module
+from tests.virtual_fleet import TASK, offer
+
+CDDL = Path(__file__).resolve().parents[1] / "docs" / "protocol.cddl"
+SIGNER = Signer(b"b", b"\7" * 32)
+
+
+@cache
+def schema(rule: str) -> Any:
+    """The protocol with ``rule`` as its root, in what pycddl 0.6 understands: it does not anchor regular expressions (RFC 8610,
+    section 3.8.3), knows no negative ranges and follows no .cbor inside an array."""
+    import pycddl
+
+    text = re.sub(r'\.regexp "([^"]+)"', r'.regexp "^(\1)$"', CDDL.read_text())
+    text = text.replace("-1000000..1000000", "int").replace("bytes .cbor protected-header", "bytes")
+    return pycddl.Schema(f"root = {rule}\n{text}")
+
+
+def is_a(rule: str, data: bytes) -> bool:
+    needs_module("pycddl", "dev")
+    import pycddl
+
+    try:
+        schema(rule).validate_cbor(data)
+    except pycddl.ValidationError:
+        return False
+    return True
+
+
+def by_code(read: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+    def accepts(data: bytes) -> bool:
+        try:
+            read(data)
+        except RefusedError:
+            return False
+        return True
+
+    return accepts
+
+
+def key_of(kid: bytes) -> bytes | None:
+    return SIGNER.public_key
+
+
+EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
+    "request": (
+        wire.encode_request(InferenceRequest("ab" * 16, TASK, {"image": Tensor("uint8", (2,), b"\1\2")}, "small"), "b"),
+        by_code(lambda data: wire.decode_request(data, "b")),
+    ),
+    "result": (
+        wire.encode_result(
+            InferenceResult("ab" * 16, Status.OK, "b", "small", bytes(32), {"x": Tensor("float32", (0, 4), b"")}), "b"
+        ),
+        by_code(lambda data: wire.decode_result(data, "b")),
+    ),
+    "board-record": (
+        encode(BoardRecord("b", 1, 2, "Orin", False, True, 5, 50_000, 85_000, (offer("small", 9),)).to_map()),
+        by_code(lambda data: open_record(sign1(data, SIGNER, RECORD_AAD), key_of)),
+    ),
+    "presence": (
+        encode({1: "b", 2: 1, 3: "online"}),
+        by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
+    ),
+}
+
+
+@given(requests)
+def test_every_request_is_one_by_the_protocol(request: InferenceRequest) -> None:
+    assert is_a("request", wire.encode_request(request, "a"))
+
+
+@given(results)
+def test_every_result_is_one_by_the_protocol(result: InferenceResult) -> None:
+    assert is_a("result", wire.encode_result(result, "camera-1"))
+
+
+@given(records)
+def test_every_record_is_one_by_the_protocol(record: BoardRecord) -> None:
+    assert is_a("board-record", encode(record.to_map()))
+
+
+@given(presences)
+def test_every_presence_is_one_by_the_protocol(presence: Presence) -> None:
+    message = decode_sign1(sign_presence(presence, SIGNER))
+    assert is_a("presence", message.payload)
+
+
+@pytest.mark.parametrize("message", [sign_record(BoardRecord("b", 1, 1), SIGNER), sign1(b"", SIGNER, b"sly/1/request")])
+def test_what_is_signed_is_one_by_the_protocol(message: bytes) -> None:
+    assert is_a("signed", message) and is_a("protected-header", decode_sign1(message).protected)
+    parts = decode_sign1(message)
+    for wrong in (
+        Tag(18, [parts.protected, {}, parts.payload, parts.signature[:63]]),
+        Tag(18, [parts.protected, {}, parts.payload]),
+        [parts.protected, {}, parts.payload, parts.signature],
+    ):
+        assert not is_a("signed", encode(wrong))
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_code_and_protocol_refuse_the_same_when_a_field_is_missing_unknown_or_of_another_type(kind: str) -> None:
+    data, accepts = EXAMPLES[kind]
+    entry = decode(data)
+    assert isinstance(entry, dict) and accepts(data) and is_a(kind, data)
+    for key in entry:
+        rest = {other: value for other, value in entry.items() if other != key}
+        for wrong in (encode(rest), encode({**entry, key: 1.5}), encode({**entry, key: None}), encode({**entry, 99: 0})):
+            assert accepts(wrong) == is_a(kind, wrong), (key, decode(wrong))
+
+
+BOUNDS = [
+    ("presence", 2, 2**53, 2**53 + 1),
+    ("presence", 2, 0, -1),
+    ("presence", 3, "stopped", "asleep"),
+    ("board-record", 7, 10**15, 10**15 + 1),
+    ("board-record", 8, -1_000_000, "cold"),
+    ("board-record", 9, 1_000_000, "hot"),
+    ("board-record", 10, [], [{}]),
+    ("request", 1, bytes(16), bytes(17)),
+    ("request", 3, "m" * 64, "Not a model"),
+    ("request", 5, {1: 3_600_000_000, 3: 1000}, {1: 3_600_000_001, 3: 1000}),
+    ("request", 5, {1: 1, 3: 0}, {1: 0, 3: 0}),
+    ("request", 5, {1: 1, 2: 10**12, 3: 0}, {1: 1, 2: 10**12 + 1, 3: 0}),
+    ("request", 5, {1: 1, 3: 1000}, {1: 1, 3: 1001}),
+    ("request", 4, {}, {"x": {1: "complex64", 2: [1], 3: bytes(8)}}),
+    ("request", 4, {"x": {1: "bool", 2: [1] * 8, 3: b"\1"}}, {"x": {1: "bool", 2: [1] * 9, 3: b"\1"}}),
+    ("result", 2, "shed", "fine"),
+    ("result", 4, "", "Not a model"),
+    ("result", 5, b"", bytes(31)),
+    ("result", 7, 10**12, 10**12 + 1),
+    ("result", 8, 10**15, 10**15 + 1),
+    ("result", 9, "emulated", "guessed"),
+]
+
+
+@pytest.mark.parametrize(("kind", "key", "within", "beyond"), BOUNDS)
+def test_code_and_protocol_have_the_same_bounds(kind: str, key: int, within: object, beyond: object) -> None:
+    data, accepts = EXAMPLES[kind]
+    entry = decode(data)
+    assert isinstance(entry, dict)
+    for value, fits in ((within, True), (beyond, False)):
+        changed = encode({**entry, key: value})
+        assert accepts(changed) == is_a(kind, changed) == fits, value
+
+
+@given(st.sampled_from(sorted(EXAMPLES)), st.data())
+def test_what_the_code_takes_is_always_within_the_protocol(kind: str, data: st.DataObject) -> None:
+    example, accepts = EXAMPLES[kind]
+    entry = decode(example)
+    assert isinstance(entry, dict)
+    key = data.draw(st.sampled_from([*entry, 3, 42]))
+    value = data.draw(st.none() | st.booleans() | st.integers(-10, 2**60) | st.text(max_size=4))
+    changed = encode({**entry, key: value})
+    assert is_a(kind, changed) or not accepts(changed)
+
+
+def test_frames_on_a_boards_own_socket_are_calls_and_answers_by_the_protocol(tmp_path: Path) -> None:
+    frames: list[bytes] = []
+
+    async def handle(verb: str, body: object) -> object:
+        if verb == "explain":
+            raise RefusedError("request", body, "an id that is remembered")
+        return {"verb": verb}
+
+    class Overheard(LocalConnection):
+        def connect(self) -> None:
+            super().connect()
+            assert self._socket is not None
+
+        def _receive(self, size_bytes: int) -> bytes:
+            data = super()._receive(size_bytes)
+            frames.append(data)
+            return data
+
+    def ask() -> None:
+        with Overheard(tmp_path / "s") as connection:
+            connection.call("status")
+            with pytest.raises(RefusedError):
+                connection.call("explain", "ab" * 16)
+
+    async def play() -> None:
+        server = LocalServer(tmp_path / "s", handle)
+        await server.start()
+        await asyncio.to_thread(ask)
+        await server.close()
+
+    asyncio.run(play())
+    answers = [frame for frame in frames if len(frame) > LENGTH_BYTES]
+    assert len(answers) == 2 and all(is_a("answer", answer) for answer in answers)
+    for verb, body in (("infer", EXAMPLES["request"][0]), ("explain", "ab" * 16), ("status", None), ("status", 4)):
+        assert is_a("call", encode({0: 1, 1: verb, 2: body}))
+    assert not is_a("call", encode({0: 1, 1: "reboot", 2: None}))
