@@ -88,7 +88,7 @@ def test_a_child_that_dies_as_soon_as_it_is_loaded_never_leaves_a_caller_waiting
     async def story() -> None:
         model = tiny_model() + bytes([delay_ms])
         with pytest.raises(UnavailableError, match="exit code 3"):
-            async with supervised(model, EngineSettings(engine=BRIEF)) as (supervisor, _, _):
+            async with supervised(model, EngineSettings(engine=BRIEF, death_window=10**6)) as (supervisor, _, _):
                 while True:
                     with contextlib.suppress(ChildDiedError):
                         await order(supervisor, "hello")
