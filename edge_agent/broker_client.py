@@ -8,14 +8,17 @@ named when its board is gone.  An answer is believed when its board signed it; t
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
+from edge_agent.configured import broker_address, mqtt_options, signer_of
 from edge_agent.core import wire
+from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import verify1
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult
 from edge_agent.gossip.presence import Presence, Standing, open_presence
 from edge_agent.node.voice import seconds
@@ -33,6 +36,8 @@ from edge_agent.transport.link import (
 from edge_agent.transport.topics import Kind, Topic, Topics
 
 MAX_OUTSTANDING = 1024
+GRACE_S = 3.0
+"""How much longer than its deadline the answer to a request may be on its way."""
 REMIND_AFTER_US = 1_500_000
 """How long a board that came back has to deliver what it owes before it is asked again."""
 
@@ -202,6 +207,29 @@ class BrokerClient:
 
     def _key_of(self, kid: bytes) -> bytes | None:
         return self._members.get(kid.decode("utf-8", "replace"))
+
+
+async def ask_over_broker(config: AgentConfig, request: InferenceRequest, boards: Sequence[str]) -> InferenceResult:
+    """Ask once over the configured broker, of ``boards`` in turn, and leave no session behind.
+
+    Raises ``SlyError`` in one line for a broker that cannot be used, and ``UnavailableError`` when nobody answers in time.
+    """
+    from edge_agent.transport.mqtt import MqttLink, check
+
+    if not config.broker.host:
+        raise ConfigError("[broker] host", "nothing", "the address of the fleet's broker")
+    address, client_name = broker_address(config), f"ask-{os.urandom(6).hex()}"
+    await check(address, client_name)
+    link = MqttLink(address, client_name, asyncio.get_running_loop(), replace(mqtt_options(config), session_expiry_s=0))
+    keys = {board: bytes.fromhex(key) for board, key in config.fleet.members.items()}
+    keys.setdefault(config.board.id, signer_of(config).public_key)
+    limit_s = request.limits.deadline_us / 1e6 + GRACE_S
+    try:
+        async with asyncio.timeout(limit_s), BrokerClient(link, config.fleet.name, client_name, keys) as client:
+            return await client.ask(request, *boards)
+    except TimeoutError:
+        reason = f"no answer over {address} within {limit_s:g} s"
+        raise UnavailableError(f"boards {', '.join(boards)}", reason, "sly status on one of them shows who is there") from None
 
 
 def _by_the_loop(interval_us: int, callback: Callable[[], None]) -> object:

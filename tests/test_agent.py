@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import selectors
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 from board_support.faults import BitFlips, Hang
 from board_support.jalapeno import Jalapeno
+from edge_agent import cli
 from edge_agent.agent import Agent
 from edge_agent.client import Client, request_for_picture
 from edge_agent.core.config import AgentConfig
@@ -347,3 +349,17 @@ def test_faults_of_an_emulated_board_reach_its_clients(tmp_path: Path) -> None:
     assert {n: bytes(t.data) for n, t in good.outputs.items()} != {n: bytes(t.data) for n, t in flipped.outputs.items()}
     assert hung.status is Status.SHED
     assert hung.reason
+
+
+def test_sly_ask_goes_over_the_broker_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture, config = picture_path("grace_hopper"), tmp_path / "agent.toml"
+    with mosquitto(tmp_path / "broker") as broker, daemon(tmp_path, broker={"host": "127.0.0.1", "port": broker.port}):
+        code = cli.main(["ask", "detect_faces", str(picture), "--config", str(config), "--json"])
+        answer = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert (answer["board"], [finding["label"] for finding in answer["findings"]]) == ("kitchen", ["face"])
+    assert cli.main(["ask", "detect_faces", str(picture), "--config", str(config)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"sly: broker 127.0.0.1:{broker.port}: nothing listens there; check host and port, and that the broker runs\n"
+    )

@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge_agent.client import Answer
-    from edge_agent.core.values import InferenceResult
+    from edge_agent.core.values import InferenceRequest, InferenceResult
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("ask", help="ask the fleet what is in a picture")
     parser.add_argument("task", help="what is wanted, e.g. detect_faces (see: sly models list)")
     parser.add_argument("picture", type=Path, help="a JPEG or PNG file")
-    parser.add_argument(
-        "--socket", type=Path, action="append", required=True, metavar="PATH",
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--socket", type=Path, action="append", metavar="PATH",
         help="an agent's socket (STATE/agent.sock); repeat it to name others that are asked when the first is gone",
+    )  # fmt: skip
+    way.add_argument("--config", type=Path, metavar="FILE", help="ask over the broker and of the fleet that this file names")
+    parser.add_argument(
+        "--board", action="append", metavar="NAME",
+        help="with --config: ask this board; repeat it to name others that are asked when it is gone (default: every member)",
     )  # fmt: skip
     parser.add_argument("--model", help="this model and no other")
     parser.add_argument("--deadline-ms", type=int, default=10_000, metavar="N", help="give up after N ms (default: 10000)")
@@ -30,7 +36,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from edge_agent.client import Client, answer_of, read_picture, request_for_picture
+    from edge_agent.client import answer_of, read_picture, request_for_picture
     from edge_agent.core.values import Limits
 
     limits = Limits(
@@ -39,13 +45,35 @@ def _ask(arguments: argparse.Namespace) -> int:
         quality_permille=arguments.quality,
     )
     picture = read_picture(arguments.picture)
-    with Client(*arguments.socket) as client:
-        result = client.submit(request_for_picture(arguments.task, picture, model=arguments.model, limits=limits))
+    request = request_for_picture(arguments.task, picture, model=arguments.model, limits=limits)
+    result = _over_the_broker(arguments, request) if arguments.config else _over_sockets(arguments, request)
     answer = answer_of(result)
     if arguments.output is not None:
         _draw(arguments.output, picture, result)
     print(json.dumps(_as_json(answer)) if arguments.json else _as_table(answer))
     return 0
+
+
+def _over_sockets(arguments: argparse.Namespace, request: InferenceRequest) -> InferenceResult:
+    from edge_agent.client import Client
+    from edge_agent.core.errors import ConfigError
+
+    if arguments.board:
+        raise ConfigError("--board", "with --socket", "with --config", "a socket is one board's own")
+    with Client(*arguments.socket) as client:
+        return client.submit(request)
+
+
+def _over_the_broker(arguments: argparse.Namespace, request: InferenceRequest) -> InferenceResult:
+    import asyncio
+
+    from edge_agent.broker_client import ask_over_broker
+    from edge_agent.configured import read_config
+    from edge_agent.core.values import BOARD_ID, checked
+
+    config = read_config(arguments.config)
+    boards = [checked(BOARD_ID, "--board", name) for name in arguments.board or config.fleet.members or [config.board.id]]
+    return asyncio.run(ask_over_broker(config, request, boards))
 
 
 def _draw(path: Path, picture: bytes, result: InferenceResult) -> None:
