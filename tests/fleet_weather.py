@@ -18,7 +18,8 @@ from edge_agent.node.events import Hosted, Sensed, Withdrawn
 from edge_agent.store.ledger import Bounds
 from edge_agent.transport.link import Delivered, LinkEvent, LinkUp, Message
 from edge_agent.transport.loopback import Delay, Faults, Partition, Way
-from tests.virtual_fleet import FLEET, REFUSABLE, VirtualBoard, VirtualFleet, offer
+from tests.virtual_board import FLEET, REFUSABLE, VirtualBoard, offer
+from tests.virtual_fleet import VirtualFleet
 
 WEATHER_US = 15_000_000
 SETTLE_US = 120_000_000

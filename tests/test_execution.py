@@ -13,7 +13,7 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
 from edge_agent.node.execution import Execution, Job
-from tests.virtual_fleet import TASK, echo, offer
+from tests.virtual_board import TASK, echo, offer
 
 QUEUE = QueueSection(max_requests=5, max_bytes=2**20)
 

@@ -19,7 +19,8 @@ from edge_agent.store.ledger import Bounds
 from edge_agent.transport.link import Delivered, LinkEvent, Message
 from edge_agent.transport.loopback import Delay, Faults, LoopbackLink, Partition, Way
 from tests.fleet_weather import ride_out
-from tests.virtual_fleet import BrokenPromiseError, VirtualFleet, offer, seed_of
+from tests.virtual_board import offer, seed_of
+from tests.virtual_fleet import BrokenPromiseError, VirtualFleet
 
 SEEDS = 200
 SEEDS_A_TEST = 20

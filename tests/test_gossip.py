@@ -21,7 +21,7 @@ from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import MAX_OFFERS, BoardRecord, open_record, sign_record
 from edge_agent.gossip.state import FleetState
 from tests.drawn import presences, records
-from tests.virtual_fleet import offer
+from tests.virtual_board import offer
 
 SIGNER = Signer(b"b", b"\7" * 32)
 RECORD = BoardRecord("b", 3, 5, "Orin Nano", offers=(offer("small", 1000), offer("large", 3000)))

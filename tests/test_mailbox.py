@@ -17,7 +17,7 @@ from edge_agent.node.settings import NodeSettings
 from edge_agent.node.voice import Voice
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Message
-from tests.virtual_fleet import seed_of
+from tests.virtual_board import seed_of
 
 SIGNER = Signer(b"b", seed_of("b"))
 

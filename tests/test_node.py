@@ -44,7 +44,7 @@ from edge_agent.node.settings import NodeSettings
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
-from tests.virtual_fleet import TASK, echo, offer, seed_of
+from tests.virtual_board import TASK, echo, offer, seed_of
 
 SECOND_US = 1_000_000
 Kind = TypeVar("Kind")
@@ -220,6 +220,7 @@ def test_34_every_bit_flip_and_truncation_of_what_a_board_signed_is_dropped_logg
         replace(dispatch(request(7), board="c"), topic=TOPICS.request("a")),
         replace(reply(echo(request(1), "b", "small", 1), addressee="c"), topic=TOPICS.reply("b", "a")),
         reply(echo(request(1), "b", "small", 1), signer="c"),
+        replace(reply(echo(request(1), "c", "small", 1), signer="b"), topic=TOPICS.reply("b", "a")),
         replace(reply(echo(request(1), "c", "small", 1)), topic=TOPICS.reply("b", "a")),
     ],
 )
@@ -411,6 +412,34 @@ def test_a_silent_board_is_left_after_a_while_and_its_late_answer_still_counts(d
     late = echo(request(), "b", "small", 1)
     assert of(Reply, desk.deliver(reply(late))) == [Reply(5, late)]
     assert not of(Reply, desk.feed(Executed(begun.key, echo(request(), "a", "small", 1))))
+
+
+def test_a_late_answer_takes_the_request_out_of_this_boards_queue_and_a_late_failure_changes_nothing(desk: Desk) -> None:
+    desk.feed(Hosted(offer("large", 30_000, 900)))
+    (begun,) = of(Execute, desk.feed(Submitted(request(1, 60 * SECOND_US, "large"), 1)))
+    desk.meet("b")
+    for i in (2, 3):
+        assert dispatches(desk.feed(Submitted(request(i, model="small"), i)))
+    desk.feed(Tick(), after_us=PATIENCE_US + SECOND_US)
+    assert len(desk.node.execution) == 2
+    effects = desk.deliver(reply(failure(request(2).request_id, Status.FAILED, "b", "no")))
+    assert not of(Reply, effects) and len(desk.node.execution) == 2
+    assert of(Reply, desk.deliver(reply(echo(request(3), "b", "small", 1))))
+    assert len(desk.node.execution) == 1
+    effects = desk.feed(Executed(begun.key, echo(request(1), "a", "large", 1)))
+    assert [each.key for each in of(Execute, effects)] == [f"a/{request(2).request_id}"]
+
+
+def test_a_board_that_fell_silent_is_asked_nothing_more_until_it_is_heard_again(desk: Desk) -> None:
+    desk.meet("b")
+    desk.feed(Submitted(request(1), 1))
+    desk.feed(Tick(), after_us=PATIENCE_US + SECOND_US)
+    assert not dispatches(desk.feed(Submitted(request(2), 2)))
+    assert "said nothing since" in desk.node.decisions[request(2).request_id].excluded[0].reason
+    desk.deliver(record("b", sequence=1, offers=(offer("small", 1_000),)))
+    assert not dispatches(desk.feed(Submitted(request(3), 3))), "the same record again is no sign of life"
+    desk.deliver(record("b", sequence=2, offers=(offer("small", 1_000),)))
+    assert dispatches(desk.feed(Submitted(request(4), 4)))
 
 
 def test_a_silent_board_is_waited_for_until_the_deadline_when_there_is_no_other(desk: Desk) -> None:

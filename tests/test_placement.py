@@ -15,7 +15,7 @@ from edge_agent.core.config import PolicySection
 from edge_agent.core.values import InferenceRequest, Limits, ModelOffer, Tensor
 from edge_agent.placement.cost import CostParts, corrected, option_cost
 from edge_agent.placement.options import BoardView, Decision, choose
-from tests.virtual_fleet import TASK, offer
+from tests.virtual_board import TASK, offer
 
 POLICY = PolicySection()
 REQUEST = InferenceRequest("ab" * 16, TASK, {"image": Tensor("uint8", (1000,), bytes(1000))})

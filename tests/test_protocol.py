@@ -25,7 +25,7 @@ from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import BoardRecord, open_record, sign_record
 from tests.drawn import presences, records, requests, results
 from tests.needs import needs_module
-from tests.virtual_fleet import TASK, offer
+from tests.virtual_board import TASK, offer
 
 CDDL = Path(__file__).resolve().parents[1] / "docs" / "protocol.cddl"
 SIGNER = Signer(b"b", b"\7" * 32)

@@ -47,6 +47,11 @@ class FleetState:
         """The newest record of every board, in the order of their ids."""
         return iter([self._records[board] for board in sorted(self._records)])
 
+    def version(self, board: str) -> tuple[int, int]:
+        """Of the newest record of ``board``; lower than any there is, if none is held."""
+        record = self._records.get(board)
+        return record.version if record else (-1, -1)
+
     def standing(self, board: str) -> Standing:
         """What was last said of a board; a record without a word of presence counts as online."""
         held, record = self._presence.get(board), self._records.get(board)

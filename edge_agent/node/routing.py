@@ -47,6 +47,8 @@ class Router:
         self._remembered = 0
         self._tickets = tickets
         self._dispatched: dict[int, str] = {}
+        self._silent: dict[str, tuple[int, int]] = {}
+        """Boards that did not answer in time, each with the version of its last record then: a later one clears it."""
 
     def admit(self, request: InferenceRequest, client: Client, now_us: int, *, refusal: str = "") -> Iterator[Effect]:
         """Take a request in, or answer it at once with the reason why it is not taken."""
@@ -100,6 +102,7 @@ class Router:
                 where = f"while it was on {pending.placed_on}" if pending.placed_on else f"after {', '.join(pending.failed)}"
                 yield from self._shed(pending, f"its deadline of {pending.request.limits.deadline_us} µs passed {where}")
             else:
+                self._silent[pending.placed_on] = self._fleet.version(pending.placed_on)
                 yield from self._leave(pending, "no answer came in time", now_us, may_answer=True)
 
     def _place(self, pending: Pending, now_us: int) -> Iterator[Effect]:
@@ -157,6 +160,8 @@ class Router:
             return f"the broker link is down ({self.link_state})"
         if (standing := self._fleet.standing(record.board)) is not Standing.ONLINE:
             return f"it is {standing.value}"
+        if self._silent.get(record.board) == record.version:
+            return "it did not answer in time, and has said nothing since"
         if not record.serving:
             return "it is being stopped and takes nothing new"
         if size_bytes + ENVELOPE_BYTES > MAX_PAYLOAD_BYTES:

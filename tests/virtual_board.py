@@ -1,0 +1,319 @@
+"""One board on virtual time: the shell around ``Node`` that ``edge_agent/agent.py`` is in production.
+
+Owns the transaction around the decisions, the effects after it (what cannot be published comes back as ``Rejected``), the engine
+as a delay, and the checks that every event must pass.  Rule: a killed board keeps its ledger and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, assert_never
+
+from edge_agent.core.config import QueueSection
+from edge_agent.core.cose import Signer
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, ModelOffer, Status, Tensor, failure
+from edge_agent.gossip.presence import Standing
+from edge_agent.node.events import (
+    Abandoned,
+    Acknowledge,
+    Drain,
+    Effect,
+    Event,
+    Execute,
+    Executed,
+    Hosted,
+    Log,
+    Publish,
+    Reply,
+    Submitted,
+    Subscribe,
+    Tick,
+)
+from edge_agent.node.node import Node
+from edge_agent.node.routing import MAX_DECISIONS
+from edge_agent.node.settings import NodeSettings
+from edge_agent.store.ledger import Bounds, Ledger
+from edge_agent.transport.backoff import BackoffLimits
+from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message, Rejected, Will
+from edge_agent.transport.loopback import LoopbackLink, LoopbackOptions
+from edge_agent.transport.topics import Kind
+
+if TYPE_CHECKING:
+    from tests.virtual_fleet import VirtualFleet
+
+FLEET = "home"
+TASK = "detect_faces"
+TICK_US = 100_000
+IDLE_TICK_US = 1_000_000
+LINK = LoopbackOptions(
+    keepalive_us=3_000_000,
+    connect_timeout_us=2_000_000,
+    session_expiry_us=60_000_000,
+    backoff=BackoffLimits(base_us=100_000, cap_us=2_000_000, sound_us=1_000_000),
+)
+REFUSABLE = 255
+"""A request whose input begins with this byte is refused by every engine."""
+
+
+def seed_of(board: str) -> bytes:
+    return sha256(b"key of " + board.encode()).digest()
+
+
+def offer(model: str, busy_us: int, quality_permille: int = 800, task: str = TASK) -> ModelOffer:
+    return ModelOffer(model, task, sha256(model.encode()).digest(), quality_permille, busy_us, busy_us)
+
+
+def echo(request: InferenceRequest, board: str, model: str, busy_us: int) -> InferenceResult:
+    """What the emulated engine answers: the request's own id, so that a mixed-up answer is seen."""
+    if any(tensor.data[:1] == bytes((REFUSABLE,)) for tensor in request.inputs.values()):
+        return failure(request.request_id, Status.REFUSED, board, "this input is refused by every engine", model)
+    outputs = {"echo": Tensor("uint8", (16,), bytes.fromhex(request.request_id))}
+    digest = sha256(model.encode()).digest()
+    return InferenceResult(request.request_id, Status.OK, board, model, digest, outputs, busy_us, busy_us, EnergyKind.EMULATED)
+
+
+@dataclass(slots=True)
+class Asked:
+    """A client's request and what came of it. ``gone``: the client does not wait any more."""
+
+    request: InferenceRequest
+    boards: deque[str]
+    client: str = ""
+    answers: list[InferenceResult] = field(default_factory=list)
+    future: asyncio.Future[InferenceResult] | None = None
+    gone: bool = False
+
+    @property
+    def settled(self) -> bool:
+        return self.gone or bool(self.answers)
+
+
+class VirtualBoard:
+    """What ``Agent`` is, with timers in place of asyncio and a delay in place of the engine."""
+
+    def __init__(
+        self, fleet: VirtualFleet, name: str, offers: Iterable[ModelOffer], queue: QueueSection, bounds: Bounds | None = None
+    ) -> None:
+        self.fleet, self.name, self.offers, self.queue, self.bounds = fleet, name, tuple(offers), queue, bounds
+        self.up = False
+        self.engine_ok_permille = 1000
+        self._life = 0
+        self._handles = 0
+        self._waiting: dict[int, Asked] = {}
+        self._running = ""
+        self._heard: dict[str, tuple[int, Standing]] = {}
+
+    def boot(self) -> None:
+        if self.up:
+            return
+        self._life += 1
+        self.up, self._running = True, ""
+        self._events: deque[Event] = deque()
+        self._pumping = False
+        self._heard.clear()
+        self.ledger = Ledger(self.fleet.folder / self.name / "ledger.db", self.bounds)
+        with self.ledger.transaction():
+            boot_epoch = self.ledger.increment("boot_epoch")
+        settings = NodeSettings(
+            board=self.name,
+            boot_epoch=boot_epoch,
+            signer=Signer(self.name.encode(), seed_of(self.name)),
+            fleet=FLEET,
+            members=self.fleet.keys,
+            queue=self.queue,
+        )
+        self.node = Node(settings, self.ledger)
+        self.fleet.note(f"{self.name} boots for the {boot_epoch}th time")
+        for each in self.offers:
+            self.feed(Hosted(each))
+        self._carry_out(self._decide(lambda: self.node.recover(self.fleet.now_us)))
+        self.link = LoopbackLink(self.fleet.broker, self.name, LINK)
+        self.link.open(self.feed, Will(self.node.will()))
+        self._tick(self._life)
+        self.fleet.house_homeless()
+
+    def kill(self, power_cut: bool = False) -> None:
+        """The plug is pulled: what is not in the ledger is gone, and local clients notice."""
+        if not self.up:
+            return
+        self.fleet.note(f"{self.name} is killed")
+        self.link.crash(power_cut)
+        self._end()
+
+    def stop(self) -> None:
+        """SIGTERM: take nothing new, finish, say goodbye."""
+        if self.up:
+            self.fleet.note(f"{self.name} drains")
+            self.feed(Drain())
+            self._leave_when_idle(self._life)
+
+    def ask(self, asked: Asked) -> int:
+        self._handles += 1
+        self._waiting[self._handles] = asked
+        self.fleet.submitted.add((self.name, asked.request.request_id))
+        self.feed(Submitted(asked.request, self._handles))
+        return self._handles
+
+    def some_handle(self) -> int | None:
+        """Of a local client that waits, if there is one."""
+        return next(iter(self._waiting), None)
+
+    def abandon(self, handle: int) -> None:
+        """A local client goes without its answer."""
+        asked = self._waiting.pop(handle)
+        asked.gone = True
+        self.feed(Abandoned(handle))
+
+    def feed(self, event: Event) -> None:
+        self._events.append(event)
+        if self._pumping:
+            return
+        self._pumping = True
+        while self._events and self.up:
+            self._carry_out(self._decide(self._handle_waiting))
+        self._pumping = False
+        if self.up:
+            self._check_bounds()
+
+    def _handle_waiting(self) -> list[Effect]:
+        effects: list[Effect] = []
+        while self._events:
+            event = self._events.popleft()
+            self._hear(event)
+            self.fleet.note(f"{self.name} < {event!r}", event.message.payload if isinstance(event, Delivered) else b"")
+            effects += self.node.handle(event, self.fleet.now_us)
+        return effects
+
+    def _decide(self, step: Callable[[], list[Effect]]) -> list[Effect]:
+        with self.ledger.transaction():
+            return step()
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self.fleet.note(f"{self.name} > {effect!r}", effect.message.payload if isinstance(effect, Publish) else b"")
+            match effect:
+                case Execute():
+                    self._execute(effect)
+                case Reply(handle, result):
+                    self.fleet.promise(handle in self._waiting, f"{self.name} answers handle {handle} that waits for nothing")
+                    self.fleet.answered(self._waiting.pop(handle), result)
+                case Publish() | Subscribe() | Acknowledge():
+                    self._use_link(effect)
+                case Log():
+                    pass
+                case _:
+                    assert_never(effect)
+
+    def _use_link(self, effect: Publish | Subscribe | Acknowledge) -> None:
+        try:
+            match effect:
+                case Publish(message, ticket):
+                    self._check_dispatch(message)
+                    self.link.publish(message, ticket)
+                case Subscribe(topic_filter):
+                    self.link.subscribe(topic_filter)
+                case Acknowledge(token):
+                    self.link.acknowledge(token)
+        except (UnavailableError, RefusedError) as error:
+            if isinstance(effect, Publish):
+                self.feed(Rejected(str(error), effect.ticket))
+
+    def _execute(self, job: Execute) -> None:
+        origin, request_id = job.key.split("/")
+        self.fleet.check_execution(self.name, origin, request_id)
+        self.fleet.promise(not self._running, f"{self.name} runs {self._running} and begins {job.key}")
+        self.fleet.promise(job.budget_us > 0, f"{self.name} begins {job.key} without any time left")
+        self._running = job.key
+        busy_us = next((each.busy_us for each in self.offers if each.model == job.model), 1000)
+        busy_us = busy_us * self.fleet.random.randrange(500, 1500) // 1000
+        result = echo(job.request, self.name, job.model, busy_us)
+        if self.fleet.random.randrange(1000) >= self.engine_ok_permille:
+            result = failure(job.request.request_id, Status.FAILED, self.name, "the engine died", job.model)
+        elif busy_us > job.budget_us:
+            reason = f"not done within {job.budget_us} µs"
+            busy_us, result = job.budget_us, failure(job.request.request_id, Status.FAILED, self.name, reason, job.model)
+        self._later(busy_us, lambda: self._executed(job.key, result))
+
+    def _executed(self, key: str, result: InferenceResult) -> None:
+        self._running = ""
+        self.feed(Executed(key, result))
+
+    def _tick(self, life: int) -> None:
+        if self.up and life == self._life:
+            self.feed(Tick())
+            self._later(IDLE_TICK_US if self.node.idle else TICK_US, lambda: self._tick(life))
+
+    def _leave_when_idle(self, life: int) -> None:
+        if not self.up or life != self._life:
+            return
+        if not self.node.idle:
+            self._later(TICK_US // 10, lambda: self._leave_when_idle(life))
+            return
+        if self.link.up:
+            with suppress(UnavailableError):
+                self.link.publish(self.node.farewell())
+        self.link.close()
+        self._end()
+
+    def _end(self) -> None:
+        self.up = False
+        self._life += 1
+        self.ledger.close()
+        waiting, self._waiting = list(self._waiting.values()), {}
+        for asked in waiting:
+            self.fleet.ask_elsewhere(asked)
+
+    def _later(self, interval_us: int, callback: Callable[[], object]) -> None:
+        life = self._life
+        self.fleet.after(interval_us, lambda: callback() if life == self._life else None)
+
+    # checks, each by its own means
+
+    def _hear(self, event: Event) -> None:
+        """What this board was told about who is there."""
+        if not isinstance(event, Delivered):
+            return
+        said = self.fleet.said_of_a_board(event.message)
+        if said is not None:
+            board, boot_epoch, standing = said
+            held = self._heard.get(board, (-1, Standing.ONLINE))[0]
+            if boot_epoch > held or (standing is not None and boot_epoch == held):
+                self._heard[board] = boot_epoch, standing or Standing.ONLINE
+
+    def _check_dispatch(self, message: Message) -> None:
+        topic = self.fleet.topics.parse(message.topic)
+        if topic.kind is not Kind.REQUEST:
+            return
+        standing = self._heard.get(topic.board, (0, Standing.ONLINE))[1]
+        self.fleet.promise(
+            standing is Standing.ONLINE, f"{self.name} sends a request to {topic.board}, which it knows is {standing.value}"
+        )
+        request_id = (message.correlation or b"").hex()
+        self.fleet.given.add((self.name, request_id, topic.board))
+
+    def _check_bounds(self) -> None:
+        node, queue = self.node, self.queue
+        ingress, execution = node.router.ingress, node.execution
+        bounds = self.bounds or Bounds()
+        for what, size, limit in (
+            ("pending requests", len(ingress), queue.max_requests),
+            ("pending bytes", ingress.size_bytes, queue.max_bytes),
+            ("waiting jobs", len(execution), queue.max_requests),
+            ("waiting bytes", execution.waiting_bytes, queue.max_bytes),
+            ("remembered decisions", len(node.decisions), MAX_DECISIONS),
+            ("deliveries held", len(node.returns), MAX_OWED_MESSAGES),
+            ("answers without room", len(node.mailbox), bounds.unanswered_count),
+        ):
+            self.fleet.promise(0 <= size <= limit, f"{self.name} holds {size} {what}, the limit is {limit}")
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is pending, running, owed or unanswered."""
+        empty = not self.ledger.unanswered(1) and not self.ledger.owed(1)
+        return self.node.idle and empty and not len(self.node.returns) and not len(self.node.mailbox)
