@@ -31,6 +31,7 @@ from models.catalog import card
 from models.fetch import fetch
 from tests.bench import synthetic
 from tests.bench.bare import BareInterpreter
+from tests.bench.cold import PAUSE_S, cold_factor
 from tests.bench.figures import Figure, Progress, p50
 
 RATIO_GOAL, ADDED_GOAL_US = 1.05, 300.0
@@ -62,6 +63,8 @@ class Rounds:
 
 
 def measure(progress: Progress) -> Iterator[Figure]:
+    progress("how cold code gets here")
+    yield Figure(f"this machine: any code {PAUSE_S * 1000:g} ms after its last run / at once", cold_factor(), "")
     with tempfile.TemporaryDirectory(prefix="sly-bench-") as name:
         folder = Path(name)
         for real in ("mobilenet-vww", "blazeface-short", "blazeface-back"):
