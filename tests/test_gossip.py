@@ -169,7 +169,7 @@ def test_a_board_cannot_speak_for_another() -> None:
         (sign_presence(replace(PRESENCE, board="c"), SIGNER), open_presence),
     ):
         with pytest.raises(RefusedError, match="a board's own signature"):
-            read(message, key_of)  # type: ignore[operator]
+            read(message, key_of)
 
 
 def test_a_signature_for_one_purpose_is_worth_nothing_for_another() -> None:
@@ -177,7 +177,7 @@ def test_a_signature_for_one_purpose_is_worth_nothing_for_another() -> None:
     as_record = sign1(encode({1: "b", 2: 3, 3: "online"}), SIGNER, RECORD_AAD)
     for message, read in ((as_presence, open_record), (as_record, open_presence)):
         with pytest.raises(RefusedError, match="signature"):
-            read(message, key_of)  # type: ignore[operator]
+            read(message, key_of)
 
 
 def signed(changes: dict[int, object], gone: int = 0) -> bytes:

@@ -491,11 +491,21 @@ def test_a_request_is_shed_with_the_reason_of_every_board(desk: Desk, event: Eve
     assert re.search(named, shed.result.reason) and "a: too hot: 500 m°C" in shed.result.reason
 
 
-def test_a_request_too_large_for_a_message_stays_on_this_board(desk: Desk) -> None:
+def test_a_request_too_large_for_a_message_goes_nowhere_and_is_told_why(desk: Desk) -> None:
     desk.meet("b")
+    desk.feed(Withdrawn("small", "gone"))
     size_bytes = MAX_PAYLOAD_BYTES - 1000
     large = replace(request(), inputs={"image": Tensor("uint8", (size_bytes,), bytes(size_bytes))})
-    assert of(Execute, desk.feed(Submitted(large, 5)))
+    (shed,) = of(Reply, desk.feed(Submitted(large, 5)))
+    assert f"b: {size_bytes} bytes do not fit into one message" in shed.result.reason
+
+
+def test_a_ticket_of_an_ended_connection_moves_nothing(desk: Desk) -> None:
+    desk.meet("b")
+    (sent,) = dispatches(desk.feed(Submitted(request(), 5)))
+    (begun,) = of(Execute, desk.feed(LinkDown("cable")))
+    assert not of(Reply, desk.feed(Rejected("too late", sent.ticket)))
+    assert of(Reply, desk.feed(Executed(begun.key, echo(request(), "a", "small", 1))))
 
 
 def test_work_that_was_sent_and_is_not_answered_counts_before_the_board_says_so(desk: Desk) -> None:

@@ -46,7 +46,7 @@ def test_what_is_meant_for_another_board_is_refused(request: InferenceRequest, b
 def test_any_bytes_are_a_message_or_are_refused(data: bytes) -> None:
     for read in (wire.decode_request, wire.decode_result):
         with pytest.raises(RefusedError):
-            read(data, "a")  # type: ignore[operator]
+            read(data, "a")
 
 
 @pytest.mark.parametrize(("data", "read"), MESSAGES)
