@@ -166,7 +166,7 @@ class QueueMachine(RuleBasedStateMachine):
         work_us = sum(offers[each.model].busy_us for each in self.model if each.model in offers)
         self_us = self.execution.queue_us(self.now_us)
         assert work_us <= self_us <= work_us + (0 if self.running is None else 10_000)
-        assert len(self.execution) == len(self.model) <= QUEUE.max_requests
+        assert len(self.execution) == len(self.execution._deadlines) == len(self.model) <= QUEUE.max_requests
         assert self.execution.waiting_bytes == sum(each.size_bytes for each in self.model) <= QUEUE.max_bytes
 
 
