@@ -55,9 +55,11 @@ def _report(name: str, text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the agent against its goals.")
-    parser.add_argument("names", nargs="*", choices=(*SUBJECTS, []), metavar="NAME", help=f"{', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SUBJECTS)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the machine's facts there, too")
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(SUBJECTS):
+        parser.error(f"{', '.join(sorted(unknown))}: not a benchmark; there are {', '.join(SUBJECTS)}")
     facts = machine()
     figures: list[Figure] = []
     faults = measured(arguments.names or list(SUBJECTS), figures)
