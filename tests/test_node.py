@@ -586,6 +586,17 @@ def test_a_full_inbox_answers_shed_without_it_and_acknowledges_when_the_broker_h
     assert desk.acknowledged(desk.deliver(client_request(request(3)))), "there is room again"
 
 
+def test_an_answer_without_the_ledger_that_the_link_would_not_take_is_tried_again_with_the_next_tick(small_desk: Desk) -> None:
+    desk = small_desk
+    desk.meet()
+    for i in (1, 2):
+        desk.deliver(client_request(request(i)))
+    (sent,) = of(Publish, desk.deliver(client_request(request(3))))
+    assert not of(Publish, desk.feed(Rejected("too much waits", sent.ticket)))
+    (again,) = of(Publish, desk.feed(Tick()))
+    assert again.message == sent.message and desk.acknowledged(desk.feed(Published(again.ticket)))
+
+
 def test_a_full_inbox_gives_a_dispatched_request_back_to_its_ingress(small_desk: Desk) -> None:
     desk = small_desk
     desk.meet("b")
