@@ -70,8 +70,20 @@ class Daemon:
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def hear(self, wanted: str) -> None:
-        while wanted not in self._ear.recv(4096).decode().splitlines():
-            pass
+        """Wait until it says so; fails at once, with its last words, if it ends before."""
+        end = os.pidfd_open(self.process.pid)
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._ear, selectors.EVENT_READ)
+                selector.register(end, selectors.EVENT_READ)
+                while heard := [key.fileobj for key, _ in selector.select(WAIT_S)]:
+                    if self._ear not in heard:
+                        pytest.fail(f"it ended before it said {wanted}: {self.process.communicate()[1]}")
+                    if wanted in self._ear.recv(4096).decode().splitlines():
+                        return
+            pytest.fail(f"it did not say {wanted} within {WAIT_S} s")
+        finally:
+            os.close(end)
 
     def stop(self) -> tuple[int, str]:
         """Ask it to stop; its exit code and what it logged."""

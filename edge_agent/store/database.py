@@ -74,7 +74,7 @@ class Database:
 
     def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False) -> None:
         self._path, self._migrations, self._disk = path, migrations, Disk()
-        self._open_transaction = self._fold_is_due = False
+        self._open_transaction = self._begun = self._fold_is_due = False
         self._failure: Exception | None = None
         self.moved_aside: Path | None = None
         with reaching(path):
@@ -96,16 +96,19 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, durable when it is left without an error. Raises ``RuntimeError`` when one is open already."""
+        """All or nothing, durable when it is left without an error. Raises ``RuntimeError`` when one is open already.
+
+        It begins with its first statement: one without any costs nothing, and that is what most events of a node need.
+        """
         if self._open_transaction:
             raise RuntimeError("a transaction is open already: they do not nest")
         if self._fold_is_due:
             self._fold()
-        self.execute("BEGIN IMMEDIATE")
-        self._open_transaction, self._failure = True, None
+        self._open_transaction, self._begun, self._failure = True, False, None
         try:
             yield
-            self.execute("COMMIT")
+            if self._begun:
+                self.execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
@@ -131,8 +134,12 @@ class Database:
 
     def execute(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """All rows of one statement. Raises ``UnavailableError`` or ``RefusedError``; see the head of this file."""
-        if self._open_transaction and self._failure is not None:
-            raise self._failure
+        if self._open_transaction:
+            if self._failure is not None:
+                raise self._failure
+            if not self._begun:
+                self._begun = True
+                self.execute("BEGIN IMMEDIATE")
         try:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
