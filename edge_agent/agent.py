@@ -64,11 +64,18 @@ DRAIN_S = 20.0
 class Agent:
     """``async with Agent(config) as agent`` brings a board up, ready to serve; leaving drains and takes it down.
 
-    Raises ``ConfigError``, ``RefusedError`` or ``UnavailableError`` on entry for what makes serving impossible.
+    ``board`` stands in for the configured one. Raises ``ConfigError``, ``RefusedError`` or ``UnavailableError`` on entry for what makes serving impossible.
     """
 
-    def __init__(self, config: AgentConfig, log: Callable[[str], None] | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        log: Callable[[str], None] | None = None,
+        clock: Clock | None = None,
+        board: Board | None = None,
+    ) -> None:
         self.config = config
+        self._given_board = board
         self.clock = clock or SystemClock()
         self.say = log or (lambda text: print(text, file=sys.stderr, flush=True))
         self._events: deque[Event] = deque()
@@ -128,10 +135,10 @@ class Agent:
         self._closers.append(self._ledger.close)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
         signer = signer_of(config)
-        self.board = open_board(config.board.backend, BoardSettings(profile=config.board.profile, paced=config.board.paced))
+        settings = BoardSettings(profile=config.board.profile, paced=config.board.paced)
+        self.board = self._given_board or open_board(config.board.backend, settings)
         await check_broker(config, self.say)
-        settings = self._node_settings(signer, self.board)
-        self.node = Node(settings, self._ledger)
+        self.node = Node(self._node_settings(signer, self.board), self._ledger)
         engine = EngineSettings(
             runtime=config.engine.runtime,
             threads=config.engine.threads,

@@ -1,7 +1,8 @@
 """What the agent adds to an inference: p50 of a request through it, against the bare interpreter on the same model and input.
 
 How: the agent runs in this process with one hosted model and its engine child; a client in this process awaits
-``Agent.submit`` for the task ``invoke`` (the model's own input tensor in, its own output tensors out).  The bare interpreter
+``Agent.submit`` for the task ``invoke`` (the model's own input tensor in, its own output tensors out).  The board is a
+Raspberry Pi on a fabricated ``/sys``, because an emulated one computes time and heat, which metal does not.  The bare interpreter
 loops in a process of its own.  Rounds of both alternate, so that what else the machine does falls on both; each round gives
 one ratio and one difference of its two medians, and the figure is the median over the rounds.
 
@@ -22,6 +23,8 @@ from math import prod
 from pathlib import Path
 from random import Random
 
+from board_support.board import BoardSettings
+from board_support.raspberry_pi import RaspberryPi
 from edge_agent.agent import Agent
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import UnavailableError
@@ -33,6 +36,7 @@ from tests.bench import synthetic
 from tests.bench.bare import BareInterpreter
 from tests.bench.cold import PAUSE_S, cold_factor
 from tests.bench.figures import Figure, Progress, p50
+from tests.trees import plant, raspberry_pi_files
 
 RATIO_GOAL, ADDED_GOAL_US = 1.05, 300.0
 RATIO_FROM_US = 10_000
@@ -94,7 +98,8 @@ async def _alternating(
 ) -> Rounds:
     rounds = Rounds([], [], [])
     inferences = max(MIN_INFERENCES, int(ROUND_US / p50(bare.round(MIN_INFERENCES))))
-    async with Agent(configuration(model.name, folder / "state", models), log=lambda line: None) as agent:
+    board = RaspberryPi(BoardSettings(root=plant(folder / "root", raspberry_pi_files())))
+    async with Agent(configuration(model.name, folder / "state", models), lambda line: None, board=board) as agent:
         for number in range(-WARM_UP_ROUNDS, ROUNDS):
             progress(f"{model.name}, round {max(number + 1, 0)} of {ROUNDS}")
             of_bare = p50(bare.round(inferences))
@@ -122,7 +127,7 @@ async def _round(agent: Agent, model: Card, tensor: Tensor, inferences: int) -> 
 def configuration(model: str, state: Path, models: Path) -> AgentConfig:
     return AgentConfig.from_mapping(
         {
-            "board": {"id": "bench", "backend": "jalapeno", "profile": "raspberry_pi_5", "paced": False},
+            "board": {"id": "bench"},
             "state": {"folder": str(state)},
             "models": {"serve": [model], "folder": str(models)},
         }
