@@ -137,6 +137,8 @@ class InferenceRequest:
     inputs: Mapping[str, Tensor]
     model: str | None = None
     limits: Limits = Limits()
+    size_bytes: int = field(init=False, compare=False)
+    """Of all inputs together."""
 
     def __post_init__(self) -> None:
         checked(REQUEST_ID, "request id", self.request_id)
@@ -146,14 +148,11 @@ class InferenceRequest:
         elif self.task == INVOKE:
             raise RefusedError("request", "task 'invoke' without a model", "a model name", "say which model takes the tensors")
         object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
+        object.__setattr__(self, "size_bytes", sum(tensor.size_bytes for tensor in self.inputs.values()))
 
     def placed(self, model: str, budget_us: int) -> InferenceRequest:
         """This request as it is sent to the board that shall run it: the model chosen, the deadline what is left of it."""
         return replace(self, model=model, limits=replace(self.limits, deadline_us=budget_us))
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(tensor.size_bytes for tensor in self.inputs.values())
 
 
 class Status(StrEnum):
