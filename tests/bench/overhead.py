@@ -6,8 +6,8 @@ Raspberry Pi on a fabricated ``/sys``, because an emulated one computes time and
 loops in a process of its own.  Rounds of both alternate, so that what else the machine does falls on both; each round gives
 one ratio and one difference of its two medians, and the figure is the median over the rounds.
 
-A process that sleeps until it is asked finds its caches cold, whatever it is written in; so a second bare interpreter is woken
-through a pipe for each inference, and the time inside it is given too: what is between the two bare figures is the machine's.
+An engine in a process of its own is woken, and wakes the asker.  What that costs on this machine, without any agent, is
+measured too: the bare interpreter is asked for one inference at a time over a pipe, and the way there and back is a row.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Rounds:
 
     bare: list[float]
     woken: list[float]
+    way: list[float]
     agent: list[float]
 
     @property
@@ -81,6 +82,7 @@ def _figures(model: str, rounds: Rounds) -> Iterator[Figure]:
     bare_us = p50(rounds.bare)
     yield Figure(f"{model}: bare interpreter, p50", bare_us, "µs")
     yield Figure(f"{model}: the same, woken for each inference, p50", p50(rounds.woken), "µs")
+    yield Figure(f"{model}: way to another process and back over a pipe, no agent, p50", p50(rounds.way), "µs")
     yield Figure(f"{model}: added by the agent, p50", rounds.added_us, "µs", ADDED_GOAL_US)
     yield Figure(f"{model}: agent / bare", rounds.ratio, "", RATIO_GOAL if bare_us >= RATIO_FROM_US else None)
 
@@ -96,7 +98,7 @@ def _compared(model: Card, path: Path, folder: Path, progress: Progress) -> Roun
 async def _alternating(
     model: Card, tensor: Tensor, bare: BareInterpreter, folder: Path, models: Path, progress: Progress
 ) -> Rounds:
-    rounds = Rounds([], [], [])
+    rounds = Rounds([], [], [], [])
     inferences = max(MIN_INFERENCES, int(ROUND_US / p50(bare.round(MIN_INFERENCES))))
     board = RaspberryPi(BoardSettings(root=plant(folder / "root", raspberry_pi_files())))
     async with Agent(configuration(model.name, folder / "state", models), lambda line: None, board=board) as agent:
@@ -104,11 +106,12 @@ async def _alternating(
             progress(f"{model.name}, round {max(number + 1, 0)} of {ROUNDS}")
             of_bare = p50(bare.round(inferences))
             of_agent = p50(await _round(agent, model, tensor, inferences))
-            of_woken = p50(bare.round(1)[0] for _ in range(inferences))
+            asked = [bare.asked() for _ in range(inferences)]
             if number >= 0:
                 rounds.bare.append(of_bare)
                 rounds.agent.append(of_agent)
-                rounds.woken.append(of_woken)
+                rounds.woken.append(p50(inside_us for inside_us, _ in asked))
+                rounds.way.append(p50(way_us for _, way_us in asked))
     return rounds
 
 
