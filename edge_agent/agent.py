@@ -64,7 +64,8 @@ DRAIN_S = 20.0
 class Agent:
     """``async with Agent(config) as agent`` brings a board up, ready to serve; leaving drains and takes it down.
 
-    ``board`` stands in for the configured one. Raises ``ConfigError``, ``RefusedError`` or ``UnavailableError`` on entry for what makes serving impossible.
+    ``board`` stands in for the configured one.  Raises ``ConfigError``, ``RefusedError`` or ``UnavailableError`` on entry for
+    what makes serving impossible.
     """
 
     def __init__(
