@@ -48,7 +48,7 @@ fuzz-cbor: $(VENV)/dev.made
 	$(BIN)/python -m tests.fuzz_cbor $(N)
 
 fuzz-fleet: $(VENV)/dev.made
-	$(BIN)/python -m tests.virtual_fleet --seeds $(N)
+	$(BIN)/python -m tests.virtual_fleet 0 $(N)
 
 clean:
 	rm -rf $(VENV) .venv-tflite-runtime demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

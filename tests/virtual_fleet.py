@@ -291,6 +291,8 @@ def main(arguments: list[str]) -> int:
     first, count = map(int, arguments)
     started_s, broken, total = time.perf_counter(), 0, Counter[str]()
     for seed in range(first, first + count):
+        if seed > first and (seed - first) % 500 == 0:
+            print(f"{seed - first} of {count} seeds, {broken} broken", flush=True)
         try:
             total += asyncio.run(ride_out(seed)).outcomes
         except Exception as error:  # noqa: BLE001  (every kind of failure is counted and shown)
