@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from edge_agent.store.ledger import Ledger
 from tests.brokers import free_port, mosquitto
 from tests.certificates import Authority
 from tests.fetched import model_path, picture_path
-from tests.needs import needs
+from tests.needs import needs, needs_module
 from tests.test_agent import toml
 
 MODEL = "blazeface-short"
@@ -464,3 +465,23 @@ def test_output_into_a_pipe_that_is_closed_is_no_fault(running: Path) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_port_that_is_taken_is_told(fault: Fault) -> None:
+    needs_module("iotcore", "demo")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} cannot be used (address already in use); choose another port" in fault("broker", "--port", port)
+    assert "a whole number from 1 to 65535" in fault("broker", "--port", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_broker_runs_until_it_is_asked_to_end(number: signal.Signals) -> None:
+    needs_module("iotcore", "demo")
+    command = [sys.executable, "-m", "edge_agent.cli", "broker", "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        assert running.stderr is not None
+        assert "Ctrl-C ends it" in running.stderr.readline()
+        os.killpg(running.pid, number)
+        assert running.wait(60) == 0
+        assert running.stderr.read() == ""

@@ -80,8 +80,9 @@ class EmbeddedBroker:
         _must_be_free(self.port)
         command = [sys.executable, "-m", "edge_agent.transport.embedded", "--port", str(self.port)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+            start_new_session=True,
+        )  # fmt: skip
         line = _first_line(self._process, START_LIMIT_S)
         if line != READY:
             self.kill()
