@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -151,8 +151,8 @@ class _ReadyWatch:
         self._socket.close()
         self.path.unlink(missing_ok=True)
 
-    def wait(self, boards: dict[int, str], must_live: object) -> None:
-        assert callable(must_live)
+    def wait(self, boards: dict[int, str], must_live: Callable[[str], None]) -> None:
+        """Return when every process has said it is ready; ``must_live`` raises for the board of one that ended before."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             ends = {os.pidfd_open(pid): board for pid, board in boards.items()}
