@@ -67,11 +67,13 @@ class _Canvas:
             self._draw.text((x, self._floor_px + 8), f"{tick * step_s:g} s", INK, self._small, anchor="ma")
 
     def incidents(self, incidents: Sequence[tuple[float, str]]) -> None:
-        for number, (at_s, text) in enumerate(incidents):
-            x, y = self._x(at_s), 14 + (number % 4) * 22
+        places = [(self._x(at_s), 14 + (number % 4) * 22, text) for number, (at_s, text) in enumerate(incidents)]
+        for x, y, _ in places:
             self._draw.line((x, y + 18, x, self._floor_px), ALERT, 2)
-            anchor = "ra" if x > WIDTH_PX * 2 // 3 else "la"
-            self._draw.text((x - 4 if anchor == "ra" else x, y), text, ALERT, self._small, anchor=anchor)
+        for x, y, text in places:
+            place, anchor = ((x - 4, y), "ra") if x > WIDTH_PX * 2 // 3 else ((x + 4, y), "la")
+            self._draw.rectangle(self._draw.textbbox(place, text, self._small, anchor), BACKGROUND)
+            self._draw.text(place, text, ALERT, self._small, anchor)
 
     def legend(self) -> None:
         x = LEFT_PX
