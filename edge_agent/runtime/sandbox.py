@@ -23,13 +23,13 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime import doorbell
 from edge_agent.runtime.arena import Arena
-from edge_agent.runtime.child import ROOT, ChildDiedError, Death, child_environment, ended, last_words, start_child
+from edge_agent.runtime.child import ChildDiedError, Death, ended, last_words, start_child
 from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, Answer, Done, Failed, Loaded, Refused
 from edge_agent.runtime.handshake import Order, Ready
 from edge_agent.runtime.settings import EngineSettings
 from models.card import Card
 
-__all__ = ["ROOT", "ChildDiedError", "Death", "Sandbox", "child_environment"]
+__all__ = ["ChildDiedError", "Death", "Sandbox"]
 
 KEPT_STDERR_BYTES = 2048
 STDERR_BYTES_A_SECOND = 64 * 2**10

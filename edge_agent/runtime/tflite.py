@@ -36,6 +36,13 @@ WARM_UP_MODEL = zlib.decompress(
 """``y = RELU(x)`` of one float, 460 bytes: running it before the child is confined lets XNNPACK read what the CPU can do."""
 
 
+INSTALL = {
+    "auto": "ai-edge-litert",
+    "ai_edge_litert": "ai-edge-litert",
+    "tflite_runtime": "'slyos-edge[tflite-runtime]' (Python 3.11 at most)",
+}
+
+
 def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
     reasons = []
     for name in RUNTIMES[1:] if runtime == "auto" else (runtime,):
@@ -43,7 +50,7 @@ def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
             return name, importlib.import_module(f"{name}.interpreter")
         except ImportError as error:
             reasons.append(str(error))
-    raise UnavailableError("TFLite runtime", "; ".join(reasons), "pip install ai-edge-litert")
+    raise UnavailableError("TFLite runtime", "; ".join(reasons), f"pip install {INSTALL[runtime]}")
 
 
 class TfliteEngine(Engine):
