@@ -119,6 +119,31 @@ class EngineSection:
 
 
 @dataclass(frozen=True, slots=True)
+class LanguageSection:
+    """``[language]``: the KV cache of language models, in tiers."""
+
+    window_tokens: int = _setting("how far back attention sees, besides the sinks; a multiple of 64", 2048, low=256, high=2**20)
+    hot_bytes: int = _setting("shared memory for the KV of sessions that talk now", 192 * 2**20, low=2**20)
+    ram_bytes: int = _setting("parked KV kept in memory, besides on disk", 32 * 2**20)
+    disk_bytes: int = _setting("parked KV on disk; unnamed sessions give way first", 512 * 2**20, low=2**20)
+    max_sessions: int = _setting("sessions that may talk at once", 16, low=1, high=256)
+    max_waiting: int = _setting("turns that may wait for room", 64, low=0, high=10_000)
+    speculate: bool = _setting("guess tokens from what was said before; greedy answers stay the same", True)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySection:
+    """``[gateway]``: the OpenAI-compatible HTTP door."""
+
+    on: bool = _setting("serve HTTP", False)
+    host: str = _setting("the address to listen on", "127.0.0.1")
+    port: int = _setting("its port; 0 takes a free one", 8080, low=0, high=65535)
+    token: str = _setting("the bearer token that clients send; empty is allowed on a loopback address only", "")
+    max_body_bytes: int = _setting("the largest request body", 512 * 2**10, low=1024, high=2**26)
+    max_requests: int = _setting("requests served at once; more get 429", 32, low=1, high=4096)
+
+
+@dataclass(frozen=True, slots=True)
 class QueueSection:
     """``[queue]``: how much may wait."""
 
@@ -146,6 +171,8 @@ class AgentConfig:
     broker: BrokerSection = BrokerSection()
     models: ModelsSection = ModelsSection()
     engine: EngineSection = EngineSection()
+    language: LanguageSection = LanguageSection()
+    gateway: GatewaySection = GatewaySection()
     queue: QueueSection = QueueSection()
     policy: PolicySection = PolicySection()
 

@@ -1,0 +1,66 @@
+"""The shape of a Llama-architecture decoder, and the sizes that follow from it.
+
+Rules: pure integers, no NumPy: the agent reckons with these sizes, the engine child lays memory out by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS
+from edge_agent.core.values import bounded
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """SmolLM2-135M: 30 layers, 9 heads, 3 KV heads, head_dim 64, width 576, hidden 1536, vocabulary 49152, RoPE base 1e5."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    hidden: int
+    vocabulary: int
+    rope_base: int
+    context_tokens: int
+
+    def __post_init__(self) -> None:
+        bounded("shape layers", self.layers, 1, 256)
+        bounded("shape kv_heads", self.kv_heads, 1, 256)
+        bounded("shape heads", self.heads, self.kv_heads, 1024)
+        bounded("shape head_dim", self.head_dim, 2, 512)
+        bounded("shape width", self.width, 1, 2**16)
+        bounded("shape hidden", self.hidden, 1, 2**18)
+        bounded("shape vocabulary", self.vocabulary, 1, 2**20)
+        bounded("shape rope_base", self.rope_base, 1, 2**40)
+        bounded("shape context_tokens", self.context_tokens, 1, 2**24)
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(f"{self.heads} heads over {self.kv_heads} KV heads of {self.head_dim}: does not divide")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def strips(self) -> int:
+        """K and V of every layer and KV head."""
+        return self.layers * 2 * self.kv_heads
+
+    @property
+    def row_bytes(self) -> int:
+        """One token at hot precision: int8 values and a float32 scale a strip."""
+        return self.strips * (self.head_dim + 4)
+
+    @property
+    def block_bytes(self) -> int:
+        """One sealed block: 4 bits a value; K with a float16 scale and zero a channel, V with them a token."""
+        keys = BLOCK_TOKENS * self.head_dim // 2 + 4 * self.head_dim
+        values = BLOCK_TOKENS * self.head_dim // 2 + 4 * BLOCK_TOKENS
+        return self.layers * self.kv_heads * (keys + values)
+
+    @property
+    def prelude_bytes(self) -> int:
+        """The sinks in float16: K before RoPE, V."""
+        return self.strips * SINK_TOKENS * self.head_dim * 2
