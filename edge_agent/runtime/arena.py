@@ -1,4 +1,4 @@
-"""The shared memory that one engine's tensors cross in: a sealed memfd, and where in it a tensor lies.
+"""The shared memory that one engine's tensors, or a call's bulk bytes, cross in: a sealed memfd, and where in it a tensor lies.
 
 Rules: the agent makes it, sizes it and seals the size, so that nobody can shrink it under a mapping (SIGBUS).  The child
 may write anything anywhere in it at any time; so structure never lies in it, only elements, and what is taken out is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -71,15 +71,25 @@ def places(value: object, arena_bytes: int) -> tuple[Placed, ...]:
     return found
 
 
+def sealed_memfd(name: str, size_bytes: int) -> int:
+    """A descriptor of shared memory whose size nobody can change any more. Raises ``OSError`` if there is none to be had."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 class Arena:
     """The agent's end. ``fd`` goes to the child."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes, self._used_bytes = size_bytes, 0
-        self.fd = os.memfd_create("sly-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = sealed_memfd("sly-arena", size_bytes)
         try:
-            os.ftruncate(self.fd, size_bytes)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self._map = mmap.mmap(self.fd, size_bytes)
         except OSError:
             os.close(self.fd)
@@ -103,8 +113,20 @@ class Arena:
         self._used_bytes = max(self._used_bytes, place.end)
         return Tensor(place.dtype, place.shape, self._map[place.offset : place.end])
 
+    def write(self, parts: Iterable[bytes | memoryview]) -> int:
+        """Copy ``parts`` in, one after another from the beginning; how many bytes. Raises ``RefusedError`` if they do not fit."""
+        end = 0
+        for part in parts:
+            start, end = end, end + len(part)
+            if end > self.size_bytes:
+                raise RefusedError("bulk of a call", f"{end} bytes or more", f"at most {self.size_bytes} bytes")
+            self._map[start:end] = part
+        self._used_bytes = max(self._used_bytes, end)
+        return end
+
     def head(self, size_bytes: int) -> bytes:
-        """A copy of the first ``size_bytes``, where the child leaves its handshake."""
+        """A copy of the first ``size_bytes``, where the child leaves its handshake and the bulk of its answers."""
+        self._used_bytes = max(self._used_bytes, size_bytes)
         return self._map[:size_bytes]
 
     def trim(self) -> None:
