@@ -99,6 +99,10 @@ class VirtualDisk(Disk):
         self._rename_in(path.parent, lambda names: names.__setitem__(path, inode))
         return self._descriptor(inode)
 
+    def open_append(self, path: Path) -> int:
+        self._operation()
+        return self._descriptor(self._inode(path))
+
     def open_read(self, path: Path) -> int:
         self._operation()
         return self._descriptor(self._inode(path))

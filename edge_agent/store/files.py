@@ -70,6 +70,10 @@ class Disk:
         """A descriptor for writing a file that must not exist yet; only this user may read it."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
 
+    def open_append(self, path: Path) -> int:
+        """A descriptor for writing at the end of a file that exists."""
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+
     def open_read(self, path: Path) -> int:
         """A read-only descriptor of a regular file, at its start. ``OSError`` EINVAL for a device, a pipe, a socket."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
