@@ -64,3 +64,13 @@ class ModelShape:
     def prelude_bytes(self) -> int:
         """The sinks in float16: K before RoPE, V."""
         return self.strips * SINK_TOKENS * self.head_dim * 2
+
+
+def ring_slots(window_blocks: int) -> int:
+    """Token slots of a ring: the sinks, the sealed blocks of the window, the full block before the last, the last."""
+    return SINK_TOKENS + (window_blocks + 2) * BLOCK_TOKENS
+
+
+def ring_bytes(shape: ModelShape, window_blocks: int) -> int:
+    """The memory of one ring: int8 values and a float32 scale a slot and strip, then the prelude. A multiple of 4."""
+    return ring_slots(window_blocks) * shape.row_bytes + shape.prelude_bytes
