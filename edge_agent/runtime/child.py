@@ -1,7 +1,7 @@
 """The process of an engine child: how it is started, and how its end is told.
 
-Rules: a fresh interpreter by exec, never a fork that goes on; it gets three descriptors and an environment without secrets,
-and imports from where this package lies, whatever the folder it is started in holds.
+Rules: a fresh interpreter by exec, never a fork that goes on; it gets three descriptors (a language model's child: four) and an
+environment without secrets, and imports from where this package lies, whatever the folder it is started in holds.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ class ChildDiedError(UnavailableError):
         super().__init__(subject, f"its engine died: {death}")
 
 
-def start_child(channel: socket.socket, model_fd: int, arena_fd: int) -> subprocess.Popen[bytes]:
-    """The worker in a fresh interpreter and a session of its own (Ctrl-C is the agent's), with three descriptors."""
+def start_child(worker: str, channel: socket.socket, *fds: int) -> subprocess.Popen[bytes]:
+    """The module ``worker`` ("": what runs one model) in a fresh interpreter and a session of its own (Ctrl-C is the agent's).
+
+    Its arguments are the numbers of its descriptors, ``channel`` first, and the agent's process id.
+    """
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    descriptors = (channel.fileno(), model_fd, arena_fd)
+    descriptors = (channel.fileno(), *fds)
     return subprocess.Popen(
-        [sys.executable, "-P", "-s", "-m", WORKER, *map(str, descriptors), str(os.getpid())],
+        [sys.executable, "-P", "-s", "-m", worker or WORKER, *map(str, descriptors), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
