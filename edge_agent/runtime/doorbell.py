@@ -59,6 +59,32 @@ def _request_meaning(body: bytes, arena_bytes: int) -> tuple[bool, tuple[Placed,
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """Do ``verb`` with ``body``, any CBOR value, and the first ``bulk_bytes`` of the arena."""
+
+    sequence: int
+    verb: str
+    body: object
+    bulk_bytes: int
+
+
+def encode_call(sequence: int, verb: str, body: object, bulk_bytes: int) -> bytes:
+    return HEAD.pack(sequence, 0) + encode([verb, body, bulk_bytes])
+
+
+def decode_call(message: bytes, arena_bytes: int) -> Call:
+    sequence, _, data = _split(message)
+    verb, body, bulk_bytes = items(decode(data, max_bytes=MAX_DOORBELL_BYTES), "call", 3)
+    return Call(sequence, printable(verb), body, _inside(bulk_bytes, arena_bytes))
+
+
+def _inside(bulk_bytes: object, arena_bytes: int) -> int:
+    if natural(bulk_bytes) > arena_bytes:
+        raise RefusedError("bulk", f"{bulk_bytes} bytes", f"at most the arena's {arena_bytes}")
+    return natural(bulk_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """The handshake lies in the first ``size_bytes`` of the arena."""
 
@@ -68,6 +94,14 @@ class Loaded:
 @dataclass(frozen=True, slots=True)
 class Done:
     outputs: tuple[Placed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The answer to a ``Call``: any CBOR value, and the first ``bulk_bytes`` of the arena."""
+
+    body: object
+    bulk_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +124,7 @@ class Failed:
     reason: str
 
 
-Reply = Loaded | Done | Refused | Failed
+Reply = Loaded | Done | Said | Refused | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +149,10 @@ def _done_body(outputs: tuple[Place, ...]) -> bytes:
     return encode(["done", outputs])
 
 
+def encode_said(sequence: int, elapsed_us: int, body: object, bulk_bytes: int) -> bytes:
+    return HEAD.pack(sequence, elapsed_us) + encode(["said", body, bulk_bytes])
+
+
 def encode_refused(sequence: int, error: RefusedError) -> bytes:
     got = error.got if error.got is None or isinstance(error.got, str) else repr(error.got)
     texts = [None if text is None else printable(text) for text in (error.subject, got, error.allowed, error.remedy)]
@@ -135,7 +173,7 @@ def decode_answer(message: bytes, arena_bytes: int) -> Answer:
 def _reply(body: bytes, arena_bytes: int) -> Reply:
     value = decode(body, max_bytes=MAX_DOORBELL_BYTES)
     if not isinstance(value, list) or not value or value[0] not in _READERS:
-        raise RefusedError("reply", value, "a list that begins with loaded, done, refused or failed")
+        raise RefusedError("reply", value, "a list that begins with loaded, done, said, refused or failed")
     return _READERS[value[0]](value, arena_bytes)
 
 
@@ -150,6 +188,11 @@ def _read_done(value: object, arena_bytes: int) -> Reply:
     return Done(places(items(value, "reply", 2)[1], arena_bytes))
 
 
+def _read_said(value: object, arena_bytes: int) -> Reply:
+    _, body, bulk_bytes = items(value, "reply", 3)
+    return Said(body, _inside(bulk_bytes, arena_bytes))
+
+
 def _read_refused(value: object, arena_bytes: int) -> Reply:
     _, subject, got, allowed, remedy = items(value, "reply", 5)
     return Refused(printable(subject), None if got is None else printable(got), printable(allowed), printable(remedy))
@@ -162,6 +205,7 @@ def _read_failed(value: object, arena_bytes: int) -> Reply:
 _READERS: dict[object, Callable[[object, int], Reply]] = {
     "loaded": _read_loaded,
     "done": _read_done,
+    "said": _read_said,
     "refused": _read_refused,
     "failed": _read_failed,
 }

@@ -43,7 +43,11 @@ INSTALL = {
 }
 
 
-def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
+def interpreter_module(runtime: str) -> tuple[str, ModuleType]:
+    """The name and the ``interpreter`` module of ``runtime``; of the first that is there for "auto".
+
+    Raises ``UnavailableError`` with what to install.
+    """
     reasons = []
     for name in RUNTIMES[1:] if runtime == "auto" else (runtime,):
         try:
@@ -56,7 +60,7 @@ def _interpreter_module(runtime: str) -> tuple[str, ModuleType]:
 class TfliteEngine(Engine):
     def __init__(self, settings: EngineSettings, delegate: Delegate | None) -> None:
         super().__init__(settings, delegate)
-        self._runtime, self._module = _interpreter_module(settings.runtime)
+        self._runtime, self._module = interpreter_module(settings.runtime)
         self._delegate_name = delegate.library if delegate else ""
         self._delegates = [self._load_delegate(delegate)] if delegate else []
         self._interpreter: Any = None
