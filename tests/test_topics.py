@@ -16,6 +16,7 @@ BUILT = {
     TOPICS.record("b1"): Topic(Kind.RECORD, board="b1"),
     TOPICS.quote("b1"): Topic(Kind.QUOTE, board="b1"),
     TOPICS.request("b1"): Topic(Kind.REQUEST, board="b1"),
+    TOPICS.cancel("b1"): Topic(Kind.CANCEL, board="b1"),
     TOPICS.reply("b1", "Client-7"): Topic(Kind.REPLY, board="b1", client="Client-7"),
     TOPICS.appraisal("v1", "b1"): Topic(Kind.APPRAISAL, verifier="v1", board="b1"),
     TOPICS.digest("b1"): Topic(Kind.DIGEST, board="b1"),
@@ -32,7 +33,7 @@ def test_every_topic_of_the_protocol_has_its_published_name() -> None:
         "sly/1/lab/" + name
         for name in (
             "board/b1/online", "board/b1/record", "board/b1/quote", "appraisal/v1/b1", "digest/b1", "board/b1/request",
-            "board/b1/reply/Client-7", "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
+            "board/b1/cancel", "board/b1/reply/Client-7", "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
             "fleet/report/b1",
         )
     )  # fmt: skip

@@ -6,13 +6,12 @@ travels as the one input tensor ``turn`` of a request with the task ``chat``; ``
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import bounded, checked
+from edge_agent.core.values import SESSION_NAME, bounded, checked
 
 CHAT = "chat"
 """The task of a request whose one input ``turn`` is an encoded ``Turn``."""
@@ -24,7 +23,6 @@ MAX_STOP_CHARS = 64
 MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 256
 ROLES = ("system", "user", "assistant")
-SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,18 @@ MAX_BOARDS = 1024
 """In one fleet."""
 MAX_DEADLINE_US = 3_600_000_000
 DEFAULT_DEADLINE_US = 10_000_000
+MAX_PARALLEL = 256
+"""Jobs of one model that a board may run at once."""
+MAX_PART_CHARS = 16_384
+MAX_ANSWER_CHARS = 2**20
+MAX_ANSWER_TOKENS = 2**20
 
 BOARD_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 INVOKE = "invoke"
 """The task of a request that brings a pinned model's own input tensors and wants its output tensors."""
@@ -129,7 +135,8 @@ class InferenceRequest:
     """The unit that is scheduled.
 
     ``task`` names what is wanted (``detect_faces``, or ``invoke`` for raw tensors of a pinned ``model``); without a pinned
-    ``model`` the choice among the models that do the task is part of the placement.
+    ``model`` the choice among the models that do the task is part of the placement.  ``session`` names the talk that a turn
+    belongs to, so that the placement need not read the turn.
     """
 
     request_id: str
@@ -137,6 +144,7 @@ class InferenceRequest:
     inputs: Mapping[str, Tensor]
     model: str | None = None
     limits: Limits = Limits()
+    session: str = ""
     size_bytes: int = field(init=False, compare=False)
     """Of all inputs together."""
 
@@ -147,6 +155,8 @@ class InferenceRequest:
             checked(MODEL_NAME, "model", self.model)
         elif self.task == INVOKE:
             raise RefusedError("request", "task 'invoke' without a model", "a model name", "say which model takes the tensors")
+        if self.session:
+            checked(SESSION_NAME, "session", self.session)
         object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
         object.__setattr__(self, "size_bytes", sum(tensor.size_bytes for tensor in self.inputs.values()))
 
@@ -200,6 +210,30 @@ class InferenceResult:
         object.__setattr__(self, "outputs", _named_tensors("result outputs", self.outputs))
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """Text of an answer that is still being made: what stands at ``offset`` characters from the answer's beginning.
+
+    ``tokens`` is how many were made for the answer up to the end of this part.  Parts may be lost, repeated and overtaken; the
+    result holds the whole.
+    """
+
+    request_id: str
+    offset: int
+    text: str
+    tokens: int
+
+    def __post_init__(self) -> None:
+        checked(REQUEST_ID, "part's request id", self.request_id)
+        bounded("part's offset", self.offset, 0, MAX_ANSWER_CHARS, "characters")
+        bounded("part's length", len(self.text), 1, MAX_PART_CHARS, "characters")
+        bounded("part's tokens", self.tokens, 0, MAX_ANSWER_TOKENS)
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.text)
+
+
 def failure(request_id: str, status: Status, board: str, reason: str, model: str = "") -> InferenceResult:
     """A result without outputs, its reason made fit for the wire: shortened, and without what is no text."""
     reason = reason.encode("utf-8", "replace").decode()
@@ -210,7 +244,10 @@ def failure(request_id: str, status: Status, board: str, reason: str, model: str
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
-    """A model that a board hosts, and what one inference of it costs there: roofline prior, corrected by measurement."""
+    """A model that a board hosts, and what one inference of it costs there: roofline prior, corrected by measurement.
+
+    ``parallel``: so many inferences of it run there at once, each as fast as alone; 1 for what takes the whole board.
+    """
 
     model: str
     task: str
@@ -218,6 +255,7 @@ class ModelOffer:
     quality_permille: int
     busy_us: int
     energy_uj: int
+    parallel: int = 1
 
     def __post_init__(self) -> None:
         checked(MODEL_NAME, "offered model", self.model)
@@ -227,6 +265,7 @@ class ModelOffer:
         bounded("offer quality_permille", self.quality_permille, 0, 1000)
         bounded("offer busy_us", self.busy_us, 1, MAX_COST, "µs")
         bounded("offer energy_uj", self.energy_uj, 0, MAX_COST, "µJ")
+        bounded("offer parallel", self.parallel, 1, MAX_PARALLEL)
 
     def serves(self, request: InferenceRequest) -> bool:
         """Does this model do the request's task (raw ``invoke`` works on every model), and is it the pinned one if any?"""

@@ -1,4 +1,4 @@
-"""Requests and results as CBOR, field by field as in ``docs/protocol.cddl``.
+"""Requests, results, parts of answers and cancellations as CBOR, field by field as in ``docs/protocol.cddl``.
 
 Rules: maps have small integer keys; an unknown key is refused; what is absent is left out; a value is built only through
 its validating dataclass.  Every message names whom it is meant for, so that a hostile broker cannot turn it to another.
@@ -11,10 +11,13 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from edge_agent.core.cbor import decode, encode, fields, list_of, map_of
+from edge_agent.core.cose import decode_sign1
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import (
+    MAX_PART_CHARS,
     MAX_RANK,
     MAX_TENSORS,
+    AnswerPart,
     EnergyKind,
     InferenceRequest,
     InferenceResult,
@@ -27,11 +30,17 @@ MAX_ENVELOPE_BYTES = 65 * 2**20
 REQUEST_ID_BYTES = 16
 AAD_REQUEST = b"sly/1/request"
 AAD_RESULT = b"sly/1/result"
+AAD_PART = b"sly/1/part"
+AAD_CANCEL = b"sly/1/cancel"
+MAX_PART_BYTES = 4 * MAX_PART_CHARS + 256
+"""A part without its signature; with it at most ``MAX_SIGNED_PART_BYTES``."""
+MAX_SIGNED_PART_BYTES = MAX_PART_BYTES + 256
+MAX_CANCEL_BYTES = 512
 LOCAL = "local"
 """The addressee of what never leaves a board's own socket."""
 
 _REQUEST = {1: ("request_id", bytes), 2: ("task", str), 4: ("inputs", dict), 5: ("limits", dict), 6: ("addressee", str)}
-_REQUEST_OPTIONAL = {3: ("model", str)}
+_REQUEST_OPTIONAL = {3: ("model", str), 7: ("session", str)}
 _LIMITS = {1: ("deadline_us", int), 3: ("quality_permille", int)}
 _LIMITS_OPTIONAL = {2: ("energy_uj", int)}
 _RESULT = {
@@ -39,6 +48,10 @@ _RESULT = {
     6: ("outputs", dict), 7: ("busy_us", int), 8: ("energy_uj", int), 9: ("energy_kind", str), 10: ("reason", str),
     11: ("addressee", str),
 }  # fmt: skip
+_PART = {1: ("request_id", bytes), 2: ("offset", int), 3: ("text", str), 4: ("tokens", int), 5: ("addressee", str)}
+_PART_HEAD = b"\xa5"
+"""A map of five entries; a result has eleven."""
+_CANCEL = {1: ("request_id", bytes), 6: ("addressee", str)}
 _TENSOR = {1: ("dtype", str), 2: ("shape", list), 3: ("data", bytes)}
 
 _Member = TypeVar("_Member", bound=StrEnum)
@@ -47,6 +60,14 @@ _Member = TypeVar("_Member", bound=StrEnum)
 def is_signed(message: bytes) -> bool:
     """Does this look like a COSE_Sign1 (tag 18), as boards send to each other, rather than a client's plain envelope?"""
     return message[:1] == b"\xd2"
+
+
+def is_part(message: bytes) -> bool:
+    """Does this, from a reply topic, look like a part of an answer rather than the answer? Says nothing of its signature.
+
+    Raises ``RefusedError`` for what is not signed at all.
+    """
+    return len(message) <= MAX_SIGNED_PART_BYTES and decode_sign1(message).payload[:1] == _PART_HEAD
 
 
 def encode_request(request: InferenceRequest, addressee: str) -> bytes:
@@ -60,6 +81,7 @@ def encode_request(request: InferenceRequest, addressee: str) -> bytes:
                 4: _tensors_out(request.inputs),
                 5: _present(limits),
                 6: addressee,
+                7: request.session or None,
             }
         )
     )
@@ -102,6 +124,29 @@ def decode_result(data: bytes | memoryview, addressee: str) -> InferenceResult:
     entry["energy_kind"] = _member(EnergyKind, "result energy kind", entry["energy_kind"])
     entry["outputs"] = _tensors_in("result outputs", entry["outputs"])
     return InferenceResult(**entry)
+
+
+def encode_part(part: AnswerPart, addressee: str) -> bytes:
+    return encode({1: bytes.fromhex(part.request_id), 2: part.offset, 3: part.text, 4: part.tokens, 5: addressee})
+
+
+def decode_part(data: bytes | memoryview, addressee: str) -> AnswerPart:
+    """The part in ``data``. Raises ``RefusedError`` if it is malformed or meant for another client or board."""
+    entry = fields(decode(data, MAX_PART_BYTES, subject="part"), "part", _PART)
+    _meant_for("part", entry.pop("addressee"), addressee)
+    entry["request_id"] = _request_id(entry["request_id"])
+    return AnswerPart(**entry)
+
+
+def encode_cancel(request_id: str, addressee: str) -> bytes:
+    return encode({1: bytes.fromhex(request_id), 6: addressee})
+
+
+def decode_cancel(data: bytes | memoryview, addressee: str) -> str:
+    """The id of the request that is wanted no more. Raises ``RefusedError`` if it is malformed or meant for another board."""
+    entry = fields(decode(data, MAX_CANCEL_BYTES, subject="cancellation"), "cancellation", _CANCEL)
+    _meant_for("cancellation", entry["addressee"], addressee)
+    return _request_id(entry["request_id"])
 
 
 def _present(entries: Mapping[int, object]) -> dict[int, object]:

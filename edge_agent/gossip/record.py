@@ -31,6 +31,7 @@ _OFFER = {
     1: ("model", str), 2: ("task", str), 3: ("digest", bytes), 4: ("quality_permille", int), 5: ("busy_us", int),
     6: ("energy_uj", int),
 }  # fmt: skip
+_OFFER_OPTIONAL = {7: ("parallel", int)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,11 @@ def open_record(message: bytes, find_key: Callable[[bytes], bytes | None]) -> Bo
 
 
 def _offer_out(offer: ModelOffer) -> dict[int, object]:
-    return {
+    known: dict[int, object] = {
         1: offer.model, 2: offer.task, 3: offer.digest, 4: offer.quality_permille, 5: offer.busy_us, 6: offer.energy_uj,
     }  # fmt: skip
+    return {**known, 7: offer.parallel} if offer.parallel > 1 else known
 
 
 def _offer_in(value: dict[Any, Any]) -> ModelOffer:
-    return ModelOffer(**fields(value, "record offer", _OFFER))
+    return ModelOffer(**fields(value, "record offer", _OFFER, _OFFER_OPTIONAL))

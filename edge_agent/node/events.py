@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, ModelOffer
 from edge_agent.transport.link import LinkEvent, Message
 
 
@@ -25,6 +25,15 @@ class Abandoned:
     """The client behind ``handle`` has gone; its answers have nowhere to go."""
 
     handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The engine made text for the job of this key; ``part`` counts characters from the beginning of the whole answer, and the
+    tokens of this job alone."""
+
+    key: str
+    part: AnswerPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +77,33 @@ class Drain:
     """Take nothing new, finish what was begun."""
 
 
-Event = LinkEvent | Submitted | Abandoned | Executed | Hosted | Withdrawn | Sensed | Tick | Drain
+Event = LinkEvent | Submitted | Abandoned | Partial | Executed | Hosted | Withdrawn | Sensed | Tick | Drain
 
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run ``request`` on ``model`` here; answer with ``Executed(key, ...)`` within ``budget_us``."""
+    """Run ``request`` on ``model`` here; answer with any number of ``Partial(key, ...)``, then with ``Executed(key, ...)`` within
+    ``budget_us``."""
 
     key: str
     request: InferenceRequest
     model: str
     budget_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody wants what the job of this key makes: end it now, and say ``Executed`` with whatever result."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyPart:
+    """The next text for the client behind ``handle``: it follows what came before, without a gap."""
+
+    handle: int
+    part: AnswerPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +139,4 @@ class Log:
     text: str
 
 
-Effect = Execute | Reply | Publish | Subscribe | Acknowledge | Log
+Effect = Execute | Cancel | ReplyPart | Reply | Publish | Subscribe | Acknowledge | Log

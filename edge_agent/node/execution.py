@@ -1,15 +1,17 @@
-"""The jobs of this board: one runs, the others wait in order.
+"""The jobs of this board: in each lane some run, the others wait in order.
 
 Owns the local queue, the offers of the hosted models and how their cost estimates learn.  Rules: the queue is bounded in
-requests and bytes; a job whose deadline has passed is never started; one job runs at a time, because one accelerator
-serves one inference at a time.
+requests and bytes over all lanes; a job whose deadline has passed is never started; the models of perception share one lane
+in which one job runs at a time, because one accelerator serves one inference at a time; a language model has a lane of its
+own, in which ``parallel`` jobs run at once, because its engine shares each step among them.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import MAX_COST, InferenceRequest, InferenceResult, ModelOffer, Status
 from edge_agent.node.deadlines import Deadlines
@@ -31,6 +33,25 @@ class Job:
     def size_bytes(self) -> int:
         return self.request.size_bytes
 
+    @property
+    def lane(self) -> str:
+        return lane_of(self.request.task, self.model)
+
+
+def lane_of(task: str, model: str) -> str:
+    """The queue of a model's jobs: its own for talk, one for all the rest."""
+    return model if task == CHAT else ""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """``waiting`` by key, oldest first; ``running`` by key, each with when it began."""
+
+    waiting: OrderedDict[str, Job] = field(default_factory=OrderedDict)
+    running: dict[str, tuple[Job, int]] = field(default_factory=dict)
+    waiting_for: Counter[str] = field(default_factory=Counter)
+    """How many wait for each model."""
+
 
 class Execution:
     def __init__(self, limits: QueueSection) -> None:
@@ -38,14 +59,17 @@ class Execution:
         self.offers: dict[str, ModelOffer] = {}
         self.withdrawn: dict[str, str] = {}
         self.waiting_bytes = 0
-        self._waiting: OrderedDict[str, Job] = OrderedDict()
-        self._waiting_for: Counter[str] = Counter()
+        self._lanes: dict[str, _Lane] = {}
+        self._running: set[str] = set()
         self._deadlines = Deadlines()
-        self._running: tuple[Job, int] | None = None
 
     def __len__(self) -> int:
         """How many jobs wait."""
-        return len(self._waiting)
+        return len(self._deadlines)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     def host(self, offer: ModelOffer) -> None:
         self.offers[offer.model] = offer
@@ -57,54 +81,69 @@ class Execution:
 
     @property
     def idle(self) -> bool:
-        return self._running is None and not self._waiting
+        return not self._running and not len(self)
 
     def full(self, size_bytes: int) -> str:
         """Why a job of this size cannot wait here; empty if it can."""
-        if len(self._waiting) >= self.limits.max_requests:
-            return f"the queue is full: {len(self._waiting)} requests wait"
+        if len(self) >= self.limits.max_requests:
+            return f"the queue is full: {len(self)} requests wait"
         if self.waiting_bytes + size_bytes > self.limits.max_bytes:
             return f"the queue is full: {self.waiting_bytes} of {self.limits.max_bytes} bytes wait, {size_bytes} more asked"
         return ""
 
-    def queue_us(self, now_us: int) -> int:
-        """The modelled work that a new job would wait for."""
-        work_us = sum(self._estimate_us(model) * count for model, count in self._waiting_for.items())
-        if self._running is not None:
-            job, started_us = self._running
+    def queue_us(self, now_us: int, lane: str = "") -> int:
+        """The modelled work that a new job of a lane would wait for: none while one more may run at once."""
+        queue = self._lanes.get(lane)
+        if queue is None:
+            return 0
+        parallel = self._parallel(lane)
+        if len(queue.running) + len(queue.waiting) < parallel:
+            return 0
+        work_us = sum(self._estimate_us(model) * count for model, count in queue.waiting_for.items())
+        for job, started_us in queue.running.values():
             work_us += max(0, self._estimate_us(job.model) - (now_us - started_us))
-        return min(work_us, MAX_COST)
+        return min(work_us // parallel, MAX_COST)
 
     def enqueue(self, job: Job) -> None:
         """Let a job wait. Raises ``RuntimeError`` if the queue is full or holds the key: ask ``full`` first."""
-        if job.key in self._waiting or self.full(job.size_bytes):
+        lane = self._lanes.setdefault(job.lane, _Lane())
+        if any(job.key in each.waiting for each in self._lanes.values()) or self.full(job.size_bytes):
             raise RuntimeError(f"job {job.key} may not be queued: {self.full(job.size_bytes) or 'it is there already'}")
-        self._waiting[job.key] = job
-        self._waiting_for[job.model] += 1
+        lane.waiting[job.key] = job
+        lane.waiting_for[job.model] += 1
         self.waiting_bytes += job.size_bytes
         self._deadlines.set(job.key, job.deadline_us)
 
     def forget(self, key: str) -> Job | None:
         """Take a job out of the queue; ``None`` if it is not waiting (it may be running, and then goes on)."""
-        job = self._waiting.pop(key, None)
-        if job is not None:
-            self.waiting_bytes -= job.size_bytes
-            self._waiting_for[job.model] -= 1
-            if not self._waiting_for[job.model]:
-                del self._waiting_for[job.model]
-            self._deadlines.discard(key)
+        lane = next((each for each in self._lanes.values() if key in each.waiting), None)
+        if lane is None:
+            return None
+        job = lane.waiting.pop(key)
+        lane.waiting_for[job.model] -= 1
+        if not lane.waiting_for[job.model]:
+            del lane.waiting_for[job.model]
+        self.waiting_bytes -= job.size_bytes
+        self._deadlines.discard(key)
         return job
 
+    def running_job(self, key: str) -> Job | None:
+        """The job of this key if it runs."""
+        return next((lane.running[key][0] for lane in self._lanes.values() if key in lane.running), None)
+
     def start_next(self, now_us: int) -> Execute | None:
-        """Begin the oldest waiting job if none runs and its time is not up."""
-        if self._running is not None or not self._waiting:
-            return None
-        job = next(iter(self._waiting.values()))
-        if job.deadline_us <= now_us:
-            return None
-        self.forget(job.key)
-        self._running = (job, now_us)
-        return Execute(job.key, job.request, job.model, job.deadline_us - now_us)
+        """Begin the oldest waiting job of a lane that has room, if its time is not up."""
+        for name, lane in self._lanes.items():
+            if not lane.waiting or len(lane.running) >= self._parallel(name):
+                continue
+            job = next((job for job in lane.waiting.values() if job.key not in self._running), None)
+            if job is None or job.deadline_us <= now_us:
+                continue
+            self.forget(job.key)
+            self._running.add(job.key)
+            lane.running[job.key] = (job, now_us)
+            return Execute(job.key, job.request, job.model, job.deadline_us - now_us)
+        return None
 
     def take_expired(self, now_us: int) -> list[Job]:
         """The waiting jobs whose deadline has passed, which wait no more."""
@@ -112,14 +151,16 @@ class Execution:
         return [job for job in expired if job is not None]
 
     def finish(self, key: str, result: InferenceResult, now_us: int) -> Job | None:
-        """The running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
+        """A running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
 
         What is learned is how long the board was taken up, which is more than the engine's own time when a picture had to be
         decoded, or an emulated board is slower than what it emulates.
         """
-        if self._running is None or self._running[0].key != key:
+        lane = next((each for each in self._lanes.values() if key in each.running), None)
+        if lane is None:
             return None
-        (job, started_us), self._running = self._running, None
+        job, started_us = lane.running.pop(key)
+        self._running.discard(key)
         offer = self.offers.get(job.model)
         if offer is not None and result.status is Status.OK:
             self.offers[job.model] = replace(
@@ -128,6 +169,10 @@ class Execution:
                 energy_uj=corrected(offer.energy_uj, result.energy_uj),
             )
         return job
+
+    def _parallel(self, lane: str) -> int:
+        offer = self.offers.get(lane) if lane else None
+        return offer.parallel if offer else 1
 
     def _estimate_us(self, model: str) -> int:
         offer = self.offers.get(model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edge_agent.core import wire
+from edge_agent.core.chat import CHAT
 from edge_agent.core.cose import verify1
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
@@ -17,7 +18,7 @@ from edge_agent.gossip.presence import Presence, Standing, open_presence
 from edge_agent.gossip.record import BoardRecord, open_record
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.announcer import Announcer
-from edge_agent.node.events import Acknowledge, Effect, Log
+from edge_agent.node.events import Acknowledge, Cancel, Effect, Log
 from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import RemoteClient
 from edge_agent.node.mailbox import Mailbox
@@ -67,11 +68,13 @@ class Inbound:
                     self._hear_record(open_record(message.payload, self._key_of), topic.board, now_us)
                 case Kind.REPLY:
                     yield from self._hear_reply(message, topic.board, now_us)
+                case Kind.CANCEL:
+                    yield from self._hear_cancel(message)
                 case Kind.REQUEST:
                     hear = self._hear_dispatch if wire.is_signed(message.payload) else self._hear_client
                     yield from hear(event, now_us)
                 case _:
-                    raise RefusedError("topic", topic.kind.value, "presence, records, replies and requests")
+                    raise RefusedError("topic", topic.kind.value, "presence, records, replies, requests and cancellations")
         except RefusedError as error:
             yield Log(f"refused a message on {message.topic}: {error}")
         if not self._returns.holds(event.token):
@@ -119,11 +122,32 @@ class Inbound:
             self._fleet.join(record, now_us)
 
     def _hear_reply(self, message: Message, board: str, now_us: int) -> Iterator[Effect]:
+        if wire.is_part(message.payload):
+            yield from self._hear_part(message, board, now_us)
+            return
         signed = verify1(message.payload, self._key_of, wire.AAD_RESULT, max_bytes=MAX_PAYLOAD_BYTES)
         result = wire.decode_result(signed.payload, self._board)
         _must_agree("reply", result.board, board)
         _must_agree("reply's signer", signed.kid.decode("utf-8", "replace"), board)
         yield from self._router.outcome(result, board, now_us)
+
+    def _hear_part(self, message: Message, board: str, now_us: int) -> Iterator[Effect]:
+        signed = verify1(message.payload, self._key_of, wire.AAD_PART, max_bytes=wire.MAX_SIGNED_PART_BYTES)
+        _must_agree("part's signer", signed.kid.decode("utf-8", "replace"), board)
+        yield from self._router.partial(wire.decode_part(signed.payload, self._board), board, now_us)
+
+    def _hear_cancel(self, message: Message) -> Iterator[Effect]:
+        """The board that gave this one a request wants it no more: it is not begun, or ended."""
+        signed = verify1(message.payload, self._key_of, wire.AAD_CANCEL, max_bytes=wire.MAX_CANCEL_BYTES)
+        request_id = wire.decode_cancel(signed.payload, self._board)
+        ingress = signed.kid.decode("utf-8", "replace")
+        if ingress == self._board:
+            raise RefusedError("cancellation", "one of this board's own", "one of a board that gave this one a request")
+        key = f"{ingress}/{request_id}"
+        if self._execution.forget(key) is not None:
+            yield from self._fail(key, ingress, request_id, f"{ingress} wants it no more")
+        elif (job := self._execution.running_job(key)) is not None and job.request.task == CHAT:
+            yield Cancel(key)
 
     def _hear_dispatch(self, event: Delivered, now_us: int) -> Iterator[Effect]:
         """Another board wants this one to run a request. What it is sent back, it may place elsewhere."""

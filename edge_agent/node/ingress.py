@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest
 from edge_agent.node.deadlines import Deadlines
+from edge_agent.node.execution import lane_of
+from edge_agent.node.streams import Assembly
 from edge_agent.placement.options import Option
 
 PATIENCE_US = 2_000_000
 PATIENCE_FACTOR = 4
-"""A remote board that has not answered after 2 s plus four times the predicted latency is tried no longer."""
+"""A remote board from which nothing has come for 2 s plus four times the predicted latency is tried no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,16 @@ class Pending:
 
     may_answer: bool = False
     """One of those fell silent, or was lost from sight, and may answer yet."""
+    silent: list[str] = field(default_factory=list)
+    """Those."""
+    patience_us: int = 0
+    """How long the remote board that has it may say nothing."""
+    shown: Assembly | None = None
+    """What the client has seen of the answer, if it comes in parts."""
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.request.task, self.model)
 
     def was_given_to(self, board: str) -> bool:
         return board == self.placed_on or board in self.failed
@@ -68,7 +80,9 @@ class Ingress:
         self._pending: dict[str, Pending] = {}
         self._handles: dict[int, str] = {}
         self._deadlines = Deadlines()
-        self._outstanding_us: Counter[str] = Counter()
+        self._outstanding_us: Counter[tuple[str, str]] = Counter()
+        self._outstanding: Counter[tuple[str, str]] = Counter()
+        """By board and lane: the modelled work, and the number of requests."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -110,18 +124,31 @@ class Ingress:
     def remove_of_client(self, handle: int) -> Pending | None:
         return self.remove(self._handles.get(handle, ""))
 
+    def placed_for_client(self, handle: int) -> str:
+        """The board that has the request of this client; empty if none has."""
+        pending = self._pending.get(self._handles.get(handle, ""))
+        return pending.placed_on if pending else ""
+
     def place(self, pending: Pending, option: Option, now_us: int, *, local: bool) -> None:
         """The request goes to ``option.board``, and is looked at again when that board's time is up."""
         pending.placed_on, pending.model, pending.predicted_us = option.board, option.offer.model, option.offer.busy_us
-        self._outstanding_us[option.board] += pending.predicted_us
-        patience_us = PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
-        due_us = pending.deadline_us if local else min(pending.deadline_us, now_us + patience_us)
-        self._deadlines.set(pending.request.request_id, due_us)
+        key = (option.board, pending.lane)
+        self._outstanding_us[key] += pending.predicted_us
+        self._outstanding[key] += 1
+        pending.patience_us = 0 if local else PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
+        self.heard(pending, now_us)
+
+    def heard(self, pending: Pending, now_us: int) -> None:
+        """The board that has the request was given it now, or has sent a part of its answer: its patience begins anew."""
+        patient_us = now_us + pending.patience_us if pending.patience_us else pending.deadline_us
+        self._deadlines.set(pending.request.request_id, min(pending.deadline_us, patient_us))
 
     def leave(self, pending: Pending, reason: str, *, may_answer: bool) -> None:
         """The board that has the request is tried no more, and why; the request must be placed anew, wait, or be removed."""
         pending.failed[pending.placed_on] = reason
         pending.may_answer |= may_answer
+        if may_answer:
+            pending.silent.append(pending.placed_on)
         self._unplace(pending)
 
     def wait(self, pending: Pending) -> None:
@@ -139,9 +166,11 @@ class Ingress:
     def placed_elsewhere(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on not in ("", board)]
 
-    def outstanding_us(self, board: str) -> int:
-        """The modelled work that this board has sent to ``board`` and that is not answered yet."""
-        return self._outstanding_us[board]
+    def outstanding_us(self, board: str, lane: str = "", parallel: int = 1) -> int:
+        """The modelled work of a lane, shared by ``parallel``, that was sent to ``board`` from here and is not answered yet."""
+        if self._outstanding[board, lane] < parallel:
+            return 0
+        return self._outstanding_us[board, lane] // parallel
 
     def take_due(self, now_us: int) -> list[Pending]:
         """The requests whose deadline or patience has run out: each must now be placed anew, wait, or be removed."""
@@ -149,7 +178,9 @@ class Ingress:
 
     def _unplace(self, pending: Pending) -> None:
         if pending.placed_on:
-            self._outstanding_us[pending.placed_on] -= pending.predicted_us
-            if not self._outstanding_us[pending.placed_on]:
-                del self._outstanding_us[pending.placed_on]
+            key = (pending.placed_on, pending.lane)
+            self._outstanding_us[key] -= pending.predicted_us
+            self._outstanding[key] -= 1
+            if not self._outstanding[key]:
+                del self._outstanding[key], self._outstanding_us[key]
             pending.placed_on = ""

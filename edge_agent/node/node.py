@@ -28,6 +28,7 @@ from edge_agent.node.events import (
     Executed,
     Hosted,
     Log,
+    Partial,
     Publish,
     Sensed,
     Submitted,
@@ -40,7 +41,7 @@ from edge_agent.node.inbound import Inbound
 from edge_agent.node.ingress import LocalClient
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.returns import Returns
-from edge_agent.node.routing import Router
+from edge_agent.node.routing import PART_TICKET, Router
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.voice import Voice, seconds
 from edge_agent.placement.options import Decision
@@ -66,9 +67,9 @@ class Node:
             settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice
         )
         self._handlers = {
-            Submitted: self._submitted, Abandoned: self._abandoned, Executed: self._executed, Hosted: self._hosted,
-            Withdrawn: self._withdrawn, Sensed: self._sense, Tick: self._tick, Drain: self._drain, LinkUp: self._link_up,
-            LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
+            Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
+            Hosted: self._hosted, Withdrawn: self._withdrawn, Sensed: self._sense, Tick: self._tick, Drain: self._drain,
+            LinkUp: self._link_up, LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
             Rejected: self._rejected,
         }  # fmt: skip
 
@@ -118,9 +119,10 @@ class Node:
     def _continue(self, now_us: int) -> Iterator[Effect]:
         """What any event or the time that passed may have made due: what is too late, the next job, what is owed, our word."""
         yield from self._expire(now_us)
-        if begin := self.execution.start_next(now_us):
+        while begin := self.execution.start_next(now_us):
             yield begin
         if self.link_up:
+            yield from self.router.flush_parts(now_us)
             if self._announcer.takes_birth(now_us):
                 yield Publish(self._voice.presence(Standing.ONLINE))
             yield from self.mailbox.to_publish()
@@ -142,8 +144,16 @@ class Node:
         yield from self.router.admit(event.request, LocalClient(event.handle), now_us, refusal=self._inbound.stopping)
 
     def _abandoned(self, event: Abandoned, now_us: int) -> Iterator[Effect]:
-        self.router.abandon(event.handle)
-        yield from ()
+        yield from self.router.abandon(event.handle)
+
+    def _partial(self, event: Partial, now_us: int) -> Iterator[Effect]:
+        job = self.execution.running_job(event.key)
+        if job is None:
+            yield Log(f"the engine made a part of {event.key}, which is not running: dropped")
+        elif job.ingress == self.board:
+            yield from self.router.partial(event.part, self.board, now_us)
+        else:
+            yield from self.router.send_part(job.key, job.ingress, event.part, now_us)
 
     def _executed(self, event: Executed, now_us: int) -> Iterator[Effect]:
         job = self.execution.finish(event.key, event.result, now_us)
@@ -152,6 +162,7 @@ class Node:
         elif job.ingress == self.board:
             yield from self.router.outcome(event.result, self.board, now_us)
         else:
+            self.router.streams.end(job.key)
             yield from self.mailbox.answer(job.key, job.ingress, event.result, seconds(job.deadline_us - now_us))
 
     def _hosted(self, event: Hosted, now_us: int) -> Iterator[Effect]:
@@ -189,6 +200,7 @@ class Node:
         yield Subscribe(topics.every(Kind.RECORD))
         yield Subscribe(topics.replies_to(self.board))
         yield Subscribe(topics.request(self.board))
+        yield Subscribe(topics.cancel(self.board))
 
     def _link_down(self, event: LinkDown, now_us: int) -> Iterator[Effect]:
         if self.link_up:
@@ -206,6 +218,8 @@ class Node:
         yield from self.returns.confirmed(event.ticket)
 
     def _rejected(self, event: Rejected, now_us: int) -> Iterator[Effect]:
+        if event.ticket == PART_TICKET:
+            return
         yield Log(f"not sent{' (subscription ' + event.topic_filter + ')' if event.topic_filter else ''}: {event.reason}")
         self.mailbox.rejected(event.ticket)
         self.returns.rejected(event.ticket)

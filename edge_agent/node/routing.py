@@ -2,27 +2,32 @@
 
 Owns the way of a request from its admission to its one answer.  Rules: the placement decides over the views built here; a
 board that failed a request is barred for that request, and so is a model that failed it here; whatever ends a request ends it
-once.
+once.  A board that is lost in the middle of an answer is followed by one that goes on after what the client has seen.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.chat import CHAT
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
-from edge_agent.node.events import Effect, Log, Publish, Reply
+from edge_agent.node.events import Cancel, Effect, Log, Publish, Reply, ReplyPart
 from edge_agent.node.execution import Execution, Job
-from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending
+from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending, RemoteClient
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.streams import Assembly, PartStreams, end_of, taken_up, turn_of
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, ENVELOPE_BYTES, Voice
 from edge_agent.placement.options import BoardView, Decision, choose
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES
 
+PART_TICKET = -(2**62)
+"""Of every part: one that is not taken is lost, and nothing follows."""
 MAX_DECISIONS = 1024
 MAX_REMEMBERED = 16_384
 """Options and exclusions in all remembered decisions together: a few MiB."""
@@ -41,6 +46,7 @@ class Router:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
         self._board = settings.board
         self.ingress = Ingress(settings.queue)
+        self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
         self.link_state = "not connected yet"
         self.headroom_mdegc: int | None = None
@@ -59,11 +65,43 @@ class Router:
             self.ingress.add(pending)
             yield from self._place(pending, now_us)
 
-    def abandon(self, handle: int) -> None:
-        """The client behind ``handle`` has gone: what it asked for is not begun any more."""
+    def abandon(self, handle: int) -> Iterator[Effect]:
+        """The client behind ``handle`` has gone: what it asked for is not begun any more, and talk is broken off."""
+        placed_on = self.ingress.placed_for_client(handle)
         pending = self.ingress.remove_of_client(handle)
         if pending is not None:
             self._execution.forget(self._key(pending.request))
+            yield from self._break_off(pending, [*pending.silent, placed_on])
+
+    def partial(self, part: AnswerPart, board: str, now_us: int) -> Iterator[Effect]:
+        """``board``, this one or another, has made a part of an answer; only the one that has the request is listened to."""
+        pending = self.ingress.get(part.request_id)
+        if pending is None or pending.placed_on != board or pending.request.task != CHAT:
+            return
+        self.ingress.heard(pending, now_us)
+        if pending.shown is None:
+            pending.shown = Assembly(turn_of(pending.request).begun)
+        for fresh in pending.shown.take(part):
+            yield from self._show(pending.client, fresh, now_us)
+
+    def _show(self, client: Client, part: AnswerPart, now_us: int) -> Iterator[Effect]:
+        if isinstance(client, LocalClient):
+            yield ReplyPart(client.handle, part)
+        else:
+            yield from self.send_part(client.journal_key, client.client, part, now_us)
+
+    def send_part(self, key: str, addressee: str, part: AnswerPart, now_us: int) -> Iterator[Effect]:
+        """A part for a board or a client behind the broker, gathered with what follows soon; lost while there is no link."""
+        for to, gathered in self.streams.add(key, addressee, part, now_us):
+            yield from self._publish_part(to, gathered)
+
+    def flush_parts(self, now_us: int) -> Iterator[Effect]:
+        for to, gathered in self.streams.flush(now_us):
+            yield from self._publish_part(to, gathered)
+
+    def _publish_part(self, addressee: str, part: AnswerPart) -> Iterator[Effect]:
+        if not self.link_state:
+            yield Publish(self._voice.part(part, addressee), PART_TICKET)
 
     def outcome(self, result: InferenceResult, board: str, now_us: int) -> Iterator[Effect]:
         """``board``, this one or another, has answered a request of this ingress."""
@@ -72,8 +110,10 @@ class Router:
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, it was answered before")
         elif not pending.was_given_to(board):
             yield Log(f"answer of {board} to request {result.request_id}: dropped, that board was not asked")
+        elif result.status is Status.OK and pending.placed_on != board and not _continues(pending, result):
+            yield Log(f"late answer of {board} to request {result.request_id}: dropped, the client has seen another's beginning")
         elif result.status in (Status.OK, Status.REFUSED):
-            yield from self._resolve(pending, result)
+            yield from self._resolve(pending, self._completed(pending, result, board))
         elif pending.placed_on == board:
             yield from self._leave(pending, result.reason, now_us)
 
@@ -106,7 +146,12 @@ class Router:
                 yield from self._leave(pending, "no answer came in time", now_us, may_answer=True)
 
     def _place(self, pending: Pending, now_us: int) -> Iterator[Effect]:
-        request, budget_us = pending.request, max(1, pending.deadline_us - now_us)
+        budget_us = max(1, pending.deadline_us - now_us)
+        try:
+            request = self._as_it_stands(pending)
+        except RefusedError as error:
+            yield from self._shed(pending, f"no other board can go on with it: {error}")
+            return
         decision = choose(request, self._views(pending, now_us), self._settings.policy, budget_us)
         self._remember(decision)
         option = decision.chosen
@@ -124,6 +169,15 @@ class Router:
             pending.ticket = next(self._tickets)
             self._dispatched[pending.ticket] = request.request_id
             yield Publish(self._voice.dispatch(request.placed(model, budget_us), option.board), pending.ticket)
+        if request.task == CHAT:
+            yield from self._break_off(pending, pending.silent)
+
+    def _as_it_stands(self, pending: Pending) -> InferenceRequest:
+        """The request, to be gone on with after what its client has seen of the answer."""
+        if pending.shown is None:
+            return pending.request
+        pending.shown.handed_over()
+        return taken_up(pending.request, pending.shown)
 
     def _remember(self, decision: Decision) -> None:
         """Keep a decision for who asks why; the oldest give way."""
@@ -181,9 +235,28 @@ class Router:
         yield from self._resolve(pending, failure(pending.request.request_id, Status.SHED, self._board, reason))
 
     def _resolve(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
+        placed_on = pending.placed_on
         self.ingress.remove(pending.request.request_id)
         self._execution.forget(self._key(pending.request))
+        if isinstance(pending.client, RemoteClient):
+            self.streams.end(pending.client.journal_key)
         yield from self._answer(pending, result)
+        yield from self._break_off(pending, [each for each in (*pending.silent, placed_on) if each != result.board])
+
+    def _break_off(self, pending: Pending, boards: Sequence[str]) -> Iterator[Effect]:
+        """Nobody waits for what ``boards`` make of a turn: they are told, so that they have room for the next one."""
+        if pending.request.task != CHAT:
+            return
+        for board in boards:
+            if board == self._board and self._execution.running_job(self._key(pending.request)) is not None:
+                yield Cancel(self._key(pending.request))
+            elif board not in ("", self._board) and not self.link_state:
+                yield Publish(self._voice.cancel(pending.request.request_id, board), next(self._tickets))
+        if not self.link_state:
+            pending.silent, pending.may_answer = [], False
+
+    def _completed(self, pending: Pending, result: InferenceResult, board: str) -> InferenceResult:
+        return pending.shown.completed(result) if pending.shown is not None and pending.placed_on == board else result
 
     def _answer(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
         client = pending.client
@@ -194,3 +267,8 @@ class Router:
 
     def _key(self, request: InferenceRequest) -> str:
         return f"{self._board}/{request.request_id}"
+
+
+def _continues(pending: Pending, result: InferenceResult) -> bool:
+    """Does the answer of a board that was given up begin with what the client has seen since?"""
+    return pending.shown is None or pending.shown.rest(end_of(result).text) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edge_agent.core import wire
 from edge_agent.core.cose import sign1
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.settings import NodeSettings
@@ -20,6 +20,10 @@ ENVELOPE_BYTES = 72 * 2**10
 """Room for everything in a request's message that is not tensor data: 64 tensors with the longest names there are."""
 CLIENT_REPLY_EXPIRY_S = 86_400
 """How long the broker keeps an answer for a client that is away."""
+
+
+PART_EXPIRY_S = 10
+CANCEL_EXPIRY_S = 60
 
 
 class Voice:
@@ -58,6 +62,17 @@ class Voice:
     def reply(self, result: InferenceResult, addressee: str) -> Message:
         """An answer that is in no ledger."""
         return self.repeated(self._signed(result, addressee), result.request_id, addressee)
+
+    def part(self, part: AnswerPart, addressee: str) -> Message:
+        """Text of an answer that is being made, for the board or the client that waits for it: sent once, and perhaps lost."""
+        payload = sign1(wire.encode_part(part, addressee), self._settings.signer, wire.AAD_PART)
+        topic = self.topics.reply(self._settings.board, addressee)
+        return Message(topic, payload, qos=0, expiry_s=PART_EXPIRY_S, correlation=bytes.fromhex(part.request_id))
+
+    def cancel(self, request_id: str, board: str) -> Message:
+        """The request that was given to ``board`` is wanted no more."""
+        payload = sign1(wire.encode_cancel(request_id, board), self._settings.signer, wire.AAD_CANCEL)
+        return Message(self.topics.cancel(board), payload, expiry_s=CANCEL_EXPIRY_S)
 
     def repeated(self, answer: bytes, request_id: str, addressee: str) -> Message:
         """The answer that was given before, as it was."""

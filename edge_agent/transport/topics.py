@@ -30,6 +30,7 @@ class Kind(StrEnum):
     RECORD = "board/{board}/record"
     QUOTE = "board/{board}/quote"
     REQUEST = "board/{board}/request"
+    CANCEL = "board/{board}/cancel"
     REPLY = "board/{board}/reply/{client}"
     APPRAISAL = "appraisal/{verifier}/{board}"
     DIGEST = "digest/{board}"
@@ -79,6 +80,9 @@ class Topics:
 
     def request(self, board: str) -> str:
         return self._build(Kind.REQUEST, board=board)
+
+    def cancel(self, board: str) -> str:
+        return self._build(Kind.CANCEL, board=board)
 
     def reply(self, board: str, client: str) -> str:
         """Where ``client`` waits for what ``board`` answers."""

@@ -1,0 +1,167 @@
+"""Answers that come in parts: joined where they arrive, gathered where they leave, and taken up again by another board.
+
+Rules: parts are best effort and the result is the truth, so a part that is late, doubled or missing costs smoothness and
+nothing else.  Whoever shows text shows it in order, each character once.  What leaves for the broker is gathered for
+``PERIOD_US``, and begins with the text of the message before, so that one lost message leaves no gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from edge_agent.core.chat import CHAT, TURN, Turn, TurnEnd
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor
+
+PERIOD_US = 50_000
+MAX_AHEAD = 32
+"""Parts that came before their turn and wait for those between."""
+
+
+def turn_request(request_id: str, turn: Turn, model: str | None, limits: Limits) -> InferenceRequest:
+    """The request of a turn. A sampled turn without a seed gets one, so that another board draws the same tokens."""
+    if not turn.sampling.greedy and turn.sampling.seed is None:
+        seed = int.from_bytes(sha256(request_id.encode()).digest()[:8], "little") >> 1
+        turn = replace(turn, sampling=replace(turn.sampling, seed=seed))
+    return InferenceRequest(request_id, CHAT, {TURN: _tensor(turn.encode())}, model, limits, turn.session)
+
+
+def turn_of(request: InferenceRequest) -> Turn:
+    """The turn in a request of the task ``chat``. Raises ``RefusedError`` if there is none."""
+    tensor = request.inputs.get(TURN)
+    if tensor is None or tensor.dtype != "uint8" or len(request.inputs) != 1:
+        raise RefusedError("inputs of a chat request", ", ".join(request.inputs), f"one input {TURN!r} of uint8: an encoded turn")
+    return Turn.decode(tensor.data)
+
+
+def end_of(result: InferenceResult) -> TurnEnd:
+    """The end of a turn in an OK result. Raises ``RefusedError`` if there is none."""
+    tensor = result.outputs.get(TURN)
+    if tensor is None or tensor.dtype != "uint8":
+        raise RefusedError(f"answer of {result.board}", ", ".join(result.outputs) or "no outputs", f"an output {TURN!r} of uint8")
+    return TurnEnd.decode(tensor.data)
+
+
+def with_end(result: InferenceResult, end: TurnEnd) -> InferenceResult:
+    """``result`` with ``end`` as its one output."""
+    return replace(result, outputs={TURN: _tensor(end.encode())})
+
+
+def taken_up(request: InferenceRequest, shown: Assembly) -> InferenceRequest:
+    """The request for a board that shall go on where another one was lost. Raises ``RefusedError`` if it grows too long."""
+    turn = turn_of(request)
+    left = max(1, turn.max_tokens - shown.tokens)
+    turn = replace(turn, begun=shown.text, max_tokens=left)
+    return replace(request, inputs={TURN: _tensor(turn.encode())})
+
+
+class Assembly:
+    """The text of one answer so far, out of parts that come in any order, more than once, or not at all; after ``begun``."""
+
+    def __init__(self, begun: str = "") -> None:
+        self.length, self.tokens = len(begun), 0
+        self._pieces = [begun]
+        self._ahead: dict[int, AnswerPart] = {}
+        self._base_tokens = 0
+
+    @property
+    def text(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
+    def take(self, part: AnswerPart) -> Iterator[AnswerPart]:
+        """What can be shown now that ``part`` has come, in order: nothing, or text that follows what was shown."""
+        if part.offset > self.length:
+            if part.offset in self._ahead or len(self._ahead) < MAX_AHEAD:
+                self._ahead[part.offset] = part
+            return
+        yield from self._append(part)
+        while self._ahead and (first := min(self._ahead)) <= self.length:
+            yield from self._append(self._ahead.pop(first))
+
+    def rest(self, whole: str) -> str | None:
+        """What of the whole answer was not shown yet; ``None`` if something else was shown."""
+        return whole[self.length :] if whole.startswith(self.text) else None
+
+    def handed_over(self) -> None:
+        """Another board goes on from here: it counts its own tokens from 0."""
+        self._base_tokens = self.tokens
+        self._ahead.clear()
+
+    def completed(self, result: InferenceResult) -> InferenceResult:
+        """The result of the last board, counting the tokens of those before it too."""
+        if not self._base_tokens or result.status is not Status.OK:
+            return result
+        end = end_of(result)
+        return with_end(result, replace(end, completion_tokens=end.completion_tokens + self._base_tokens))
+
+    def _append(self, part: AnswerPart) -> Iterator[AnswerPart]:
+        if part.end <= self.length:
+            return
+        fresh = part.text[self.length - part.offset :]
+        offset, self.length = self.length, part.end
+        self.tokens = max(self.tokens, self._base_tokens + part.tokens)
+        self._pieces.append(fresh)
+        yield AnswerPart(part.request_id, offset, fresh, self.tokens)
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """What one addressee gets of one answer. ``waiting`` follows ``before``, which was sent already."""
+
+    addressee: str
+    request_id: str
+    sent_us: int
+    before: str = ""
+    waiting: str = ""
+    offset: int = 0
+    """Of ``waiting``."""
+    tokens: int = 0
+
+
+class PartStreams:
+    """The parts on their way out over the broker, by a key of the caller's: gathered, so that the broker is not flooded."""
+
+    def __init__(self) -> None:
+        self._leaving: dict[str, _Leaving] = {}
+
+    def __len__(self) -> int:
+        return len(self._leaving)
+
+    def add(self, key: str, addressee: str, part: AnswerPart, now_us: int) -> Iterator[tuple[str, AnswerPart]]:
+        """A part for ``addressee``; what comes out, that one with its addressee, is to be sent now."""
+        leaving = self._leaving.get(key)
+        if leaving is None:
+            leaving = self._leaving[key] = _Leaving(addressee, part.request_id, now_us - PERIOD_US, offset=part.offset)
+        if part.offset != leaving.offset + len(leaving.waiting):
+            leaving.before, leaving.waiting, leaving.offset = "", "", part.offset
+        leaving.waiting += part.text
+        leaving.tokens = part.tokens
+        if now_us - leaving.sent_us >= PERIOD_US or len(leaving.waiting) >= MAX_PART_CHARS // 2:
+            yield from _sent(leaving, now_us)
+
+    def flush(self, now_us: int) -> Iterator[tuple[str, AnswerPart]]:
+        """What has waited long enough."""
+        for leaving in self._leaving.values():
+            if leaving.waiting and now_us - leaving.sent_us >= PERIOD_US:
+                yield from _sent(leaving, now_us)
+
+    def end(self, key: str) -> None:
+        """The answer itself goes out: it holds all that still waits."""
+        self._leaving.pop(key, None)
+
+
+def _sent(leaving: _Leaving, now_us: int) -> Iterator[tuple[str, AnswerPart]]:
+    before, text, offset = leaving.before[-(MAX_PART_CHARS // 2) :], leaving.waiting, leaving.offset
+    while text:
+        piece, text = text[: MAX_PART_CHARS - len(before)], text[MAX_PART_CHARS - len(before) :]
+        yield leaving.addressee, AnswerPart(leaving.request_id, offset - len(before), before + piece, leaving.tokens)
+        before, offset = "", offset + len(piece)
+    leaving.before, leaving.offset, leaving.waiting, leaving.sent_us = leaving.waiting, offset, "", now_us
+
+
+def _tensor(data: bytes) -> Tensor:
+    return Tensor("uint8", (len(data),), data)
