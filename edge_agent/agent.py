@@ -11,8 +11,8 @@ import asyncio
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, assert_never
 
@@ -20,16 +20,21 @@ from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
 from edge_agent.configured import broker_address, check_broker, client_id, mqtt_options, private_folder, signer_of
 from edge_agent.core import wire
+from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
-from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult, checked
+from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult, ModelOffer, Status, checked, failure
+from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
-from edge_agent.hosting import Host, model_files
+from edge_agent.gateway.local_talk import TALK, talk_stream
+from edge_agent.gateway.talker import DRAINING, UNKNOWN_MODEL, Figure
+from edge_agent.hosting import Host, Speaker, model_files
 from edge_agent.node.events import (
     Abandoned,
     Acknowledge,
+    Cancel,
     Drain,
     Effect,
     Event,
@@ -37,8 +42,10 @@ from edge_agent.node.events import (
     Executed,
     Hosted,
     Log,
+    Partial,
     Publish,
     Reply,
+    ReplyPart,
     Sensed,
     Submitted,
     Subscribe,
@@ -53,6 +60,7 @@ from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
 from edge_agent.service import notify, watchdog_period_s
 from edge_agent.store.blobs import BlobStore
 from edge_agent.store.ledger import Ledger
+from edge_agent.talk import Talks
 from edge_agent.transport.link import Link, Rejected, Will
 
 SOCKET_NAME = "agent.sock"
@@ -84,6 +92,11 @@ class Agent:
         self._heard = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[InferenceResult]] = {}
         self._handles = 0
+        self._talks = Talks(self._feed, self._new_handle)
+        self._jobs: dict[str, asyncio.Task[Any]] = {}
+        """Of language, by key: what can be broken off."""
+        self._broken_off: set[str] = set()
+        self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: list[Callable[[], Any]] = []
         self._link: Link | None = None
@@ -108,8 +121,7 @@ class Agent:
 
     async def submit(self, request: InferenceRequest) -> InferenceResult:
         """Serve one request of a client in this process; the answer is a result, whatever happens."""
-        self._handles += 1
-        handle = self._handles
+        handle = self._new_handle()
         answer: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
         self._waiting[handle] = answer
         try:
@@ -120,6 +132,50 @@ class Agent:
             raise
         finally:
             self._waiting.pop(handle, None)
+
+    # the Talker of the doors (gateway.talker)
+
+    def models(self) -> list[str]:
+        """The language models that can be asked for here: this board's own first, then those of boards that are there."""
+        own = [offer.model for offer in self.node.execution.offers.values() if offer.task == CHAT]
+        return own + sorted({offer.model for offer in self.node.offers_elsewhere() if offer.task == CHAT} - set(own))
+
+    async def talk(self, turn: Turn, model: str | None = None) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+        """Serve one turn, here or on another board: its parts as they come, then its end.
+
+        Raises ``RefusedError`` for a turn that is at fault, ``UnavailableError`` when no board can serve it now.
+        """
+        if self.node.draining:
+            raise UnavailableError(DRAINING, f"{self.node.board} is being stopped", "ask another board")
+        if (model or "") not in ["", *self.models()]:
+            raise RefusedError(UNKNOWN_MODEL, model, ", ".join(self.models()) or "none is hosted", "see [models] serve")
+        async with aclosing(self._talks.talk(turn, model)) as parts:
+            async for part in parts:
+                yield part
+
+    async def ready(self) -> str:
+        """Why no turn could be served now; empty when one could."""
+        if self._broken or self.node.draining:
+            return "it is stopping"
+        refusals = [why for speaker in self._host.speakers.values() if (why := await speaker.ready())]
+        if refusals or not self.models():
+            return "; ".join(refusals) or "no language model is hosted here or on a board that is there"
+        return ""
+
+    def host_speaker(self, offer: ModelOffer, speaker: Speaker) -> None:
+        """Serve a language model that runs already; it is closed with the agent."""
+        self._host.speak(offer, speaker)
+        self._feed(Hosted(offer))
+
+    def figures(self) -> Iterable[Figure]:
+        """What is counted here, for ``/metrics``."""
+        execution = self.node.execution
+        yield Figure("jobs_running", "jobs that run here", execution.running)
+        yield Figure("jobs_waiting", "jobs that wait here", len(execution))
+        yield Figure("requests_pending", "requests that came in here and are not answered", len(self.node.router.ingress))
+        yield Figure("boards_online", "boards that are there, this one included", self.node.online_boards)
+        for speaker in self._host.speakers.values():
+            yield from speaker.figures()
 
     async def serve(self) -> None:
         """Serve until ``stop_requested`` is set."""
@@ -133,7 +189,7 @@ class Agent:
         files = model_files(config)
         folder = private_folder(config)
         self._ledger = Ledger(folder / "ledger.db")
-        self._closers.append(self._ledger.close)
+        self._closers.append(self._close_ledger)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
         signer = signer_of(config)
         settings = BoardSettings(profile=config.board.profile, paced=config.board.paced)
@@ -149,13 +205,19 @@ class Agent:
         self._supervisor = EngineSupervisor(engine, self.board.delegate(), self.say)
         self._closers.append(self._supervisor.close)
         self._host = Host(config, self.board, blobs, self._supervisor, self.clock)
-        server = LocalServer(folder / SOCKET_NAME, self._handle_call)
+        self._closers.append(self._host.close)
+        server = LocalServer(folder / SOCKET_NAME, self._handle_call, {TALK: talk_stream(self)})
         await server.start()
         self._closers.append(server.close)
         await self._load_models(list(files))
         await self._read_sensors()
         self._carry_out(self._decide(lambda: self.node.recover(self.clock.monotonic_us())))
         self._open_link()
+        if config.gateway.on:
+            gateway = HttpGateway(config.gateway, self, self.say)
+            await gateway.start()
+            self._closers.append(gateway.close)
+            self.say(f"the gateway listens on {config.gateway.host}:{gateway.port}")
         self._spawn(self._tick_for_ever(), "tick")
         self._spawn(self._sense_for_ever(), "sense")
 
@@ -223,12 +285,16 @@ class Agent:
             if asyncio.iscoroutine(outcome):
                 await outcome
 
+    def _close_ledger(self) -> None:
+        self._closed = True
+        self._ledger.close()
+
     # the work loop
 
     def _feed(self, event: Event) -> None:
         """Take in an event; decide at once unless a decision is under way."""
         self._events.append(event)
-        if self._pumping or self._broken:
+        if self._pumping or self._broken or self._closed:
             return
         self._pumping = self._broken = True
         try:
@@ -258,11 +324,18 @@ class Agent:
         for effect in effects:
             match effect:
                 case Execute():
-                    self._spawn(self._execute(effect), f"job {effect.key}")
+                    self._begin(effect)
+                case Cancel(key):
+                    if key in self._jobs:
+                        self._broken_off.add(key)
+                        self._jobs[key].cancel()
+                case ReplyPart(handle, part):
+                    self._talks.part(handle, part)
                 case Reply(handle, result):
                     answer = self._waiting.get(handle)
                     if answer is not None and not answer.done():
                         answer.set_result(result)
+                    self._talks.answer(handle, result)
                 case Publish() | Subscribe() | Acknowledge():
                     self._use_link(effect)
                 case Log(text):
@@ -288,10 +361,25 @@ class Agent:
                 self.say(f"not sent: {error}")
 
     async def _execute(self, effect: Execute) -> None:
-        result = await self._host.execute(effect)
-        if self._supervisor.state(effect.model) is EngineState.QUARANTINED:
+        result = await self._host.execute(effect, lambda part: self._feed(Partial(effect.key, part)))
+        if effect.request.task != CHAT and self._supervisor.state(effect.model) is EngineState.QUARANTINED:
             self._feed(Withdrawn(effect.model, result.reason))
         self._feed(Executed(effect.key, result))
+
+    def _begin(self, job: Execute) -> None:
+        def forget(task: asyncio.Task[Any]) -> None:
+            self._jobs.pop(job.key, None)
+            if job.key in self._broken_off:
+                self._broken_off.discard(job.key)
+                if task.cancelled():
+                    reason = "nobody waits for it any more"
+                    result = failure(job.request.request_id, Status.FAILED, self.config.board.id, reason, job.model)
+                    self._feed(Executed(job.key, result))
+
+        task = self._spawn(self._execute(job), f"job {job.key}")
+        if job.request.task == CHAT:
+            self._jobs[job.key] = task
+            task.add_done_callback(forget)
 
     async def _tick_for_ever(self) -> None:
         watchdog_s = watchdog_period_s()
@@ -317,10 +405,15 @@ class Agent:
             sensors = await asyncio.to_thread(self.board.read_sensors, now_us)
         self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc))
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _new_handle(self) -> int:
+        self._handles += 1
+        return self._handles
+
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -350,7 +443,7 @@ class Agent:
             case "status", int() | None:
                 await self._until(lambda: self.node.online_boards >= (body or 1))
                 return fleet_report(self.node, self.clock.monotonic_us())
-        raise RefusedError("call", verb, "infer, explain or status")
+        raise RefusedError("call", verb, "infer, explain, status or talk")
 
 
 async def serve(config: AgentConfig) -> int:

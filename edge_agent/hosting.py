@@ -1,28 +1,51 @@
 """The models that this board hosts: from the catalog into the sandbox, and each inference through it.
 
 Owns the way of a model file (set-up folder -> content-addressed cache -> the descriptor that was hashed -> the engine child)
-and of one job (engine, then what the board says it cost).  Rules: a model that is missing or is not what its card says is
-refused before anything is loaded; on an emulated board the modelled time is waited out when it is paced.
+and of one job (engine, then what the board says it cost; or a language model's turn, part by part).  Rules: a model that is
+missing or is not what its card says is refused before anything is loaded; on an emulated board the modelled time is waited out
+when it is paced; a turn ends with its job, whatever ended that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from pathlib import Path
+from typing import Protocol
 
 from board_support.board import Board
 from board_support.roofline import ModelWork, estimate
+from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
-from edge_agent.core.values import InferenceResult, ModelOffer, Status, Tensor, failure
+from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
+from edge_agent.gateway.talker import Figure
 from edge_agent.node.events import Execute
+from edge_agent.node.streams import end_tensor, turn_of
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
 from models.card import Card
 from models.catalog import card as card_named
 from models.fetch import default_folder
+
+
+class Speaker(Protocol):
+    """A language model that runs here."""
+
+    def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+        """Serve one turn: parts that follow ``turn.begun``, then the end, whose text is the whole. Raises ``SlyError``."""
+        ...
+
+    async def ready(self) -> str:
+        """Why no turn could be served now; empty when one could."""
+        ...
+
+    def figures(self) -> Iterable[Figure]: ...
+
+    async def close(self) -> None: ...
 
 
 class Host:
@@ -32,6 +55,15 @@ class Host:
         self._files = model_files(config)
         self._work: dict[str, ModelWork] = {}
         self._digests: dict[str, bytes] = {}
+        self.speakers: dict[str, Speaker] = {}
+
+    def speak(self, offer: ModelOffer, speaker: Speaker) -> None:
+        """Host a language model that runs already."""
+        self.speakers[offer.model], self._digests[offer.model] = speaker, offer.digest
+
+    async def close(self) -> None:
+        while self.speakers:
+            await self.speakers.popitem()[1].close()
 
     async def load(self, name: str) -> ModelOffer:
         """Bring one configured model up. Raises ``RefusedError`` or ``UnavailableError`` saying why it cannot be hosted."""
@@ -47,8 +79,33 @@ class Host:
         prior = estimate(loaded.work, self._board.profile)
         return ModelOffer(name, card.task, digest, card.quality_permille, max(1, prior.busy_us), prior.energy_uj)
 
-    async def execute(self, job: Execute) -> InferenceResult:
-        """Run one job; every way it can fail is a result with its reason."""
+    async def execute(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
+        """Run one job; every way it can fail is a result with its reason. ``emit`` takes the parts of an answer as they come."""
+        return await (self._converse(job, emit) if job.request.task == CHAT else self._infer(job))
+
+    async def _converse(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
+        started_us = self._clock.monotonic_us()
+        speaker = self.speakers.get(job.model)
+        if speaker is None:
+            return self._failure(job, Status.FAILED, f"{self._board_id} does not host {job.model!r}")
+        try:
+            async with asyncio.timeout(job.budget_us / 1e6):
+                end = await _heard_out(speaker, job, emit)
+        except RefusedError as error:
+            return self._failure(job, Status.REFUSED, str(error))
+        except UnavailableError as error:
+            return self._failure(job, Status.FAILED, str(error))
+        except TimeoutError:
+            return self._failure(job, Status.FAILED, f"the turn did not end within {job.budget_us} µs")
+        busy_us = self._clock.monotonic_us() - started_us
+        energy_uj = busy_us * self._board.profile.active_mw // 1000
+        kind = EnergyKind.EMULATED if self._board.emulated else EnergyKind.ESTIMATED
+        return InferenceResult(
+            job.request.request_id, Status.OK, self._board_id, job.model, self._digests[job.model], end_tensor(end), busy_us,
+            energy_uj, kind,
+        )  # fmt: skip
+
+    async def _infer(self, job: Execute) -> InferenceResult:
         started_us = self._clock.monotonic_us()
         try:
             invocation = await self._supervisor.invoke(job.model, job.request.inputs, job.budget_us)
@@ -88,6 +145,22 @@ class Host:
 
     def _failure(self, job: Execute, status: Status, reason: str) -> InferenceResult:
         return failure(job.request.request_id, status, self._board_id, reason, job.model)
+
+
+async def _heard_out(speaker: Speaker, job: Execute, emit: Callable[[AnswerPart], None]) -> TurnEnd:
+    """Pass on the parts of a turn; its end."""
+    turn, tokens = turn_of(job.request), 0
+    offset = len(turn.begun)
+    async with aclosing(speaker.talk(turn)) as parts:
+        async for part in parts:
+            if isinstance(part, TurnEnd):
+                return part
+            tokens += part.tokens
+            for start in range(0, len(part.text), MAX_PART_CHARS):
+                text = part.text[start : start + MAX_PART_CHARS]
+                emit(AnswerPart(job.request.request_id, offset, text, tokens))
+                offset += len(text)
+    raise RuntimeError(f"a turn of {job.model} ended without its end")
 
 
 def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:

@@ -33,7 +33,8 @@ def test_every_topic_of_the_protocol_has_its_published_name() -> None:
         "sly/1/lab/" + name
         for name in (
             "board/b1/online", "board/b1/record", "board/b1/quote", "appraisal/v1/b1", "digest/b1", "board/b1/request",
-            "board/b1/cancel", "board/b1/reply/Client-7", "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
+            "board/b1/cancel", "board/b1/reply/Client-7",
+            "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
             "fleet/report/b1",
         )
     )  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import count
 
-from edge_agent.core.values import Status, failure
+from edge_agent.core.values import ModelOffer, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
@@ -102,6 +102,12 @@ class Node:
     def online_boards(self) -> int:
         """How many boards, this one included, are there as far as this one knows."""
         return 1 + sum(self.fleet.standing(record.board) is Standing.ONLINE for record in self.fleet.records())
+
+    def offers_elsewhere(self) -> Iterator[ModelOffer]:
+        """What the boards that are there host."""
+        for record in self.fleet.records():
+            if self.link_up and self.fleet.standing(record.board) is Standing.ONLINE:
+                yield from record.offers
 
     @property
     def decisions(self) -> Mapping[str, Decision]:

@@ -44,9 +44,9 @@ def end_of(result: InferenceResult) -> TurnEnd:
     return TurnEnd.decode(tensor.data)
 
 
-def with_end(result: InferenceResult, end: TurnEnd) -> InferenceResult:
-    """``result`` with ``end`` as its one output."""
-    return replace(result, outputs={TURN: _tensor(end.encode())})
+def end_tensor(end: TurnEnd) -> dict[str, Tensor]:
+    """The outputs of an OK result that hold ``end``."""
+    return {TURN: _tensor(end.encode())}
 
 
 def taken_up(request: InferenceRequest, shown: Assembly) -> InferenceRequest:
@@ -96,7 +96,8 @@ class Assembly:
         if not self._base_tokens or result.status is not Status.OK:
             return result
         end = end_of(result)
-        return with_end(result, replace(end, completion_tokens=end.completion_tokens + self._base_tokens))
+        end = replace(end, completion_tokens=end.completion_tokens + self._base_tokens)
+        return replace(result, outputs=end_tensor(end))
 
     def _append(self, part: AnswerPart) -> Iterator[AnswerPart]:
         if part.end <= self.length:
