@@ -44,13 +44,14 @@ class Decodes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one turn goes on. ``begun``: what was shown of its answer before."""
+    """How one turn goes on. ``begun``: what was shown of its answer elsewhere; ``answered``: ids of it that were told before."""
 
     sampling: Sampling = Sampling()
     max_tokens: int = MAX_NEW_TOKENS
     stop: tuple[str, ...] = ()
     speculate: bool = True
     begun: str = ""
+    answered: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         bounded("max_tokens", self.max_tokens, 1, MAX_NEW_TOKENS, "tokens")
@@ -139,7 +140,14 @@ class Engine:
         ids = checked_ids(prompt, found.ring.shape.vocabulary)
         given = options.sampling.seed
         seed = given if given is not None else int.from_bytes(os.urandom(8), "big")
-        found.turn = _Turn(options, seed, TextStream(options.stop, options.begun), ids)
+        found.turn = _Turn(options, seed, self._text(options, found.ring.shape.vocabulary), ids)
+
+    def _text(self, options: Options, vocabulary: int) -> TextStream:
+        """The answer's text as it stood after the ids that were told before: what was shown is not shown again."""
+        stream = TextStream(options.stop, options.begun)
+        for each in checked_ids(options.answered, vocabulary):
+            stream.feed(self._token_bytes(each))
+        return stream
 
     def cancel(self, slot: int) -> TurnEvent:
         """End the slot's turn; the event carries the unsealed rows that were not told."""
