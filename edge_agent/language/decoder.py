@@ -19,7 +19,7 @@ from edge_agent.language.int8 import int8_of
 from edge_agent.language.ring import Ring
 from edge_agent.language.rope import Rope
 from edge_agent.language.shape import ModelShape
-from edge_agent.language.stages import Stages
+from edge_agent.language.stages import StageCalls
 
 Floats = NDArray[np.float32]
 Wanted = Literal["none", "last", "all"]
@@ -46,8 +46,8 @@ class Segment:
 class Decoder:
     """``threads``: how many the attention may use; the stages were opened with theirs."""
 
-    def __init__(self, stages: Stages, shape: ModelShape, threads: int = 1) -> None:
-        self._stages, self._shape, self._threads = stages, shape, threads
+    def __init__(self, stages: StageCalls, shape: ModelShape, threads: int = 1) -> None:
+        self._stages, self.shape, self._threads = stages, shape, threads
         self._rope = Rope(shape.head_dim, shape.rope_base)
         self._attention = Attention(shape)
 
@@ -66,7 +66,7 @@ class Decoder:
 
     def _layers(self, rows: list[tuple[Segment, slice]]) -> Floats:
         """All layers but what follows attention in the last one -> its ``o [T, heads * d]``."""
-        shape = self._shape
+        shape = self.shape
         ids = np.concatenate([np.asarray(each.ids, np.int32) for each, _ in rows])
         positions = np.concatenate([each.ring.tokens + np.arange(len(each.ids)) for each, _ in rows])
         cos, sin = self._rope.angles(positions)

@@ -79,8 +79,9 @@ class Ring:
 
     def truncate(self, tokens: int) -> None:
         """Forget the rows from position ``tokens`` on (rejected guesses)."""
-        if not min(self.first_row, self.tokens) <= tokens <= self.tokens:
-            raise ValueError(f"truncate to {tokens}: {self.first_row} to {self.tokens} are rows")
+        first = self.first_row if self.sealed else 0
+        if not first <= tokens <= self.tokens:
+            raise ValueError(f"truncate to {tokens}: {first} to {self.tokens} are rows")
         self.tokens = tokens
 
     # Appending: what the decoder writes, layer by layer, then ``advance``.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,19 @@ Ints = NDArray[np.int32]
 LOAD_ERRORS = (ValueError, RuntimeError, MemoryError, TypeError, KeyError)
 STATIC_DECODE, STATIC_PREFILL = ("_t1", "_t4"), "_p64"
 ROWS = {"_t1": 1, "_t4": 4, "_p64": 64}
+
+
+class StageCalls(Protocol):
+    """What the decoder calls, once a step and in this order."""
+
+    def start(self, tokens: Ints, cos: Floats, sin: Floats, decode: int) -> Floats:
+        """``tokens [T]``, ``cos`` and ``sin [T, d]``; ``decode`` rows, then a prompt's -> ``qkv [T, heads + 2 kv_heads, d]``."""
+
+    def next(self, stage: int, o: Floats) -> Floats:
+        """Attention's output ``o [T, heads * d]`` of layer ``stage - 1`` -> ``qkv`` of layer ``stage``."""
+
+    def finish(self, o: Floats, wanted: Sequence[int]) -> Floats:
+        """Attention's output of the last layer, and the rows whose logits are wanted -> ``[len(wanted), vocabulary]``."""
 
 
 class Graph:
@@ -85,7 +98,7 @@ class Piece:
     last: int
 
 
-class Stages:
+class Stages(StageCalls):
     """``decode`` rows come first in a step, prompt rows after them: a static file has other graphs for each."""
 
     def __init__(self, interpreter: Any, shape: ModelShape) -> None:
@@ -101,7 +114,6 @@ class Stages:
         self._cos = self._sin = np.empty((0, 1, shape.head_dim), np.float32)
 
     def start(self, tokens: Ints, cos: Floats, sin: Floats, decode: int) -> Floats:
-        """``tokens [T]``, ``cos`` and ``sin [T, d]``; ``decode`` rows, then a prompt's -> ``qkv [T, heads + 2 kv_heads, d]``."""
         shape, count = self._shape, len(tokens)
         self._pieces = self._cut(decode, count)
         self._cos, self._sin = cos[:, None], sin[:, None]
@@ -110,11 +122,9 @@ class Stages:
         return self._run(0, tokens=tokens)
 
     def next(self, stage: int, o: Floats) -> Floats:
-        """Attention's output ``o [T, heads * d]`` of layer ``stage - 1`` -> ``qkv`` of layer ``stage``."""
         return self._run(stage, x=self._x, o=o)
 
     def finish(self, o: Floats, wanted: Sequence[int]) -> Floats:
-        """Attention's output of the last layer, and the rows whose logits are wanted -> ``[len(wanted), vocabulary]``."""
         rows = np.asarray(wanted, np.int64)
         x, o = self._x[rows], o[rows]
         logits = np.empty((len(rows), self._shape.vocabulary), np.float32)
