@@ -109,15 +109,24 @@ class LanguageChild:
         return self._child.pid
 
     async def encode(
-        self, text: str | None = None, messages: Sequence[ChatMessage] = (), *, continuing: bool = False, limit: int
+        self,
+        text: str | None = None,
+        messages: Sequence[ChatMessage] = (),
+        *,
+        continuing: bool = False,
+        begun: str = "",
+        limit: int,
     ) -> tuple[int, ...]:
-        """Token ids of raw ``text``, or of ``messages`` in the model's chat template with the answer's beginning asked for.
+        """Token ids of raw ``text``, or of ``messages`` in the model's chat template with the answer asked for.
 
-        ``continuing``: the messages follow an existing session.  Raises ``RefusedError`` for more than ``limit`` tokens.
+        ``continuing``: the messages follow a session that ends with an answer; the ids first close it (the id that ended the
+        answer, if one did, comes again).  ``begun`` follows: the beginning of the answer.  Raises ``RefusedError`` for more than
+        ``limit`` tokens.
         """
         bounded("limit of tokens", limit, 1, MAX_ENCODED_TOKENS, "tokens")
-        bulk = text.encode() if text is not None else encode([[each.role, each.content] for each in messages])
-        reply = await self._call("encode", [text is not None, continuing, limit], [bulk])
+        talk = [[each.role, each.content] for each in messages]
+        bulk = encode([text, talk, begun])
+        reply = await self._call("encode", [continuing, limit], [bulk])
         return await self._sound(lambda: self._ids(reply, limit))
 
     def _ids(self, reply: Reply, limit: int) -> tuple[int, ...]:

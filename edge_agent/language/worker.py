@@ -88,13 +88,14 @@ class LanguageWorker:
         }  # fmt: skip
 
     def encode(self, body: Any, bulk: memoryview) -> Answer:
-        """[is text, continuing, limit]; bulk: UTF-8 text, or [[role, content]...] as CBOR -> how many; bulk: ids."""
-        is_text, continuing, limit = body
-        if is_text:
-            ids = self._tokenizer.encode(str(bulk, "utf-8"), limit=limit)
+        """[continuing, limit]; bulk: [text or null, [[role, content]...], begun] as CBOR -> how many; bulk: ids."""
+        continuing, limit = body
+        value: Any = decode(bulk, 2 * MAX_TURN_BYTES, subject="messages")
+        text, messages, begun = value
+        if text is not None:
+            ids = self._tokenizer.encode(text + begun, limit=limit)
         else:
-            messages: Any = decode(bulk, 2 * MAX_TURN_BYTES, subject="messages")
-            ids = self._tokenizer.render([ChatMessage(*each) for each in messages], continuing=continuing)
+            ids = self._tokenizer.render([ChatMessage(*each) for each in messages], continuing, begun=begun)
         if len(ids) > limit:
             raise RefusedError("prompt", f"{len(ids)} tokens", f"at most {limit} tokens")
         return len(ids), [packed_ids(ids)]
