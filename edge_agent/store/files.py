@@ -208,6 +208,37 @@ def write_atomically(disk: Disk, path: Path, data: bytes, mode: int = PRIVATE_FI
         part.publish(path, mode)
 
 
+def write_unsynced(disk: Disk, path: Path, data: bytes) -> None:
+    """Make ``data`` the whole content of ``path``, all or nothing if this process is killed, but not yet durably.
+
+    For content that tells by itself whether it is whole, and is made durable later by ``fsync_file`` and ``fsync_folder``;
+    after a power cut before that, ``path`` may be anything. Raises ``OSError``; the old content is then whole.
+    """
+    part = path.with_name(PART_PREFIX + path.name)
+    with suppress(FileNotFoundError):
+        disk.unlink(part)
+    fd = disk.create(part)
+    try:
+        try:
+            disk.write(fd, data)
+        finally:
+            disk.close(fd)
+        disk.rename(part, path)
+    except OSError:
+        with suppress(OSError):
+            disk.unlink(part)
+        raise
+
+
+def fsync_file(disk: Disk, path: Path) -> None:
+    """Make durable what was written to ``path`` by whatever descriptor. Raises ``OSError``."""
+    fd = disk.open_read(path)
+    try:
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+
+
 def read_bounded(disk: Disk, path: Path, max_bytes: int) -> bytes:
     """The content of ``path``.
 
