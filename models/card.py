@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import DTYPE_BYTES, MAX_RANK, MAX_TENSOR_BYTES, MODEL_NAME, TASK_NAME, TensorSpec, bounded, checked
 
-MAX_MEMBER_BYTES = 64 * 2**20
+MAX_MEMBER_BYTES = 128 * 2**20
 MAX_LABELS = 4096
 MAX_LABEL_CHARS = 128
 MAX_TEXT_CHARS = 400
@@ -115,7 +115,7 @@ class BoxReading:
         bounded("interpret score_permille", self.score_permille, 1, 999)
         bounded("interpret overlap_permille", self.overlap_permille, 1, 999)
         _one_of("interpret suppression", self.suppression, SUPPRESSIONS)
-        _texts("interpret keypoints", self.keypoints, MAX_KEYPOINTS)
+        checked_texts("interpret keypoints", self.keypoints, MAX_KEYPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,8 @@ class Card:
         checked(TASK_NAME, "card task", self.task)
         bounded("card version", self.version, 1, 10**6)
         bounded("card quality_permille", self.quality_permille, 0, 1000)
-        _texts("card text", (self.summary, self.quality_source), 2, MAX_TEXT_CHARS)
-        _texts(f"labels of card {self.name}", self.labels, MAX_LABELS)
+        checked_texts("card text", (self.summary, self.quality_source), 2, MAX_TEXT_CHARS)
+        checked_texts(f"labels of card {self.name}", self.labels, MAX_LABELS)
         for tensor in (*self.inputs, *self.outputs):
             _check_tensor(tensor)
         _check_picture_input(self)
@@ -193,13 +193,13 @@ class Card:
     @classmethod
     def from_mapping(cls, mapping: object) -> Card:
         """Inverse of ``to_mapping``; raises ``RefusedError`` for anything else."""
-        fields = _typed("card", mapping, _CARD)
+        fields = typed("card", mapping, _CARD)
         return cls(
             **{key: fields[key] for key in ("name", "version", "task", "summary", "quality_permille", "quality_source")},
             source=source_from_mapping(fields["source"]),
             inputs=tuple(_tensor(item) for item in fields["inputs"]),
             outputs=tuple(_tensor(item) for item in fields["outputs"]),
-            prepare=Preparation(**_typed("card prepare", fields["prepare"], _PREPARE)),
+            prepare=Preparation(**typed("card prepare", fields["prepare"], _PREPARE)),
             interpret=_reading(fields["interpret"]),
             labels=tuple(fields["labels"]),
         )
@@ -223,10 +223,10 @@ _CLASSES = {"kind": str, "scores": str, "zero": int, "one": int}
 
 
 def source_from_mapping(mapping: object) -> Source:
-    return Source(**_typed("source", mapping, _SOURCE))
+    return Source(**typed("source", mapping, _SOURCE))
 
 
-def _typed(subject: str, mapping: object, types: Mapping[str, type]) -> dict:  # type: ignore[type-arg]
+def typed(subject: str, mapping: object, types: Mapping[str, type]) -> dict:  # type: ignore[type-arg]
     """``mapping`` as a dictionary if it has exactly the keys of ``types`` with values of just those types."""
     if not isinstance(mapping, Mapping):
         raise RefusedError(subject, mapping, "a table")
@@ -244,7 +244,7 @@ def _tensor_mapping(tensor: TensorSpec) -> dict[str, object]:
 
 
 def _tensor(mapping: object) -> TensorSpec:
-    fields = _typed("card tensor", mapping, _TENSOR)
+    fields = typed("card tensor", mapping, _TENSOR)
     return TensorSpec(fields["name"], fields["dtype"], tuple(fields["shape"]))
 
 
@@ -262,11 +262,11 @@ def _reading_mapping(reading: BoxReading | ClassReading) -> dict[str, object]:
 def _reading(mapping: object) -> BoxReading | ClassReading:
     kind = mapping.get("kind") if isinstance(mapping, Mapping) else None
     if kind == "classes":
-        fields = _typed("card interpret", mapping, _CLASSES)
+        fields = typed("card interpret", mapping, _CLASSES)
         return ClassReading(fields["scores"], fields["zero"], fields["one"])
     if kind != "boxes":
         raise RefusedError("card interpret kind", kind, "boxes, classes")
-    fields = _typed("card interpret", mapping, _BOXES)
+    fields = typed("card interpret", mapping, _BOXES)
     if any(not isinstance(layer, list) or len(layer) != 2 for layer in fields["layers"]):
         raise RefusedError("card interpret layers", fields["layers"], "pairs of stride and anchors a cell")
     del fields["kind"]
@@ -278,7 +278,7 @@ def _one_of(subject: str, value: str, allowed: tuple[str, ...]) -> None:
         raise RefusedError(subject, value, ", ".join(allowed))
 
 
-def _texts(subject: str, texts: tuple[object, ...], most: int, most_chars: int = MAX_LABEL_CHARS) -> None:
+def checked_texts(subject: str, texts: tuple[object, ...], most: int, most_chars: int = MAX_LABEL_CHARS) -> None:
     bounded(f"{subject}, count", len(texts), 0, most)
     for text in texts:
         if not isinstance(text, str) or not 0 < len(text) <= most_chars or not text.isprintable():
@@ -286,7 +286,7 @@ def _texts(subject: str, texts: tuple[object, ...], most: int, most_chars: int =
 
 
 def _check_tensor(tensor: TensorSpec) -> None:
-    _texts("card tensor name", (tensor.name,), 1)
+    checked_texts("card tensor name", (tensor.name,), 1)
     _one_of(f"dtype of tensor {tensor.name}", tensor.dtype, tuple(DTYPE_BYTES))
     bounded(f"rank of tensor {tensor.name}", len(tensor.shape), 1, MAX_RANK)
     for length in tensor.shape:
