@@ -22,8 +22,9 @@ ROUNDS, CHUNK_ROUNDS = 6, 2
 LIMIT_US = 2_000_000
 """After this long no further round is begun, once there was one after the first, which also makes room."""
 CONTEXT_BLOCKS = 7
-MOST_DIFFERENCE = 0.02
-"""Between the logits of a row alone and in company, over the largest: tflite-runtime's graphs of 1 and 4 rows differ slightly."""
+MOST_DIFFERENCE = 0.1
+"""Between the logits of a row alone and in company, over the largest: the last bits of tflite-runtime's graphs of 1 and of 4 rows
+differ, and what rounds them to int8 makes more of it."""
 
 
 def self_test(decoder: Decoder, ring: Ring) -> None:

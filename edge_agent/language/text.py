@@ -18,7 +18,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stops)
         reach = max((len(stop) for stop in stops), default=1) - 1
-        self._shown = begun[len(begun) - reach :] if reach and begun else ""
+        self._shown = begun[-reach:] if reach else ""
         self._held = ""
         self.stopped = False
 
@@ -59,11 +59,11 @@ class TextStream:
         return max(0, len(self._shown) - len(stop) + 1)
 
     def _pending(self) -> int:
-        """How many characters at the end may be the beginning of a stop text."""
-        longest = 0
+        """How many characters at the end are held back, for they may belong to a stop text."""
+        whole, longest = self._shown + self._held, 0
         for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:size]):
+            for size in range(min(len(stop) - 1, len(whole)), longest, -1):
+                if whole.endswith(stop[:size]):
                     longest = size
                     break
-        return longest
+        return min(longest, len(self._held))
