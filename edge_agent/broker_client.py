@@ -3,6 +3,7 @@
 Rules: a request keeps its id however often it is sent, and a board takes an id only once.  It is sent until the broker has
 it; again, a while after its board came (back) or its deadline passed, if it is still unanswered then; and to the next board
 named when its board is gone.  An answer is believed when its board signed it; the same answer twice counts once and is counted.
+Parts of a turn's answer are handed on in order, each character once; what they lacked follows from the answer itself.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from edge_agent.core import wire
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import verify1
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
-from edge_agent.core.values import InferenceRequest, InferenceResult
+from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, InferenceRequest, InferenceResult, Status
 from edge_agent.gossip.presence import Presence, Standing, open_presence
+from edge_agent.node.streams import Assembly, end_of, turn_of
 from edge_agent.node.voice import seconds
 from edge_agent.transport.link import (
     MAX_PAYLOAD_BYTES,
@@ -43,6 +45,7 @@ REMIND_AFTER_US = 1_500_000
 
 Later = Callable[[int, Callable[[], None]], object]
 """Runs a callback after so many µs."""
+OnPart = Callable[[AnswerPart], None]
 
 
 @dataclass(slots=True)
@@ -53,6 +56,8 @@ class _Outstanding:
     answer: asyncio.Future[InferenceResult]
     sent: bool = False
     """The broker has it."""
+    on_part: OnPart | None = None
+    shown: Assembly | None = None
 
 
 class BrokerClient:
@@ -85,8 +90,10 @@ class BrokerClient:
     def outstanding(self) -> int:
         return len(self._outstanding)
 
-    def ask(self, request: InferenceRequest, *boards: str) -> asyncio.Future[InferenceResult]:
+    def ask(self, request: InferenceRequest, *boards: str, on_part: OnPart | None = None) -> asyncio.Future[InferenceResult]:
         """Ask the first of ``boards``, and the others in turn when it is gone; the future gets the one answer.
+
+        ``on_part`` gets the text of a turn as it comes, all of it before the answer.
 
         Raises ``UnavailableError`` when too many requests are unanswered, ``ValueError`` when no board is named.
         """
@@ -95,7 +102,8 @@ class BrokerClient:
         if len(self._outstanding) >= MAX_OUTSTANDING:
             raise UnavailableError("broker client", f"{len(self._outstanding)} requests are unanswered", "wait for some")
         answer = asyncio.get_running_loop().create_future()
-        self._outstanding[request.request_id] = _Outstanding(request, deque(boards), answer)
+        shown = Assembly(turn_of(request).begun) if on_part else None
+        self._outstanding[request.request_id] = _Outstanding(request, deque(boards), answer, on_part=on_part, shown=shown)
         answer.add_done_callback(lambda _: self._outstanding.pop(request.request_id, None))
         self._unsent.append(request.request_id)
         self._send()
@@ -194,7 +202,19 @@ class BrokerClient:
         self._unsent += [w.request.request_id for w in self._outstanding.values() if w.sent and w.boards[0] == board]
         self._send()
 
+    def _take_part(self, topic: Topic, message: Message) -> None:
+        signed = verify1(message.payload, self._key_of, wire.AAD_PART, max_bytes=wire.MAX_SIGNED_PART_BYTES)
+        part = wire.decode_part(signed.payload, self._client)
+        if signed.kid != topic.board.encode():
+            raise RefusedError(f"part on {message.topic}", f"signed by {signed.kid!r}", f"signed by {topic.board}")
+        waiting = self._outstanding.get(part.request_id)
+        if waiting is not None:
+            _show(waiting, part)
+
     def _take_reply(self, topic: Topic, message: Message) -> None:
+        if wire.is_part(message.payload):
+            self._take_part(topic, message)
+            return
         signed = verify1(message.payload, self._key_of, wire.AAD_RESULT, max_bytes=MAX_PAYLOAD_BYTES)
         result = wire.decode_result(signed.payload, self._client)
         if signed.kid != topic.board.encode():
@@ -203,6 +223,7 @@ class BrokerClient:
         if waiting is None or waiting.answer.done():
             self.duplicates += 1
         else:
+            _show_rest(waiting, result)
             waiting.answer.set_result(result)
 
     def _key_of(self, kid: bytes) -> bytes | None:
@@ -230,6 +251,23 @@ async def ask_over_broker(config: AgentConfig, request: InferenceRequest, boards
     except TimeoutError:
         reason = f"no answer over {address} within {limit_s:g} s"
         raise UnavailableError(f"boards {', '.join(boards)}", reason, "sly status on one of them shows who is there") from None
+
+
+def _show(waiting: _Outstanding, part: AnswerPart) -> None:
+    if waiting.shown is not None and waiting.on_part is not None:
+        for fresh in waiting.shown.take(part):
+            waiting.on_part(fresh)
+
+
+def _show_rest(waiting: _Outstanding, result: InferenceResult) -> None:
+    """What the answer holds beyond the parts that came."""
+    shown = waiting.shown
+    if shown is None or result.status is not Status.OK:
+        return
+    end = end_of(result)
+    rest = shown.rest(end.text) or ""
+    for start in range(0, len(rest), MAX_PART_CHARS):
+        _show(waiting, AnswerPart(result.request_id, shown.length, rest[start : start + MAX_PART_CHARS], end.completion_tokens))
 
 
 def _by_the_loop(interval_us: int, callback: Callable[[], None]) -> object:

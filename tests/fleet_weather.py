@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.errors import UnavailableError
-from edge_agent.core.values import ModelOffer
+from edge_agent.core.values import InferenceRequest, ModelOffer
 from edge_agent.node.events import Hosted, Sensed, Withdrawn
 from edge_agent.store.ledger import Bounds
 from edge_agent.transport.link import Delivered, LinkEvent, LinkUp, Message
@@ -95,7 +96,11 @@ class Weather:
     def _offers(self, first: bool) -> list[ModelOffer]:
         busy_us = self._random.choice((5_000, 50_000, 400_000))
         small, large = offer("small", busy_us, 700), offer("large", 3 * busy_us, 900)
-        return self._random.choice(([small], [small, large], [small, large], [small] if first else []))
+        offers = self._random.choice(([small], [small, large], [small, large], [small] if first else []))
+        if self._random.random() < 0.6:
+            talk = offer("parrot", self._random.choice((200_000, 600_000)), 700, CHAT)
+            offers = [*offers, replace(talk, parallel=self._random.choice((1, 2, 4)))]
+        return offers
 
     def _queue(self) -> QueueSection:
         return QueueSection(max_requests=4, max_bytes=2**20) if self._cramped else QueueSection()
@@ -108,12 +113,19 @@ class Weather:
 
     def _request(self) -> None:
         random, fleet = self._random, self._fleet
+        if random.random() < 0.3:
+            self._ask(fleet.turn(random.choice((1, 10, 40, 100)), random.choice((2_000_000, 12_000_000, 60_000_000))))
+            return
         request = fleet.request(
             random.choice(DEADLINES_US),
             byte=random.choice((0, 0, 0, 0, 0, REFUSABLE)),
             size_bytes=random.choice((16, 16, 16, 100_000)),
             quality=random.choice((0, 0, 800, 950)) if random.random() < 0.3 else 0,
         )
+        self._ask(request)
+
+    def _ask(self, request: InferenceRequest) -> None:
+        random, fleet = self._random, self._fleet
         boards = random.sample(list(fleet.boards), random.randrange(1, len(fleet.boards) + 1))
         client = random.choice(["", *fleet.clients])
         if not client:

@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, assert_never
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, ModelOffer, Status, Tensor, failure
+from edge_agent.core.values import AnswerPart, EnergyKind, InferenceRequest, InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.node.events import (
     Abandoned,
     Acknowledge,
+    Cancel,
     Drain,
     Effect,
     Event,
@@ -29,20 +31,25 @@ from edge_agent.node.events import (
     Executed,
     Hosted,
     Log,
+    Partial,
     Publish,
     Reply,
+    ReplyPart,
     Submitted,
     Subscribe,
     Tick,
 )
+from edge_agent.node.execution import lane_of
 from edge_agent.node.node import Node
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.streams import Assembly, end_tensor, turn_of
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message, Rejected, Will
 from edge_agent.transport.loopback import LoopbackLink, LoopbackOptions
 from edge_agent.transport.topics import Kind
+from tests.scripted_speaker import answer_to, end_of_turn
 
 if TYPE_CHECKING:
     from tests.virtual_fleet import VirtualFleet
@@ -57,6 +64,8 @@ LINK = LoopbackOptions(
     session_expiry_us=60_000_000,
     backoff=BackoffLimits(base_us=100_000, cap_us=2_000_000, sound_us=1_000_000),
 )
+WORD_US = 20_000
+"""What a language model takes for a word on virtual boards."""
 REFUSABLE = 255
 """A request whose input begins with this byte is refused by every engine."""
 
@@ -78,6 +87,12 @@ def echo(request: InferenceRequest, board: str, model: str, busy_us: int) -> Inf
     return InferenceResult(request.request_id, Status.OK, board, model, digest, outputs, busy_us, busy_us, EnergyKind.EMULATED)
 
 
+def spoken(job: Execute, board: str) -> InferenceResult:
+    """The end of a turn on a virtual board."""
+    outputs, digest = end_tensor(end_of_turn(turn_of(job.request))), sha256(job.model.encode()).digest()
+    return InferenceResult(job.request.request_id, Status.OK, board, job.model, digest, outputs, 1, 1, EnergyKind.EMULATED)
+
+
 @dataclass(slots=True)
 class Asked:
     """A client's request and what came of it. ``gone``: the client does not wait any more."""
@@ -86,6 +101,9 @@ class Asked:
     boards: deque[str]
     client: str = ""
     answers: list[InferenceResult] = field(default_factory=list)
+    seen: Assembly = field(default_factory=Assembly)
+    """What the client has been shown of an answer that comes in parts."""
+    parts: int = 0
     future: asyncio.Future[InferenceResult] | None = None
     gone: bool = False
 
@@ -106,14 +124,19 @@ class VirtualBoard:
         self._life = 0
         self._handles = 0
         self._waiting: dict[int, Asked] = {}
-        self._running = ""
+        self._running: dict[str, str] = {}
+        """The lane of each job that runs, by key."""
+        self._shown: dict[int, int] = {}
+        """How many characters of its answer each local client has been given by this board."""
         self._heard: dict[str, tuple[int, Standing]] = {}
 
     def boot(self) -> None:
         if self.up:
             return
         self._life += 1
-        self.up, self._running = True, ""
+        self.up = True
+        self._running.clear()
+        self._shown.clear()
         self._events: deque[Event] = deque()
         self._pumping = False
         self._heard.clear()
@@ -200,6 +223,14 @@ class VirtualBoard:
             match effect:
                 case Execute():
                     self._execute(effect)
+                case Cancel(key):
+                    self._cancel(key)
+                case ReplyPart(handle, part):
+                    self.fleet.promise(handle in self._waiting, f"{self.name} shows a part to handle {handle} that is gone")
+                    told = self._shown.get(handle, 0)
+                    self.fleet.promise(part.offset == told, f"{self.name} shows {part.offset} after {told} characters")
+                    self._shown[handle] = part.end
+                    self.fleet.show(self._waiting[handle], part)
                 case Reply(handle, result):
                     self.fleet.promise(handle in self._waiting, f"{self.name} answers handle {handle} that waits for nothing")
                     self.fleet.answered(self._waiting.pop(handle), result)
@@ -227,9 +258,16 @@ class VirtualBoard:
     def _execute(self, job: Execute) -> None:
         origin, request_id = job.key.split("/")
         self.fleet.check_execution(self.name, origin, request_id)
-        self.fleet.promise(not self._running, f"{self.name} runs {self._running} and begins {job.key}")
+        lane = lane_of(job.request.task, job.model)
+        self.fleet.promise(job.key not in self._running, f"{self.name} begins {job.key}, which runs")
+        beside = sum(each == lane for each in self._running.values())
+        parallel = next((each.parallel for each in self.offers if each.model == lane), 1)
+        self.fleet.promise(beside < parallel, f"{self.name} begins {job.key} beside {beside} others in lane {lane!r}")
         self.fleet.promise(job.budget_us > 0, f"{self.name} begins {job.key} without any time left")
-        self._running = job.key
+        self._running[job.key] = lane
+        if job.request.task == CHAT:
+            self._say(job)
+            return
         busy_us = next((each.busy_us for each in self.offers if each.model == job.model), 1000)
         busy_us = busy_us * self.fleet.random.randrange(500, 1500) // 1000
         result = echo(job.request, self.name, job.model, busy_us)
@@ -241,8 +279,40 @@ class VirtualBoard:
         self._later(busy_us, lambda: self._executed(job.key, result))
 
     def _executed(self, key: str, result: InferenceResult) -> None:
-        self._running = ""
+        del self._running[key]
         self.feed(Executed(key, result))
+
+    def _say(self, job: Execute) -> None:
+        """The answer to a turn, word by word; perhaps the engine dies in the middle of it."""
+        turn = turn_of(job.request)
+        words = answer_to(turn)[1]
+        random, length, due_us = self.fleet.random, len(turn.begun), 0
+        dies_at = random.randrange(len(words)) if random.randrange(1000) >= self.engine_ok_permille else -1
+        for number, word in enumerate(words):
+            due_us += WORD_US * random.randrange(500, 1500) // 1000
+            if number == dies_at or due_us > job.budget_us:
+                result = failure(job.request.request_id, Status.FAILED, self.name, "the engine died, or was late", job.model)
+                self._later(due_us, lambda result=result: self._said(job.key, result))  # type: ignore[misc]
+                return
+            part = AnswerPart(job.request.request_id, length, word, number + 1)
+            length += len(word)
+            self._later(due_us, lambda part=part: self._said(job.key, part))  # type: ignore[misc]
+        self._later(due_us, lambda: self._said(job.key, spoken(job, self.name)))
+
+    def _said(self, key: str, what: AnswerPart | InferenceResult) -> None:
+        if key not in self._running:
+            return
+        if isinstance(what, AnswerPart):
+            self.feed(Partial(key, what))
+        else:
+            self._executed(key, what)
+
+    def _cancel(self, key: str) -> None:
+        """The engine breaks off; it takes a moment to say so."""
+        self.fleet.promise(key in self._running, f"{self.name} breaks off {key}, which does not run")
+        request_id = key.split("/")[1]
+        result = failure(request_id, Status.FAILED, self.name, "broken off")
+        self._later(1_000, lambda: self._said(key, result))
 
     def _tick(self, life: int) -> None:
         if self.up and life == self._life:
@@ -305,6 +375,7 @@ class VirtualBoard:
             ("pending requests", len(ingress), queue.max_requests),
             ("pending bytes", ingress.size_bytes, queue.max_bytes),
             ("waiting jobs", len(execution), queue.max_requests),
+            ("streams of parts", len(node.router.streams), 2 * queue.max_requests),
             ("waiting bytes", execution.waiting_bytes, queue.max_bytes),
             ("remembered decisions", len(node.decisions), MAX_DECISIONS),
             ("deliveries held", len(node.returns), MAX_OWED_MESSAGES),
@@ -316,4 +387,11 @@ class VirtualBoard:
     def quiet(self) -> bool:
         """Nothing is pending, running, owed or unanswered."""
         empty = not self.ledger.unanswered(1) and not self.ledger.owed(1)
-        return self.node.idle and empty and not len(self.node.returns) and not len(self.node.mailbox)
+        return (
+            self.node.idle
+            and not self._running
+            and not len(self.node.router.streams)
+            and empty
+            and not len(self.node.returns)
+            and not len(self.node.mailbox)
+        )

@@ -23,17 +23,20 @@ from pathlib import Path
 from random import Random
 
 from edge_agent.broker_client import BrokerClient
+from edge_agent.core.chat import CHAT, ChatMessage, Turn, TurnEnd
 from edge_agent.core.clock import VirtualClock
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import InferenceRequest, InferenceResult, Limits, ModelOffer, Status, Tensor
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, ModelOffer, Status, Tensor
 from edge_agent.gossip.presence import Standing, open_presence
 from edge_agent.gossip.record import open_record
+from edge_agent.node.streams import end_of, turn_of, turn_request
 from edge_agent.store.ledger import Bounds
 from edge_agent.transport.link import Message
 from edge_agent.transport.loopback import Faults, LoopbackBroker, LoopbackLink
 from edge_agent.transport.topics import Kind, Topics
+from tests.scripted_speaker import answer_to
 from tests.virtual_board import FLEET, LINK, TASK, TICK_US, Asked, VirtualBoard, seed_of
 
 MEMORY_FOLDER = Path("/dev/shm")
@@ -142,6 +145,22 @@ class VirtualFleet:
             request_id, TASK, {"image": Tensor("uint8", (size_bytes,), data)}, str(model) if model else None, limits
         )
 
+    def turn(self, tokens: int = 20, deadline_us: int = 60_000_000) -> InferenceRequest:
+        """A new turn of talk, its answer ``tokens`` words that nobody else gets."""
+        self._requests += 1
+        request_id = sha256(f"{self.seed} {self._requests}".encode()).digest()[:16].hex()
+        turn = Turn((ChatMessage("user", f"{self._requests:x}~{request_id}"),), max_tokens=tokens)
+        return turn_request(request_id, turn, None, Limits(deadline_us))
+
+    def show(self, asked: Asked, part: AnswerPart) -> None:
+        """A client is given a part of its answer."""
+        whole = answer_to(turn_of(asked.request))[0]
+        here = whole[part.offset : part.end]
+        self.promise(part.text == here, f"request {part.request_id} is shown {part.text!r} for {here!r}")
+        asked.parts += 1
+        for _ in asked.seen.take(part):
+            pass
+
     def ask(self, request: InferenceRequest, *boards: str) -> Asked:
         """A client on the first board's own socket; when its agent dies it asks the next one, under the same id."""
         asked = Asked(request, deque(boards))
@@ -154,7 +173,8 @@ class VirtualFleet:
         self.asked.append(asked)
         for board in boards:
             self.submitted.add((board, request.request_id))
-        asked.future = self.clients[client].ask(request, *boards)
+        on_part = (lambda part: self.show(asked, part)) if request.task == CHAT else None
+        asked.future = self.clients[client].ask(request, *boards, on_part=on_part)
         return asked
 
     def ask_elsewhere(self, asked: Asked) -> None:
@@ -174,9 +194,20 @@ class VirtualFleet:
         request_id = asked.request.request_id
         self.promise(not asked.answers, f"request {request_id} was answered twice")
         self.promise(result.request_id == request_id, f"request {request_id} got the answer to {result.request_id}")
-        if result.status is Status.OK:
+        if result.status is Status.OK and asked.request.task == CHAT:
+            self._check_turn(asked, end_of(result))
+        elif result.status is Status.OK:
             self.promise(result.outputs["echo"].data == bytes.fromhex(request_id), f"request {request_id} got another's outputs")
         asked.answers.append(result)
+
+    def _check_turn(self, asked: Asked, end: TurnEnd) -> None:
+        turn = turn_of(asked.request)
+        whole, request_id = answer_to(turn)[0], asked.request.request_id
+        self.promise(end.text == whole, f"the answer to turn {request_id} is whole: {end.text!r} for {whole!r}")
+        self.promise(end.completion_tokens == turn.max_tokens, f"turn {request_id} counts {end.completion_tokens} tokens")
+        seen = asked.seen.text
+        self.promise(whole.startswith(seen), f"what turn {request_id} was shown is the beginning of its answer")
+        self.promise(not asked.client or seen == whole, f"turn {request_id} was shown all of it before its end")
 
     def check_execution(self, board: str, origin: str, request_id: str) -> None:
         if origin == board:

@@ -57,12 +57,14 @@ class Pending:
 
     may_answer: bool = False
     """One of those fell silent, or was lost from sight, and may answer yet."""
-    silent: list[str] = field(default_factory=list)
-    """Those."""
+    unheard: list[str] = field(default_factory=list)
+    """Boards that were given up and may be at work on it: they are to be told that nobody waits."""
     patience_us: int = 0
     """How long the remote board that has it may say nothing."""
     shown: Assembly | None = None
     """What the client has seen of the answer, if it comes in parts."""
+    begun_tokens: dict[str, int] = field(default_factory=dict)
+    """How many tokens of the answer were made before each board went on with it."""
 
     @property
     def lane(self) -> str:
@@ -147,8 +149,6 @@ class Ingress:
         """The board that has the request is tried no more, and why; the request must be placed anew, wait, or be removed."""
         pending.failed[pending.placed_on] = reason
         pending.may_answer |= may_answer
-        if may_answer:
-            pending.silent.append(pending.placed_on)
         self._unplace(pending)
 
     def wait(self, pending: Pending) -> None:

@@ -21,7 +21,7 @@ from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending, RemoteClient
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
-from edge_agent.node.streams import Assembly, PartStreams, end_of, taken_up, turn_of
+from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, ENVELOPE_BYTES, Voice
 from edge_agent.placement.options import BoardView, Decision, choose
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES
@@ -71,7 +71,7 @@ class Router:
         pending = self.ingress.remove_of_client(handle)
         if pending is not None:
             self._execution.forget(self._key(pending.request))
-            yield from self._break_off(pending, [*pending.silent, placed_on])
+            yield from self._break_off(pending, [*pending.unheard, placed_on])
 
     def partial(self, part: AnswerPart, board: str, now_us: int) -> Iterator[Effect]:
         """``board``, this one or another, has made a part of an answer; only the one that has the request is listened to."""
@@ -113,7 +113,7 @@ class Router:
         elif result.status is Status.OK and pending.placed_on != board and not _continues(pending, result):
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, the client has seen another's beginning")
         elif result.status in (Status.OK, Status.REFUSED):
-            yield from self._resolve(pending, self._completed(pending, result, board))
+            yield from self._resolve(pending, counted(result, pending.begun_tokens.get(board, 0)))
         elif pending.placed_on == board:
             yield from self._leave(pending, result.reason, now_us)
 
@@ -123,6 +123,7 @@ class Router:
             self._dispatched.clear()
         lost = self.ingress.placed_on(board) if board else self.ingress.placed_elsewhere(self._board)
         for pending in lost:
+            pending.unheard.append(pending.placed_on)
             yield from self._leave(pending, reason, now_us, may_answer=not board)
 
     def delivered(self, ticket: int) -> None:
@@ -143,9 +144,14 @@ class Router:
                 yield from self._shed(pending, f"its deadline of {pending.request.limits.deadline_us} µs passed {where}")
             else:
                 self._silent[pending.placed_on] = self._fleet.version(pending.placed_on)
+                pending.unheard.append(pending.placed_on)
                 yield from self._leave(pending, "no answer came in time", now_us, may_answer=True)
 
     def _place(self, pending: Pending, now_us: int) -> Iterator[Effect]:
+        if pending.shown is not None and (end := all_shown(pending.request, pending.shown)):
+            result = InferenceResult(pending.request.request_id, Status.OK, self._board, pending.model, outputs=end_tensor(end))
+            yield from self._resolve(pending, result)
+            return
         budget_us = max(1, pending.deadline_us - now_us)
         try:
             request = self._as_it_stands(pending)
@@ -163,6 +169,7 @@ class Router:
             return
         local, model = option.board == self._board, option.offer.model
         self.ingress.place(pending, option, now_us, local=local)
+        pending.begun_tokens[option.board] = pending.shown.base_tokens if pending.shown else 0
         if local:
             self._execution.enqueue(Job(self._key(request), request, model, pending.deadline_us, self._board))
         else:
@@ -170,7 +177,7 @@ class Router:
             self._dispatched[pending.ticket] = request.request_id
             yield Publish(self._voice.dispatch(request.placed(model, budget_us), option.board), pending.ticket)
         if request.task == CHAT:
-            yield from self._break_off(pending, pending.silent)
+            yield from self._break_off(pending, pending.unheard)
 
     def _as_it_stands(self, pending: Pending) -> InferenceRequest:
         """The request, to be gone on with after what its client has seen of the answer."""
@@ -241,7 +248,7 @@ class Router:
         if isinstance(pending.client, RemoteClient):
             self.streams.end(pending.client.journal_key)
         yield from self._answer(pending, result)
-        yield from self._break_off(pending, [each for each in (*pending.silent, placed_on) if each != result.board])
+        yield from self._break_off(pending, [each for each in (*pending.unheard, placed_on) if each != result.board])
 
     def _break_off(self, pending: Pending, boards: Sequence[str]) -> Iterator[Effect]:
         """Nobody waits for what ``boards`` make of a turn: they are told, so that they have room for the next one."""
@@ -253,10 +260,7 @@ class Router:
             elif board not in ("", self._board) and not self.link_state:
                 yield Publish(self._voice.cancel(pending.request.request_id, board), next(self._tickets))
         if not self.link_state:
-            pending.silent, pending.may_answer = [], False
-
-    def _completed(self, pending: Pending, result: InferenceResult, board: str) -> InferenceResult:
-        return pending.shown.completed(result) if pending.shown is not None and pending.placed_on == board else result
+            pending.unheard, pending.may_answer = [], False
 
     def _answer(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
         client = pending.client

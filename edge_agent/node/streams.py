@@ -2,7 +2,7 @@
 
 Rules: parts are best effort and the result is the truth, so a part that is late, doubled or missing costs smoothness and
 nothing else.  Whoever shows text shows it in order, each character once.  What leaves for the broker is gathered for
-``PERIOD_US``, and begins with the text of the message before, so that one lost message leaves no gap.
+``PERIOD_US``, and begins with the last ``OVERLAP_CHARS`` that were sent before, so that lost messages leave no gap.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from edge_agent.core.chat import CHAT, TURN, Turn, TurnEnd
+from edge_agent.core.chat import CHAT, TURN, Finish, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor
 
 PERIOD_US = 50_000
+OVERLAP_CHARS = 256
+"""About a second of a small model's talk."""
 MAX_AHEAD = 32
 """Parts that came before their turn and wait for those between."""
 
@@ -50,11 +52,30 @@ def end_tensor(end: TurnEnd) -> dict[str, Tensor]:
 
 
 def taken_up(request: InferenceRequest, shown: Assembly) -> InferenceRequest:
-    """The request for a board that shall go on where another one was lost. Raises ``RefusedError`` if it grows too long."""
+    """The request for a board that shall go on where another one was lost; ask ``all_shown`` first.
+
+    Raises ``RefusedError`` if it grows too long.
+    """
     turn = turn_of(request)
-    left = max(1, turn.max_tokens - shown.tokens)
-    turn = replace(turn, begun=shown.text, max_tokens=left)
+    turn = replace(turn, begun=shown.text, max_tokens=turn.max_tokens - shown.tokens)
     return replace(request, inputs={TURN: _tensor(turn.encode())})
+
+
+def all_shown(request: InferenceRequest, shown: Assembly) -> TurnEnd | None:
+    """The end of an answer whose last token was shown before its board was lost; ``None`` if there is more to come."""
+    turn = turn_of(request)
+    if shown.tokens < turn.max_tokens:
+        return None
+    note = "the board that gave this answer was lost before it could say what it took"
+    return TurnEnd(shown.text, Finish.LENGTH, 0, 0, shown.tokens, session=turn.session, notes=(note,))
+
+
+def counted(result: InferenceResult, base_tokens: int) -> InferenceResult:
+    """The result of a board that went on with an answer, counting the tokens of the boards before it too."""
+    if not base_tokens or result.status is not Status.OK:
+        return result
+    end = end_of(result)
+    return replace(result, outputs=end_tensor(replace(end, completion_tokens=end.completion_tokens + base_tokens)))
 
 
 class Assembly:
@@ -64,7 +85,8 @@ class Assembly:
         self.length, self.tokens = len(begun), 0
         self._pieces = [begun]
         self._ahead: dict[int, AnswerPart] = {}
-        self._base_tokens = 0
+        self.base_tokens = 0
+        """Made by the boards before the one that makes the answer now."""
 
     @property
     def text(self) -> str:
@@ -88,30 +110,22 @@ class Assembly:
 
     def handed_over(self) -> None:
         """Another board goes on from here: it counts its own tokens from 0."""
-        self._base_tokens = self.tokens
+        self.base_tokens = self.tokens
         self._ahead.clear()
-
-    def completed(self, result: InferenceResult) -> InferenceResult:
-        """The result of the last board, counting the tokens of those before it too."""
-        if not self._base_tokens or result.status is not Status.OK:
-            return result
-        end = end_of(result)
-        end = replace(end, completion_tokens=end.completion_tokens + self._base_tokens)
-        return replace(result, outputs=end_tensor(end))
 
     def _append(self, part: AnswerPart) -> Iterator[AnswerPart]:
         if part.end <= self.length:
             return
         fresh = part.text[self.length - part.offset :]
         offset, self.length = self.length, part.end
-        self.tokens = max(self.tokens, self._base_tokens + part.tokens)
+        self.tokens = max(self.tokens, self.base_tokens + part.tokens)
         self._pieces.append(fresh)
         yield AnswerPart(part.request_id, offset, fresh, self.tokens)
 
 
 @dataclass(slots=True)
 class _Leaving:
-    """What one addressee gets of one answer. ``waiting`` follows ``before``, which was sent already."""
+    """What one addressee gets of one answer. ``waiting`` follows ``before``, the last that was sent already."""
 
     addressee: str
     request_id: str
@@ -156,12 +170,13 @@ class PartStreams:
 
 
 def _sent(leaving: _Leaving, now_us: int) -> Iterator[tuple[str, AnswerPart]]:
-    before, text, offset = leaving.before[-(MAX_PART_CHARS // 2) :], leaving.waiting, leaving.offset
+    before, text, offset = leaving.before, leaving.waiting, leaving.offset
     while text:
         piece, text = text[: MAX_PART_CHARS - len(before)], text[MAX_PART_CHARS - len(before) :]
         yield leaving.addressee, AnswerPart(leaving.request_id, offset - len(before), before + piece, leaving.tokens)
         before, offset = "", offset + len(piece)
-    leaving.before, leaving.offset, leaving.waiting, leaving.sent_us = leaving.waiting, offset, "", now_us
+    leaving.before = (leaving.before + leaving.waiting)[-OVERLAP_CHARS:]
+    leaving.offset, leaving.waiting, leaving.sent_us = offset, "", now_us
 
 
 def _tensor(data: bytes) -> Tensor:
