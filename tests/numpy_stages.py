@@ -30,20 +30,22 @@ class NumpyStages:
         self._shape = shape
         outputs = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         self._embedding = random.normal(size=(shape.vocabulary, shape.width)).astype(np.float32)
-        self._qkv = [weight(outputs, shape.width) for _ in range(shape.layers)]
+        self._weights = [weight(outputs, shape.width) for _ in range(shape.layers)]
         self._o = [weight(shape.width, shape.heads * shape.head_dim) for _ in range(shape.layers)]
         self._up = [weight(shape.hidden, shape.width) for _ in range(shape.layers)]
         self._down = [weight(shape.width, shape.hidden) for _ in range(shape.layers)]
         self._x: Floats = np.empty((0, shape.width), np.float32)
+        self._qkv: Floats = np.empty((0, 0, shape.head_dim), np.float32)
         self._cos = self._sin = np.empty((0, shape.head_dim), np.float32)
 
     def start(self, tokens: NDArray[np.int32], cos: Floats, sin: Floats, decode: int) -> Floats:
         self._x, self._cos, self._sin = self._embedding[tokens], cos, sin
-        return self._heads(0)
+        self._qkv = self._heads(0)
+        return self._qkv
 
-    def next(self, stage: int, o: Floats) -> Floats:
+    def next(self, stage: int, o: Floats) -> None:
         self._x = self._after(stage - 1, self._x, o)
-        return self._heads(stage)
+        self._qkv[:] = self._heads(stage)
 
     def finish(self, o: Floats, wanted: Sequence[int]) -> Floats:
         rows = list(wanted)
@@ -56,7 +58,7 @@ class NumpyStages:
 
     def _heads(self, layer: int) -> Floats:
         shape = self._shape
-        qkv = _each(self._qkv[layer], _normal(self._x)).reshape(len(self._x), -1, shape.head_dim)
+        qkv = _each(self._weights[layer], _normal(self._x)).reshape(len(self._x), -1, shape.head_dim)
         turning = qkv[:, : shape.heads + shape.kv_heads]
         half = shape.head_dim // 2
         swapped = np.concatenate((turning[..., half:], turning[..., :half]), -1)

@@ -1,9 +1,10 @@
 """Attention of query rows to one ring, in NumPy: each function an equation with its shapes.
 
 Rules: everything is attended in its int8 form, a row itself and its neighbours included; the key scales multiply the scores and
-the value scales the probabilities, so "dequantization" is one int8 -> float copy.  ``attend_rows`` computes each row by itself
+the value scales the probabilities, so "dequantization" is one int8 -> float copy.  ``Rows`` computes each row by itself
 (matrix times vector over exactly the slots that it sees): its bits do not depend on how many rows are computed with it.
-``attend_chunk`` uses matrix products, whose last bits do depend on the number of rows: it is for prompts.
+``Chunk`` uses matrix products, whose last bits do depend on the number of rows: it is for prompts.
+Both are made once a step and keep their views of the ring for all layers: what is done a layer is arithmetic alone.
 
 Letters: L layers, k KV heads, g query heads a KV head, d head_dim, n slots seen, T rows.
 """
@@ -14,68 +15,96 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.language.ring import Ring
-from edge_agent.language.shape import ModelShape
 
 Floats = NDArray[np.float32]
 MASKED = np.float32(-1e30)
 
 
-class Attention:
-    """The kernels with the memory that they reuse from call to call."""
+class Workspace:
+    """Memory that attention reuses from step to step; it grows to what the longest ring needs."""
 
-    def __init__(self, shape: ModelShape) -> None:
-        self._shape = shape
-        self._strip: Floats = np.empty(0, np.float32)
-        self._scores: Floats = np.empty(0, np.float32)
+    def __init__(self) -> None:
+        self._floats: dict[str, Floats] = {}
 
-    def rows(self, ring: Ring, layer: int, q: Floats, out: Floats) -> None:
-        """``q [T, k * g, d] -> out [T, k * g * d]``; row ``t`` sees all slots up to its own."""
-        shape, count = self._shape, len(q)
-        k, g, d = shape.kv_heads, shape.group, shape.head_dim
-        seen = ring.slot(ring.tokens) + 1
-        n = seen + count - 1
-        strip = self._strips(n)
-        np.copyto(strip, ring.values[layer, 0, :, :n])
-        scores = self._room(count * k * g * n)
-        parts = [scores[t * k * g * n :][: k * g * (seen + t)].reshape(k, g, seen + t) for t in range(count)]
-        sums = []
-        for t, p in enumerate(parts):
-            m = seen + t
-            np.matmul(strip[:, None, :m], q[t].reshape(k, g, d, 1), out=p[..., None])
-            sums.append(softened(p, ring.scales[layer, 0, :, None, :m], ring.scales[layer, 1, :, None, :m]))
-        np.copyto(strip, ring.values[layer, 1, :, :n])
-        for t, p in enumerate(parts):
-            o = out[t].reshape(k, g, 1, d)
-            np.matmul(p[:, :, None], strip[:, None, : seen + t], out=o)
-            o /= sums[t][..., None]
+    def floats(self, name: str, *shape: int) -> Floats:
+        """``shape`` floats of junk, the same memory for the same ``name``."""
+        size = int(np.prod(shape))
+        if name not in self._floats or self._floats[name].size < size:
+            self._floats[name] = np.empty(size, np.float32)
+        return self._floats[name][:size].reshape(shape)
 
-    def chunk(self, ring: Ring, layer: int, q: Floats, out: Floats) -> None:
-        """As ``rows``, by matrix products."""
-        shape, count = self._shape, len(q)
-        k, g, d = shape.kv_heads, shape.group, shape.head_dim
+
+class Row:
+    """One row's views: it sees the first ``n`` slots. ``q`` and ``out`` are ``[k * g, d]``, ``strips [2, k, >= n, d]``."""
+
+    def __init__(self, ring: Ring, n: int, strips: Floats, q: Floats, out: Floats, space: Workspace, place: int) -> None:
+        k, g, d = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim
+        self.p = space.floats(f"scores {place}", k, g, n)
+        self.p_column, self.p_row = self.p[..., None], self.p[:, :, None]
+        self.keys, self.values = strips[:, :, None, :n]
+        self.key_scales, self.value_scales = ring.scales[:, 0, :, None, :n], ring.scales[:, 1, :, None, :n]
+        self.q, self.out = q.reshape(k, g, d, 1), out.reshape(k, g, 1, d)
+        self.most = space.floats(f"most {place}", k, g, 1)
+        self.sum = space.floats(f"sum {place}", k, g, 1)
+        self.sum_column = self.sum[..., None]
+
+    def attend(self, layer: int) -> None:
+        p = self.p
+        np.matmul(self.keys, self.q, self.p_column)  # [k, 1, n, d] @ [k, g, d, 1] -> [k, g, n, 1]
+        np.multiply(p, self.key_scales[layer], p)
+        np.maximum.reduce(p, -1, out=self.most, keepdims=True)
+        np.subtract(p, self.most, p)
+        np.exp(p, p)
+        np.add.reduce(p, -1, out=self.sum, keepdims=True)
+        np.multiply(p, self.value_scales[layer], p)
+        np.matmul(self.p_row, self.values, self.out)  # [k, g, 1, n] @ [k, 1, n, d] -> [k, g, 1, d]
+        np.divide(self.out, self.sum_column, self.out)
+
+
+class Rows:
+    """``q [T, k * g, d]`` to ``out [T, k * g * d]``; row ``t`` sees all slots up to its own."""
+
+    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
+        k, d = ring.shape.kv_heads, ring.shape.head_dim
         first = ring.slot(ring.tokens)
-        n = first + count
-        strip = self._strips(n)
-        np.copyto(strip, ring.values[layer, 0, :, :n])
-        p = self._room(k * g * count * n).reshape(k, g * count, n)
-        np.matmul(q.reshape(count, k, g, d).transpose(1, 2, 0, 3).reshape(k, g * count, d), strip.transpose(0, 2, 1), out=p)
-        p.reshape(k, g, count, n)[..., first:] += _later(count)
-        z = softened(p, ring.scales[layer, 0, :, None, :n], ring.scales[layer, 1, :, None, :n])
-        np.copyto(strip, ring.values[layer, 1, :, :n])
-        o = np.matmul(p, strip)
+        n = first + len(q)
+        self._whole = ring.values[:, :, :, :n]
+        self._strips = space.floats("strips", 2, k, n, d)
+        self._rows = [Row(ring, first + t + 1, self._strips, q[t], out[t], space, t) for t in range(len(q))]
+
+    def attend(self, layer: int) -> None:
+        np.copyto(self._strips, self._whole[layer])
+        for row in self._rows:
+            row.attend(layer)
+
+
+class Chunk:
+    """As ``Rows``, by matrix products."""
+
+    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
+        k, g, d = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim
+        count, self._ring, self._first = len(q), ring, ring.slot(ring.tokens)
+        n = self._first + count
+        self._whole, self._scales = ring.values[:, :, :, :n], ring.scales[:, :, :, None, :n]
+        self._q = q.reshape(count, k, g, d).transpose(1, 2, 0, 3)
+        self._out = out.reshape(count, k, g, d).transpose(1, 2, 0, 3)
+        self._strips = space.floats("strips", 2, k, n, d)
+        self._turned = space.floats("queries", k, g, count, d)
+        self._p = space.floats("scores", k, g * count, n)
+        self._own = self._p.reshape(k, g, count, n)[..., self._first :]
+        self._later = np.triu(np.full((count, count), MASKED, np.float32), 1)
+
+    def attend(self, layer: int) -> None:
+        p, (keys, values) = self._p, self._strips
+        k, rows, _ = p.shape
+        np.copyto(self._strips, self._whole[layer])
+        np.copyto(self._turned, self._q)
+        np.matmul(self._turned.reshape(k, rows, -1), keys.transpose(0, 2, 1), p)
+        self._own += self._later
+        z = softened(p, *self._scales[layer])
+        o = np.matmul(p, values)
         o /= z
-        out.reshape(count, k, g, d)[:] = o.reshape(k, g, count, d).transpose(2, 0, 1, 3)
-
-    def _strips(self, n: int) -> Floats:  # -> [k, n, d]
-        k, d = self._shape.kv_heads, self._shape.head_dim
-        if self._strip.size < k * n * d:
-            self._strip = np.empty(k * n * d, np.float32)
-        return self._strip[: k * n * d].reshape(k, n, d)
-
-    def _room(self, size: int) -> Floats:
-        if self._scores.size < size:
-            self._scores = np.empty(size, np.float32)
-        return self._scores[:size]
+        self._out[:] = o.reshape(self._turned.shape)
 
 
 def softened(p: Floats, key_scales: Floats, value_scales: Floats) -> Floats:  # [k, m, n], [k, 1, n], [k, 1, n] -> z [k, m, 1]
@@ -86,7 +115,3 @@ def softened(p: Floats, key_scales: Floats, value_scales: Floats) -> Floats:  # 
     z: Floats = p.sum(-1, keepdims=True)
     p *= value_scales
     return z
-
-
-def _later(count: int) -> Floats:  # -> [T, T], what row t may not see of its own chunk
-    return np.triu(np.full((count, count), MASKED, np.float32), 1)

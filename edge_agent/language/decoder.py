@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.kv import SINK_TOKENS
-from edge_agent.language.attention import Attention
-from edge_agent.language.int8 import int8_of
+from edge_agent.language.attention import Chunk, Rows, Workspace
+from edge_agent.language.int8 import quantize
 from edge_agent.language.ring import Ring
 from edge_agent.language.rope import Rope
 from edge_agent.language.shape import ModelShape
@@ -43,13 +43,33 @@ class Segment:
         return len(self.ids) <= DECODE_ROWS
 
 
+class Lane:
+    """A segment's rows of the step's arrays, ``(qkv, kv, whole, scales, o, cos, sin)``, that every layer fills anew."""
+
+    def __init__(self, segment: Segment, place: slice, arrays: tuple[Floats, ...], space: Workspace) -> None:
+        qkv, self._kv, whole, scales, o, self._cos, self._sin = (each[place] for each in arrays)
+        ring = self._ring = segment.ring
+        slot = ring.slot(ring.tokens)
+        slots = slice(slot, slot + len(qkv))
+        self._whole, self._scales = whole.transpose(1, 2, 0, 3), scales.transpose(1, 2, 0)
+        self._values_to, self._scales_to = ring.values[:, :, :, slots], ring.scales[:, :, :, slots]
+        self._sinks = ring.tokens < SINK_TOKENS
+        self.attention = (Rows if segment.decodes else Chunk)(ring, qkv[:, : ring.shape.heads], o, space)
+
+    def append(self, layer: int) -> None:
+        np.copyto(self._values_to[layer], self._whole, "unsafe")
+        np.copyto(self._scales_to[layer], self._scales)
+        if self._sinks:
+            self._ring.write_sinks(layer, self._kv, self._cos, self._sin)
+
+
 class Decoder:
     """``threads``: how many the attention may use; the stages were opened with theirs."""
 
     def __init__(self, stages: StageCalls, shape: ModelShape, threads: int = 1) -> None:
         self._stages, self.shape, self._threads = stages, shape, threads
         self._rope = Rope(shape.head_dim, shape.rope_base)
-        self._attention = Attention(shape)
+        self._space = Workspace()
 
     def step(self, segments: Sequence[Segment]) -> list[Floats]:
         """Append every segment to its ring; logits ``[0, 1 or T, vocabulary]`` a segment, in their order."""
@@ -66,25 +86,23 @@ class Decoder:
 
     def _layers(self, rows: list[tuple[Segment, slice]]) -> Floats:
         """All layers but what follows attention in the last one -> its ``o [T, heads * d]``."""
-        shape = self.shape
+        shape, stages = self.shape, self._stages
         ids = np.concatenate([np.asarray(each.ids, np.int32) for each, _ in rows])
         positions = np.concatenate([each.ring.tokens + np.arange(len(each.ids)) for each, _ in rows])
         cos, sin = self._rope.angles(positions)
-        decode = sum(len(each.ids) for each, _ in rows if each.decodes)
+        qkv = stages.start(ids, cos, sin, sum(len(each.ids) for each, _ in rows if each.decodes))
         o = np.empty((len(ids), shape.heads * shape.head_dim), np.float32)
-        qkv = self._stages.start(ids, cos, sin, decode)
+        kv = qkv[:, shape.heads :].reshape(len(ids), 2, shape.kv_heads, shape.head_dim)
+        whole, scales = np.empty_like(kv), np.empty(kv.shape[:-1], np.float32)
+        column = scales[..., None]
+        lanes = [Lane(each, place, (qkv, kv, whole, scales, o, cos, sin), self._space) for each, place in rows]
         for layer in range(shape.layers):
             if layer:
-                qkv = self._stages.next(layer, o)
-            kv = qkv[:, shape.heads :].reshape(len(ids), 2, shape.kv_heads, shape.head_dim)
-            whole, scales = int8_of(kv)
-            for each, place in rows:
-                ring = each.ring
-                ring.write(layer, whole[place], scales[place])
-                if ring.tokens < SINK_TOKENS:
-                    ring.write_sinks(layer, kv[place], cos[place], sin[place])
-                attend = self._attention.rows if each.decodes else self._attention.chunk
-                attend(ring, layer, qkv[place, : shape.heads], o[place])
+                stages.next(layer, o)
+            quantize(kv, whole, scales, column)
+            for lane in lanes:
+                lane.append(layer)
+                lane.attention.attend(layer)
         return o
 
     def _logits(self, rows: list[tuple[Segment, slice]], o: Floats) -> list[Floats]:

@@ -9,14 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-LEAST_SCALE = np.float32(1e-12)
+LEAST = np.float32(1e-10)
+LEVELS = np.float32(127)
 
 
 def int8_of(x: Floats) -> tuple[Floats, Floats]:
     """``[..., d] -> whole numbers from -127 to 127 [..., d] (still float32), scale [...]``."""
-    scale = np.maximum(x.max(-1), -x.min(-1))
-    scale *= np.float32(1 / 127)
-    scale += LEAST_SCALE
-    whole = x / scale[..., None]
-    np.rint(whole, out=whole)
+    whole, scale = np.empty_like(x), np.empty(x.shape[:-1], np.float32)
+    quantize(x, whole, scale, scale[..., None])
     return whole, scale
+
+
+def quantize(x: Floats, whole: Floats, scale: Floats, scale_column: Floats) -> None:  # [..., d], [..., d], [...], [..., 1]
+    """``int8_of`` into memory of the caller, who also has the view of ``scale`` with one axis more."""
+    np.abs(x, whole)
+    np.maximum.reduce(whole, -1, out=scale, initial=LEAST)
+    np.divide(scale, LEVELS, scale)
+    np.divide(x, scale_column, whole)
+    np.rint(whole, whole)

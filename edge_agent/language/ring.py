@@ -84,14 +84,7 @@ class Ring:
             raise ValueError(f"truncate to {tokens}: {first} to {self.tokens} are rows")
         self.tokens = tokens
 
-    # Appending: what the decoder writes, layer by layer, then ``advance``.
-
-    def write(self, layer: int, whole: Floats, scales: Floats) -> None:
-        """Rows after the last token: int8 values ``[T, 2, kv_heads, head_dim]`` and their scales ``[T, 2, kv_heads]``."""
-        slot = self.slot(self.tokens)
-        place = slice(slot, slot + len(whole))
-        self.values[layer, :, :, place] = whole.transpose(1, 2, 0, 3)
-        self.scales[layer, :, :, place] = scales.transpose(1, 2, 0)
+    # Appending: the decoder writes rows where the next slots are, layer by layer, then calls ``advance``.
 
     def write_sinks(self, layer: int, rows: Floats, cos: Floats, sin: Floats) -> None:
         """Those of ``rows [T, 2, kv_heads, head_dim]``, keys turned by ``cos`` and ``sin [T, head_dim]``, that are sinks."""

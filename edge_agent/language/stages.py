@@ -2,7 +2,7 @@
 
 Rules: a row's result does not depend on the rows that share its call.  LiteRT's file has one set of signatures with a dynamic
 number of rows; tflite-runtime's has static ones: ``_t1`` and ``_t4`` for decoding, ``_p64`` for prompts, unused rows are padding.
-What comes back is valid until the next call.
+What ``start`` gives is the step's own memory; every stage fills it anew.
 
     first stage   tokens, cos, sin       -> x, qkv
     stage i       x, o, cos, sin         -> x, qkv      what follows attention in layer i - 1, then q, k, v of layer i
@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 LOAD_ERRORS = (ValueError, RuntimeError, MemoryError, TypeError, KeyError)
 STATIC_DECODE, STATIC_PREFILL = ("_t1", "_t4"), "_p64"
+INPUTS, OUTPUTS = ("tokens", "x", "o", "last", "cos", "sin"), ("x", "qkv", "logits")
 ROWS = {"_t1": 1, "_t4": 4, "_p64": 64}
 
 
@@ -33,10 +34,10 @@ class StageCalls(Protocol):
     """What the decoder calls, once a step and in this order."""
 
     def start(self, tokens: Ints, cos: Floats, sin: Floats, decode: int) -> Floats:
-        """``tokens [T]``, ``cos`` and ``sin [T, d]``; ``decode`` rows, then a prompt's -> ``qkv [T, heads + 2 kv_heads, d]``."""
+        """``tokens [T]``, ``cos``, ``sin [T, d]`` of ``decode`` rows, then a prompt's -> ``qkv [T, heads + 2 kv_heads, d]``."""
 
-    def next(self, stage: int, o: Floats) -> Floats:
-        """Attention's output ``o [T, heads * d]`` of layer ``stage - 1`` -> ``qkv`` of layer ``stage``."""
+    def next(self, stage: int, o: Floats) -> None:
+        """Attention's output ``o [T, heads * d]`` of layer ``stage - 1``; what ``start`` gave is now of layer ``stage``."""
 
     def finish(self, o: Floats, wanted: Sequence[int]) -> Floats:
         """Attention's output of the last layer, and the rows whose logits are wanted -> ``[len(wanted), vocabulary]``."""
@@ -48,24 +49,25 @@ class Graph:
     def __init__(self, interpreter: Any, shape: ModelShape, suffix: str) -> None:
         self._shape, self._wrapper = shape, interpreter._interpreter
         runners = [interpreter.get_signature_runner(f"stage_{i:02d}{suffix}") for i in range(shape.layers + 1)]
-        self._numbers = [(each._subgraph_index, dict(each._inputs), dict(each._outputs)) for each in runners]
+        self._subgraphs = [each._subgraph_index for each in runners]
+        self._numbers = [dict(each._inputs) for each in runners]
         self._rows = [0] * len(runners)
-        self._inputs: list[dict[str, NDArray[Any]]] = [{} for _ in runners]
-        self._outputs: list[dict[str, NDArray[Any]]] = [{} for _ in runners]
+        self._inputs: list[tuple[NDArray[Any], ...]] = [() for _ in runners]
+        named = [dict(each._outputs) for each in runners]
+        self._outputs = [tuple(outputs[name] for name in OUTPUTS if name in outputs) for outputs in named]
         self.static_rows = ROWS.get(suffix, 0)
 
     def resize(self, stage: int, rows: int) -> None:
         """Make room for ``rows`` rows in one stage."""
         if self._rows[stage] == rows:
             return
-        subgraph, inputs, outputs = self._numbers[stage]
-        wrapper = self._wrapper
-        self._inputs[stage], self._outputs[stage] = {}, {}
+        subgraph, inputs, wrapper = self._subgraphs[stage], self._numbers[stage], self._wrapper
+        self._inputs[stage] = ()
         if not self.static_rows:
             for name, index in inputs.items():
                 wrapper.ResizeInputTensor(index, np.array(self._input_shape(name, rows), np.int32), False, subgraph)
         wrapper.AllocateTensors(subgraph)
-        self._inputs[stage] = {name: wrapper.tensor(wrapper, index, subgraph) for name, index in inputs.items()}
+        self._inputs[stage] = tuple(wrapper.tensor(wrapper, inputs[name], subgraph) for name in INPUTS if name in inputs)
         self._rows[stage] = rows
 
     def _input_shape(self, name: str, rows: int) -> tuple[int, ...]:
@@ -77,16 +79,15 @@ class Graph:
             "sin": (rows, 1, shape.head_dim),
         }.get(name, (rows,))
 
-    def run(self, stage: int, **arrays: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Inputs of as many rows as the stage has room for, or fewer."""
-        subgraph, _, outputs = self._numbers[stage]
-        views = self._inputs[stage]
-        for name, array in arrays.items():
-            views[name][: len(array)] = array
-        self._wrapper.Invoke(subgraph)
-        if not self._outputs[stage]:
-            self._outputs[stage] = {name: self._wrapper.tensor(self._wrapper, index, subgraph) for name, index in outputs.items()}
-        return self._outputs[stage]
+    def run(self, stage: int, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """``arrays`` in the order of ``INPUTS``, as many rows as the stage has room for, or fewer; outputs as of ``OUTPUTS``."""
+        rows = len(arrays[0])
+        full = rows == self._rows[stage]
+        for view, array in zip(self._inputs[stage], arrays, strict=True):
+            np.copyto(view if full else view[:rows], array)
+        wrapper, subgraph = self._wrapper, self._subgraphs[stage]
+        wrapper.Invoke(subgraph)
+        return tuple([wrapper.tensor(wrapper, index, subgraph) for index in self._outputs[stage]])
 
 
 @dataclass(slots=True)
@@ -119,32 +120,34 @@ class Stages(StageCalls):
         self._cos, self._sin = cos[:, None], sin[:, None]
         self._x = np.empty((count, shape.width), np.float32)
         self._qkv = np.empty((count, shape.heads + 2 * shape.kv_heads, shape.head_dim), np.float32)
-        return self._run(0, tokens=tokens)
+        self._run(0, tokens)
+        return self._qkv
 
-    def next(self, stage: int, o: Floats) -> Floats:
-        return self._run(stage, x=self._x, o=o)
+    def next(self, stage: int, o: Floats) -> None:
+        self._run(stage, self._x, o)
 
     def finish(self, o: Floats, wanted: Sequence[int]) -> Floats:
-        rows = np.asarray(wanted, np.int64)
+        rows, stage = np.asarray(wanted, np.int64), self._shape.layers
         x, o = self._x[rows], o[rows]
         logits = np.empty((len(rows), self._shape.vocabulary), np.float32)
         for piece in self._cut(len(rows), len(rows)):
             part = slice(piece.first, piece.last)
             count = piece.last - piece.first
-            piece.graph.resize(self._shape.layers, piece.graph.static_rows or count)
+            piece.graph.resize(stage, piece.graph.static_rows or count)
             last = np.arange(count, dtype=np.int32)
-            logits[part] = piece.graph.run(self._shape.layers, x=x[part], o=o[part], last=last)["logits"][:count]
+            (found,) = piece.graph.run(stage, x[part], o[part], last)
+            logits[part] = found[:count]
         return logits
 
-    def _run(self, stage: int, **arrays: NDArray[Any]) -> Floats:
+    def _run(self, stage: int, *arrays: NDArray[Any]) -> None:
         for piece in self._pieces:
             part = slice(piece.first, piece.last)
             count = piece.last - piece.first
             piece.graph.resize(stage, piece.graph.static_rows or count)
-            given = {name: array[part] for name, array in arrays.items()}
-            out = piece.graph.run(stage, **given, cos=self._cos[part], sin=self._sin[part])
-            self._x[part], self._qkv[part] = out["x"][:count], out["qkv"][:count]
-        return self._qkv
+            given = [array[part] for array in (*arrays, self._cos, self._sin)]
+            x, qkv = piece.graph.run(stage, *given)
+            np.copyto(self._x[part], x[:count])
+            np.copyto(self._qkv[part], qkv[:count])
 
     def _cut(self, decode: int, rows: int) -> list[Piece]:
         if self._dynamic:
