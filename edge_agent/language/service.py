@@ -1,0 +1,300 @@
+"""The agent's side of one hosted language model: turns in, streams of text out, sessions that outlive every process.
+
+Owns the way of a turn: encode -> plan (whose KV) -> admission by bytes -> into a ring slot -> steps -> journal -> client.
+Rules: an id is shown only after it and the KV before it were written to the journal; the ring is a cache of the store, so an idle
+session gives way at no cost and a dead child loses nothing; one turn a session; whoever leaves holds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import randbits
+from typing import Any
+
+from edge_agent.core.chat import Sampling, Turn, TurnEnd, TurnPart
+from edge_agent.core.config import LanguageSection
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.kv import BLOCK_TOKENS, KvFormat
+from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY, Figure
+from edge_agent.language import measured, plan
+from edge_agent.language.admission import Room, Waits
+from edge_agent.language.asking import asked_ids
+from edge_agent.language.child import Death, LanguageChild
+from edge_agent.language.hot import HotSlots
+from edge_agent.language.live import LiveTurn, Phase, Times
+from edge_agent.language.plan import Asked, Past, Plan
+from edge_agent.language.pump import Pump, Work
+from edge_agent.language.ring_memory import MAX_SLOTS, RingMemory
+from edge_agent.language.shape import ModelShape
+from edge_agent.language.speeds import Speeds
+from edge_agent.language.turns import Turns
+from edge_agent.runtime import quarantine
+from edge_agent.runtime.settings import RUNTIMES, EngineSettings
+from edge_agent.store.kv_sessions import Held, SessionStore
+from models.language_card import LanguageCard
+
+SCHEME = b"sly/1/kv-int8-int4"
+"""What the bytes of rows and blocks mean; part of every fingerprint."""
+PROBE_LIMIT_S = 30.0
+DRAIN_LIMIT_S = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A turn that waits for room. ``started`` is set when it has some."""
+
+    live: LiveTurn
+    asked: Asked
+    started: asyncio.Future[Plan] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class LanguageService:
+    """``start``, then ``talk`` until ``close``. ``folder`` has the model's files, ``state`` keeps its sessions."""
+
+    def __init__(
+        self, card: LanguageCard, folder: Path, state: Path, language: LanguageSection, engine: EngineSettings,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.card, self._folder, self.settings, self._report = card, folder, language, report
+        self._engine = replace(engine, runtime=runtime_of(engine.runtime))
+        self.shape = ModelShape(**card.shape)
+        self.format = kv_format(card, self._engine.runtime, language.window_tokens)
+        self.store = SessionStore(state / "kv" / card.name, self.format, language.ram_bytes, language.disk_bytes, report=report)
+        slots = min(language.max_sessions, MAX_SLOTS)
+        self._ring = RingMemory(self.shape, self.format.window_blocks, slots)
+        self.speeds = Speeds()
+        self.hot = HotSlots(self.shape, self.format.window_blocks, Room(slots, language.hot_bytes), self.speeds.restore_us)
+        self.turns = Turns(
+            self.store, self.hot, self.speeds, self.format, language.speculate, now_us, self._spawn, self._post, self._freed
+        )
+        record = quarantine.Record(engine.max_deaths, engine.death_window)
+        self.pump = Pump(card.name, self._new_child, self.turns, record, report)
+        self._curve: tuple[tuple[int, int], ...] = ()
+        self._busy: set[str] = set()
+        self._waiting: deque[_Waiter] = deque()
+        self._under_way: set[LiveTurn] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.turns_served = 0
+
+    async def start(self) -> None:
+        """Load the model. Raises what it cannot be loaded with; nothing is left behind then."""
+        try:
+            await self.pump.start()
+        except BaseException:
+            self._ring.close()
+            self.store.close()
+            raise
+
+    async def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+        """Serve one turn: parts that follow ``turn.begun``, then the end, whose text is the whole.
+
+        Raises ``RefusedError`` (``CONTEXT_LENGTH``, ``SESSION_BUSY``, or what the turn has wrong) and ``UnavailableError``
+        (``KV_ROOM``, ``DRAINING``, or why the model cannot answer). Closing the iterator ends the turn.
+        """
+        live = LiveTurn(turn, _seeded(turn.sampling), Times(now_us()))
+        if self._closing:
+            raise UnavailableError(DRAINING, "this board is stopping", "ask another one")
+        self._claim(turn.session)
+        self._under_way.add(live)
+        try:
+            await self._begin(live)
+            while not isinstance(said := await live.out.get(), TurnEnd):
+                if isinstance(said, SlyError):
+                    raise said
+                yield said
+            yield said
+        finally:
+            self._leave(live)
+
+    async def ready(self) -> str:
+        """Why no turn could be served now, after asking the child something; empty when one could."""
+        if self._closing or self.pump.why:
+            return self.pump.why or "it is stopping"
+        try:
+            async with asyncio.timeout(PROBE_LIMIT_S):
+                await self.pump.call(lambda child: child.encode("ready", limit=64))
+        except TimeoutError:
+            return f"its engine did not answer within {PROBE_LIMIT_S:g} s"
+        except SlyError as error:
+            return str(error)
+        return ""
+
+    def figures(self) -> list[Figure]:
+        return measured.figures(self)
+
+    async def close(self) -> None:
+        """End live turns with what they have, make their sessions durable, end the child."""
+        self._closing = True
+        stopping = UnavailableError(DRAINING, "this board is stopping; what was said is kept", "ask another one")
+        for waiter in list(self._waiting):
+            _wake(waiter, stopping)
+        for live in list(self._under_way):
+            self._end_in_child(live, stopping)
+        with suppress(SlyError, TimeoutError):
+            async with asyncio.timeout(DRAIN_LIMIT_S):
+                await self.pump.call(_nothing)
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        await self.pump.close()
+        self.store.close()
+        self._ring.close()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    # a turn's way in
+
+    async def _begin(self, live: LiveTurn) -> None:
+        asked = await self.pump.call(lambda child: asked_ids(child, live.turn, self._limit_tokens))
+        waiter = _Waiter(live, asked)
+        if self._waiting or not self._starts(waiter):
+            self._enqueue(waiter)
+        try:
+            chosen = await waiter.started
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+                self._admit_waiting()
+        await self.pump.call(lambda child: self.turns.begin(live, chosen, child))
+
+    @property
+    def _limit_tokens(self) -> int:
+        """Of a whole conversation as it is sent; what of it may be new is bounded by the window."""
+        return max(self.shape.context_tokens, 8 * self.format.window_tokens)
+
+    def _starts(self, waiter: _Waiter) -> bool:
+        """Give the turn its session and its slot, if there is room. A refusal ends its waiting."""
+        live = waiter.live
+        try:
+            chosen, held = self._planned(live.turn, waiter.asked)
+            need_bytes = self.hot.need_bytes(len(chosen.ids) + live.turn.max_tokens)
+            admitted = self.hot.admit(need_bytes, chosen.session)
+            if isinstance(admitted, Waits):
+                return False
+            self._busy.add(chosen.session)
+            self.turns.place(live, chosen, held, admitted, need_bytes)
+        except SlyError as error:
+            _wake(waiter, error)
+            return True
+        if not waiter.started.done():
+            waiter.started.set_result(chosen)
+        return True
+
+    def _planned(self, turn: Turn, asked: Asked) -> tuple[Plan, Held | None]:
+        held = self.store.resume(turn.session) if turn.session else self.store.match(asked.whole)
+        past = Past(held.name, held.ids, held.tokens, held.name in self._busy) if held is not None else None
+        chosen = (
+            plan.for_named(turn.session, asked, past) if turn.session else plan.for_anyone(asked, past, self.store.new_name())
+        )
+        if chosen.computed_tokens > self.format.window_tokens:
+            raise RefusedError(
+                CONTEXT_LENGTH, f"{chosen.computed_tokens} new tokens", f"{self.format.window_tokens}", "send less at once"
+            )
+        return chosen, held
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        if len(self._waiting) >= self.settings.max_waiting:
+            raise UnavailableError(
+                KV_ROOM, f"{self._room_words(waiter)}, and {len(self._waiting)} turns wait already", "try later"
+            )
+        self._waiting.append(waiter)
+
+    def _room_words(self, waiter: _Waiter) -> str:
+        need_bytes = self.hot.need_bytes(len(waiter.asked.whole) + waiter.live.turn.max_tokens)
+        return f"{need_bytes} bytes needed, {self.hot.used_bytes} of {self.hot.room.size_bytes} in use"
+
+    def _admit_waiting(self) -> None:
+        """First come, first served: the first that does not fit keeps the others waiting."""
+        while self._waiting and self._starts(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _claim(self, session: str) -> None:
+        if session and session in self._busy:
+            raise RefusedError(SESSION_BUSY, session, "one turn at a time", "wait for its end")
+        if session:
+            self._busy.add(session)
+
+    # a turn's way out
+
+    def _leave(self, live: LiveTurn) -> None:
+        """Whoever asked is gone, with the answer or without."""
+        self._under_way.discard(live)
+        if live.phase is Phase.ASKED:
+            live.phase = Phase.FREED
+            self._freed(live)
+        else:
+            self._end_in_child(live, UnavailableError("turn", "whoever asked has gone"))
+
+    def _end_in_child(self, live: LiveTurn, error: SlyError) -> None:
+        if live.phase in (Phase.PLACED, Phase.LIVE):
+            self._post(lambda child: self.turns.cancel(live, error, child))
+
+    def _freed(self, live: LiveTurn) -> None:
+        self._busy -= {live.session, live.turn.session}
+        self.turns_served += 1
+        self._admit_waiting()
+
+    # the child
+
+    async def _new_child(self, on_death: Callable[[Death], None]) -> LanguageChild:
+        child = await LanguageChild.start(self.card, self._folder, self._engine, self._ring, on_death, self._curve)
+        self._curve = child.account.curve
+        return child
+
+    def _post(self, work: Work[object]) -> None:
+        self.pump.post(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report(f"model {self.card.name}: {error}")
+
+
+def kv_format(card: LanguageCard, runtime: str, window_tokens: int) -> KvFormat:
+    """The sizes of the model's KV bytes. KV of another runtime's stages is other KV: the last bits differ."""
+    shape = ModelShape(**card.shape)
+    parts = (SCHEME, card.digest(runtime), card.name.encode())
+    fingerprint = hashlib.sha256(b"\0".join(parts)).digest()
+    blocks = max(1, window_tokens // BLOCK_TOKENS)
+    return KvFormat(fingerprint, shape.row_bytes, shape.block_bytes, shape.prelude_bytes, blocks)
+
+
+def runtime_of(wanted: str) -> str:
+    """The library that ``auto`` stands for here. Raises ``UnavailableError`` if there is none."""
+    found = [each for each in RUNTIMES[1:] if wanted in (each, "auto") and find_spec(each) is not None]
+    if not found:
+        raise UnavailableError("runtime", f"{wanted} is not installed", "pip install ai-edge-litert")
+    return found[0]
+
+
+def now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def _seeded(sampling: Sampling) -> Sampling:
+    """A turn that goes on in another child draws alike: the agent chooses the seed."""
+    return sampling if sampling.greedy or sampling.seed is not None else replace(sampling, seed=randbits(63))
+
+
+def _wake(waiter: _Waiter, error: SlyError) -> None:
+    if not waiter.started.done():
+        waiter.started.set_exception(error)
+
+
+async def _nothing(child: LanguageChild) -> None:
+    """Everything that was asked of the child before has been done."""
