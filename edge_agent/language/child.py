@@ -19,7 +19,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from edge_agent.core.cbor import encode
 from edge_agent.core.chat import ChatMessage, Sampling
@@ -36,9 +36,7 @@ from edge_agent.runtime.child import ChildDiedError, Death
 from edge_agent.runtime.doorbell import items, natural
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
 from edge_agent.runtime.verbs import Reply, VerbChild
-
-if TYPE_CHECKING:
-    from models.language_card import LanguageCard
+from models.language_card import LanguageCard
 
 __all__ = ["Account", "ChildDiedError", "Death", "LanguageChild", "SealedBlock", "StepReply", "TurnEvent"]
 
