@@ -15,13 +15,14 @@ help:
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
-	@echo "make models        fetch the models and photographs of the catalog"
+	@echo "make models        fetch the models and photographs of the catalog, build the language model"
 	@echo "make fuzz-models N=20000    mutated models against the sandbox"
 	@echo "make fuzz-cbor N=10000000   hostile bytes against the decoder"
 	@echo "make fuzz-fleet N=10000     seeded faults against a virtual fleet"
 	@echo "make clean         remove the environment and caches"
 
 demo: $(VENV)/demo.made
+	@$(BIN)/sly models build smollm2
 	@$(BIN)/sly demo --output demo
 
 test: $(VENV)/dev.made
@@ -38,6 +39,7 @@ bench: $(VENV)/dev.made
 
 models: $(VENV)/demo.made
 	$(BIN)/sly models fetch --all
+	$(BIN)/sly models build smollm2
 
 env: $(VENV)/dev.made
 

@@ -1,7 +1,8 @@
 """The catalog: the cards that come with the product, one file each in ``catalog/``.
 
 Rules: read once, in the order of their names, so that every board has the same catalog; a card file that breaks a rule is
-refused by name.  ``pictures.toml`` lists the photographs that the demo and the tests use.
+refused by name.  ``pictures.toml`` lists the photographs that the demo and the tests use; ``NAME.language.toml`` are the language
+models, which are built and not fetched: ``models.language_card`` reads them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Card", "Picture", "card", "catalog", "models_for", "picture", "pictu
 
 FOLDER = Path(__file__).with_name("catalog")
 PICTURES = "pictures.toml"
+LANGUAGE = ".language.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,11 @@ class Picture:
 
 @cache
 def catalog() -> Mapping[str, Card]:
-    """Every card by its name, in the order of the names. Raises ``RefusedError`` naming the file that breaks a rule."""
-    files = sorted(path for path in FOLDER.glob("*.toml") if path.name != PICTURES)
+    """Every perception model's card by its name, in the order of the names.
+
+    Raises ``RefusedError`` naming the file that breaks a rule.
+    """
+    files = sorted(path for path in FOLDER.glob("*.toml") if path.name != PICTURES and not path.name.endswith(LANGUAGE))
     cards = [read_card(path) for path in files]
     return MappingProxyType({each.name: each for each in sorted(cards, key=lambda each: each.name)})
 
@@ -58,7 +63,7 @@ def read_card(path: Path) -> Card:
 
 
 def card(name: str) -> Card:
-    """The card of a model; raises ``RefusedError`` listing the names that there are."""
+    """The card of a perception model; raises ``RefusedError`` listing the names that there are."""
     if name not in catalog():
         raise RefusedError("model", name, ", ".join(catalog()), "see: sly models list")
     return catalog()[name]

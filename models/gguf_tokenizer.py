@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edge_agent.core.errors import RefusedError
-from models.chat_template import ASSISTANT, ChatTemplate
+from models.chat_template import ASSISTANT
 from models.gguf import Gguf, Value
 from models.jinja_template import probed
 from models.tokenizer import MAX_TOKEN_BYTES, PRE_TOKENIZER, Tokenizer
@@ -104,7 +104,7 @@ class _Keys:
         value = self.value(key)
         if value is not None and (type(value) is not int or not 0 <= value < count):
             raise self.refused(key, value, f"an id under {count}")
-        return value  # type: ignore[return-value]
+        return value
 
     def raw(self, text: str) -> bytes:
         if not 0 < len(text) <= MAX_TOKEN_BYTES or not all(character in self._bytes for character in text):

@@ -79,7 +79,7 @@ def q6_k(raw: Bytes) -> Floats:
     twos = (high >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3  # [n, 2, 4, 32]
     values = (fours | twos << 4).astype(np.float32) - np.float32(32)
     scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _halves(blocks, 208)  # [n, 16]
-    return (values.reshape(-1, 16, 16) * scales[:, :, None]).reshape(-1)
+    return np.asarray(values.reshape(-1, 16, 16) * scales[:, :, None], np.float32).reshape(-1)
 
 
 TYPES: Mapping[int, TensorType] = MappingProxyType(

@@ -19,9 +19,10 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MODEL_NAME, checked
 from models.calibration import PROSE, TALK
 from models.card import Source
+from models.fetch import NamedSource, fetch_file, is_fetched
 from models.gguf import Gguf
 from models.gguf_tokenizer import read_tokenizer
-from models.language_card import CARD_SUFFIX, FileEntry, LanguageCard, language_catalog
+from models.language_card import CARD_SUFFIX, FILE_NAME, FileEntry, LanguageCard, language_catalog
 from models.llama import LITERT, TFLITE_RUNTIME, VARIANTS, Weights, build
 from models.llama_gguf import LlamaGguf, LlamaShape
 from models.smooth import smoothed
@@ -65,8 +66,8 @@ def build_language_model(
     give; ``UnavailableError`` when the folder cannot be written or jinja2 is missing.
     """
     checked(MODEL_NAME, "model name", name)
-    origin = _entry(gguf_path, "model.gguf")
     with Gguf(gguf_path) as gguf:
+        origin = _entry(gguf_path, gguf_path.name if FILE_NAME.fullmatch(gguf_path.name) else "model.gguf")
         llama = LlamaGguf(gguf)
         tokenizer = read_tokenizer(gguf)
         if tokenizer.vocabulary != llama.shape.vocabulary:
@@ -76,6 +77,29 @@ def build_language_model(
         words = words or Words(f"{gguf.metadata.get('general.name', gguf_path.name)}"[:200])
         weights = calibrated(llama, llama.shape, tokenizer, progress)
         return install(weights, llama.shape, tokenizer, name, folder, words, source, origin, progress)
+
+
+def build_from_catalog(name: str, folder: Path, as_name: str = "", progress: Progress = _silent) -> LanguageCard:
+    """Build a model of the catalog from its source: ``NAME.gguf`` in ``folder``, else fetched for it and not kept.
+
+    ``as_name`` is another name for it, under which any bits will do.  Raises as ``build_language_model`` and ``fetch``.
+    """
+    told = language_catalog().get(name)
+    if told is None or told.source is None:
+        raise RefusedError("language model", name, ", ".join(language_catalog()), "or give the path of a GGUF file")
+    words = Words(told.summary, told.quality_permille, told.quality_source, told.version)
+    made_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+        wanted = NamedSource(name, told.source)
+        progress("fetching", 0, 1)
+        gguf = fetch_file(wanted, folder if is_fetched(wanted, folder) else Path(scratch))
+        progress("fetching", 1, 1)
+        return build_language_model(gguf, as_name or name, folder, words, told.source, progress)
+
+
+def is_built(card: LanguageCard, folder: Path) -> bool:
+    """Whether every file of the card is there with its size and hash; raises as ``FileEntry.is_in``."""
+    return all(entry.is_in(folder) for entry in card.entries())
 
 
 def calibrated(weights: Weights, shape: LlamaShape, tokenizer: Tokenizer, progress: Progress = _silent) -> Weights:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import MODEL_NAME, bounded, checked
 from models.card import MAX_TEXT_CHARS, SHA256_HEX, Source, checked_texts, source_from_mapping, typed
+from models.catalog import FOLDER, LANGUAGE
 
-FOLDER = Path(__file__).with_name("catalog")
-CATALOG_SUFFIX = ".language.toml"
 CARD_SUFFIX = ".card.toml"
 MAX_CARD_BYTES = 2**16
 MAX_BUILT_BYTES = 2**31
 MAX_STATIC_ROWS = 4096
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SHAPE = ("layers", "heads", "kv_heads", "head_dim", "width", "hidden", "vocabulary", "rope_base", "context_tokens")
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 
@@ -40,7 +41,7 @@ class FileEntry:
     size_bytes: int
 
     def __post_init__(self) -> None:
-        checked(MODEL_NAME, "card filename", self.filename)
+        checked(FILE_NAME, "card filename", self.filename)
         checked(SHA256_HEX, f"SHA-256 of {self.filename}", self.sha256)
         bounded(f"size of {self.filename}", self.size_bytes, 1, MAX_BUILT_BYTES, "bytes")
 
@@ -60,9 +61,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class LanguageCard:
-    """A language model. ``shape`` has the integers of ``language.shape.ModelShape`` by name; ``files`` the stages for each
-    runtime; ``gguf`` says what it was built from, ``source`` where that
-    came from (None: a file of the user's own). ``static_rows`` are the rows a call of the ``tflite_runtime`` file, the last of them its prefill variant.
+    """A language model.
+
+    ``gguf`` is what it was built from, ``source`` where that came from (None: a file of the user's own); ``shape`` has the
+    integers of ``language.shape.ModelShape`` by name; ``files`` the stages for each runtime; ``static_rows`` the rows a call of
+    the ``tflite_runtime`` file, the last of them its prefill variant.
 
     Raises ``RefusedError`` naming the field for a value outside its bounds.
     """
@@ -196,7 +199,7 @@ def read_language_card(path: Path) -> LanguageCard:
 @cache
 def language_catalog() -> Mapping[str, LanguageCard]:
     """The language models that come with the product, by name. Raises ``RefusedError`` naming the file that breaks a rule."""
-    cards = [read_language_card(path) for path in sorted(FOLDER.glob(f"*{CATALOG_SUFFIX}"))]
+    cards = [read_language_card(path) for path in sorted(FOLDER.glob(f"*{LANGUAGE}"))]
     return MappingProxyType({each.name: each for each in cards})
 
 

@@ -136,7 +136,7 @@ def row_scales(w: Floats) -> Floats:  # [m, n] -> [m]
 
 
 def quantized(w: Floats) -> NDArray[np.int8]:  # [m, n] -> [m, n]
-    return np.clip(np.rint(w / row_scales(w)[:, None]), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return np.asarray(np.clip(np.rint(w / row_scales(w)[:, None]), -INT8_MAX, INT8_MAX), np.int8)
 
 
 class _Matrices:

@@ -89,11 +89,11 @@ def on_grid(steps: NDArray[np.int64]) -> Floats:
     sixteenth = sqrt(sqrt(sqrt(sqrt(2.0))))
     fractions = np.cumprod([1.0] + [sixteenth] * (STEPS_AN_OCTAVE - 1))
     octaves, rest = np.divmod(steps, STEPS_AN_OCTAVE)
-    return np.ldexp(fractions[rest], octaves).astype(np.float32)
+    return np.asarray(np.ldexp(fractions[rest], octaves), np.float32)
 
 
 def _column_maxima(*matrices: Floats) -> Doubles:  # [m, n], ... -> [n]
-    return np.maximum.reduce([np.abs(w).max(0) for w in matrices]).astype(np.float64)
+    return np.asarray(np.maximum.reduce([np.abs(w).max(0) for w in matrices]), np.float64)
 
 
 class _Flow:

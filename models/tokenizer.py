@@ -197,9 +197,11 @@ class Tokenizer:
             raise RefusedError(_SUBJECT, f"format {entry['format']}, {entry['pre_tokenizer']}", f"{FORMAT}, {PRE_TOKENIZER}")
         merges = _array("Q", entry["pairs"]), _array("I", entry["ranks"]), _array("I", entry["products"])
         made = cls.__new__(cls)
-        numbers = (_ids(entry[name], name) for name in ("specials", "stop_ids", "begin_ids"))
+        specials, stops, begins = (_ids(entry[name], name) for name in ("specials", "stop_ids", "begin_ids"))
         template = ChatTemplate.from_value(entry["template"])
-        made._set(entry["tokens"], _array("H", entry["lengths"]), merges, _array("I", entry["bytes"]), *numbers, template)
+        made._set(
+            entry["tokens"], _array("H", entry["lengths"]), merges, _array("I", entry["bytes"]), specials, stops, begins, template
+        )
         return made
 
     def _check(self) -> None:

@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     with _told(path.parent), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         scratch = Path(file.name)
         try:
-            yield file  # type: ignore[misc]
+            yield file
             file.flush()
             os.fchmod(file.fileno(), FILE_MODE)
             os.fsync(file.fileno())

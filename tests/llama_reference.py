@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.llama import Shape, Weights
+from models.llama import Weights
 
 Array = NDArray[Any]
 

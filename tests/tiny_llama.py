@@ -1,4 +1,4 @@
-"""A tiny random Llama, built by the product's own code for both runtimes in well under a second, with a byte-level tokenizer.
+"""A tiny random Llama, built by the product's own code for both runtimes in a blink, with a byte-level tokenizer.
 
 Rules: seeded, so that the same seed is the same bytes; it needs neither the network nor jinja2 nor a runtime library.  Its talk is
 noise, but lively noise: weights are large enough that the next token depends on all before it.

@@ -1,4 +1,4 @@
-"""``sly models``: which models there are, fetching them, and what a card says."""
+"""``sly models``: which models there are, fetching and building them, and what a card says."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.commands import models_build
 from edge_agent.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from models.card import Card
+    from models.language_card import LanguageCard
 
 Subparsers = Any
 """What ``add_subparsers`` returns; argparse keeps its type private."""
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("models", help="list, fetch and show the models of the catalog")
+    parser = subparsers.add_parser("models", help="list, fetch, build and show the models of the catalog")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     listing = actions.add_parser("list", help="every model with its task, size, licence and quality")
@@ -34,15 +36,19 @@ def add(subparsers: Subparsers) -> None:
     showing.add_argument("name", metavar="NAME", help="a model of the catalog")
     showing.set_defaults(run=run_show)
 
-    for each in (listing, fetching, showing):
+    building = models_build.add(actions)
+    for each in (listing, fetching, building, showing):
         each.add_argument("--folder", type=Path, help="where models lie (default: $SLY_MODELS or the user's cache)")
 
 
 def run_list(args: argparse.Namespace) -> int:
     from models.catalog import catalog
+    from models.language_card import built, language_catalog
 
     folder = _folder(args)
+    languages = {**language_catalog(), **built(folder)}
     rows = [_facts(card, folder) for card in catalog().values()]
+    rows += [_language_facts(card, folder) for card in languages.values()]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -72,14 +78,33 @@ def _facts(card: Card, folder: Path) -> dict[str, Any]:
     }
 
 
+def _language_facts(card: LanguageCard, folder: Path) -> dict[str, Any]:
+    from models.language_build import is_built
+
+    there = is_built(card, folder)
+    return {
+        "name": card.name,
+        "task": card.task,
+        "summary": card.summary,
+        "size_bytes": sum(entry.size_bytes for entry in card.entries()),
+        "licence": card.source.licence if card.source else "unknown",
+        "quality_permille": card.quality_permille,
+        "fetched": there,
+        "path": str(folder) if there else None,
+    }
+
+
 def run_fetch(args: argparse.Namespace) -> int:
     from models.catalog import card, catalog, pictures
     from models.fetch import fetch, fetch_picture
+    from models.language_card import language_catalog
 
     names = [*catalog(), *pictures()] if args.all else args.names
     if not names:
         raise ConfigError("sly models fetch", "no names", "names of the catalog, or --all", "see: sly models list")
     known = (*catalog(), *pictures())
+    if languages := [name for name in names if name in language_catalog()]:
+        raise ConfigError("sly models fetch", languages[0], ", ".join(known), f"build it with: sly models build {languages[0]}")
     if unknown := [name for name in names if name not in known]:
         raise ConfigError("model or photograph", ", ".join(unknown), ", ".join(known))
     for name in names:
@@ -90,7 +115,10 @@ def run_fetch(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     from models.catalog import card
+    from models.language_card import find, is_language_model
 
+    if is_language_model(args.name, _folder(args)):
+        return _show_language(find(args.name, _folder(args)), _folder(args))
     shown, folder = card(args.name), _folder(args)
     source, facts = shown.source, _facts(shown, folder)
     lines = {
@@ -108,6 +136,29 @@ def run_show(args: argparse.Namespace) -> int:
         "size": f"{source.size_bytes} bytes",
         "file": facts["path"] or f"not fetched; try: sly models fetch {shown.name}",
     }
+    return _show(lines)
+
+
+def _show_language(shown: LanguageCard, folder: Path) -> int:
+    facts, shape, source = _language_facts(shown, folder), shown.shape, shown.source
+    lines = {
+        "model": f"{shown.name} (card {shown.version})",
+        "task": shown.task,
+        "what": shown.summary,
+        "quality": f"{shown.quality_permille / 10:.1f} %: {shown.quality_source}",
+        "shape": ", ".join(f"{name} {number}" for name, number in shape.items()),
+        "licence": facts["licence"],
+        "from": f"{source.requirement}, {source.member}" if source else shown.gguf.filename,
+        "origin": source.url if source else "a file of your own",
+        "GGUF": f"{shown.gguf.size_bytes} bytes, SHA-256 {shown.gguf.sha256}",
+    }
+    for entry in shown.entries():
+        lines[f"  {entry.filename}"] = f"{entry.size_bytes} bytes, SHA-256 {entry.sha256}"
+    lines["files"] = facts["path"] or f"not built; try: sly models build {shown.name}"
+    return _show(lines)
+
+
+def _show(lines: dict[str, str]) -> int:
     print("\n".join(f"{key:8} {value}" for key, value in lines.items()))
     return 0
 
