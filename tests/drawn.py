@@ -6,11 +6,14 @@ from math import prod
 
 from hypothesis import strategies as st
 
+from edge_agent.core.kv import KvHome, KvState, Place
 from edge_agent.core.values import (
     DTYPE_BYTES,
     INVOKE,
     MAX_COST,
     MAX_DEADLINE_US,
+    SESSION_NAME,
+    AnswerPart,
     EnergyKind,
     InferenceRequest,
     InferenceResult,
@@ -40,8 +43,10 @@ def tensors(draw: st.DrawFn) -> Tensor:
 named_tensors = st.dictionaries(texts.filter(bool), tensors(), max_size=3)
 limits = st.builds(Limits, st.integers(1, MAX_DEADLINE_US), st.none() | st.integers(1, 10**12), st.integers(0, 1000))
 requests = st.builds(
-    InferenceRequest, request_ids, task_names.filter(lambda task: task != INVOKE), named_tensors, st.none() | model_names, limits
-)
+    InferenceRequest, request_ids, task_names.filter(lambda task: task != INVOKE), named_tensors, st.none() | model_names, limits,
+    st.just("") | st.from_regex(SESSION_NAME, fullmatch=True),
+)  # fmt: skip
+parts = st.builds(AnswerPart, request_ids, st.integers(0, 2**20), texts.filter(bool), st.integers(0, 2**20))
 results = st.builds(
     InferenceResult,
     request_ids,
@@ -63,6 +68,23 @@ offers = st.builds(
     st.integers(0, 1000),
     st.integers(1, MAX_COST),
     st.integers(0, MAX_COST),
+    st.integers(1, 256),
+)
+homes = st.builds(KvHome, st.binary(min_size=16, max_size=16), st.integers(0, 2**31), st.sampled_from(list(Place)))
+speeds = st.integers(0, 10**9)
+kv_states = st.builds(
+    KvState,
+    model_names,
+    st.binary(min_size=32, max_size=32),
+    st.integers(1, 2**24),
+    st.integers(1, 2**24),
+    st.integers(0, 2**50),
+    st.integers(1, 2**31),
+    st.integers(0, MAX_COST),
+    speeds,
+    speeds,
+    speeds,
+    st.lists(homes, max_size=3, unique_by=lambda home: home.session).map(tuple),
 )
 temperatures = st.none() | st.integers(-1_000_000, 1_000_000)
 records = st.builds(
@@ -77,5 +99,6 @@ records = st.builds(
     temperatures,
     temperatures,
     st.lists(offers, max_size=3, unique_by=lambda offer: offer.model).map(tuple),
+    st.lists(kv_states, max_size=2, unique_by=lambda state: state.model).map(tuple),
 )
 presences = st.builds(Presence, board_ids, st.integers(0, 2**53), st.sampled_from(list(Standing)))

@@ -198,7 +198,7 @@ def signed(changes: dict[int, object], gone: int = 0) -> bytes:
         ({9: "hot"}, "trip_mdegc"),
         ({10: [{1: "m"}]}, "offer"),
         ({10: [7]}, "offers"),
-        ({11: 0}, "unknown key"),
+        ({99: 0}, "unknown key"),
         ({1: "../b"}, "board"),
     ],
 )

@@ -11,16 +11,18 @@ import pytest
 
 from edge_agent.core import wire
 from edge_agent.core.cbor import decode, encode
+from edge_agent.core.chat import CHAT, ChatMessage, Turn
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import UnavailableError
-from edge_agent.core.values import InferenceRequest, InferenceResult, Limits, Status, Tensor, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, failure
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.announcer import CHANGED_PERIOD_US, QUIET_PERIOD_US
 from edge_agent.node.events import (
     Abandoned,
     Acknowledge,
+    Cancel,
     Drain,
     Effect,
     Event,
@@ -28,8 +30,10 @@ from edge_agent.node.events import (
     Executed,
     Hosted,
     Log,
+    Partial,
     Publish,
     Reply,
+    ReplyPart,
     Sensed,
     Submitted,
     Subscribe,
@@ -41,9 +45,11 @@ from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.streams import end_tensor, turn_of, turn_request
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
+from tests.scripted_speaker import end_of_turn
 from tests.virtual_board import TASK, echo, offer, seed_of
 
 SECOND_US = 1_000_000
@@ -732,3 +738,132 @@ def test_pending_requests_are_bounded_in_number_and_bytes(tmp_path: Path) -> Non
     (shed,) = of(Reply, desk.feed(Submitted(large, 4)))
     assert "8 bytes of requests are pending and 1048576 came" in shed.result.reason
     desk.ledger.close()
+
+
+# parts of answers, and work that nobody wants
+
+
+def turn(number: int = 1, tokens: int = 20) -> InferenceRequest:
+    asked = Turn((ChatMessage("user", f"q{number}"),), max_tokens=tokens)
+    return turn_request(f"{number:032x}", asked, None, Limits(10 * SECOND_US))
+
+
+def part_of(number: int, offset: int, text: str, tokens: int = 1) -> AnswerPart:
+    return AnswerPart(f"{number:032x}", offset, text, tokens)
+
+
+def part_message(part: AnswerPart, board: str = "b", addressee: str = "a", signer: str = "") -> Message:
+    payload = sign1(wire.encode_part(part, addressee), SIGNERS[signer or board], wire.AAD_PART)
+    return Message(TOPICS.reply(board, addressee), payload, qos=0)
+
+
+def cancellation(number: int, ingress: str = "b", board: str = "a") -> Message:
+    request_id = f"{number:032x}"
+    return Message(TOPICS.cancel(board), sign1(wire.encode_cancel(request_id, board), SIGNERS[ingress], wire.AAD_CANCEL))
+
+
+TALK = replace(offer("parrot", 1_000_000, task=CHAT), parallel=2)
+
+
+def talking(desk: Desk) -> None:
+    """Turn 1 of a client here is on b, turn 2 of b runs here."""
+    desk.feed(Hosted(TALK))
+    desk.feed(LinkUp(session_present=False))
+    desk.deliver(presence("b"))
+    desk.deliver(record("b", offers=(replace(TALK, busy_us=1_000),)))
+    assert dispatches(desk.feed(Submitted(turn(1), 1)))
+    (begun,) = of(Execute, desk.deliver(dispatch(replace(turn(2), model="parrot"))))
+    assert begun.key == f"b/{turn(2).request_id}"
+
+
+def test_parts_of_the_board_that_has_the_turn_reach_the_client_in_order_and_of_no_other(desk: Desk) -> None:
+    talking(desk)
+    assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 2, "b"), "c"))), "c was not asked"
+    assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 2, "c", 3))))
+    shown = of(ReplyPart, desk.deliver(part_message(part_of(1, 0, "ab", 2))))
+    assert [(each.handle, each.part.offset, each.part.text) for each in shown] == [(1, 0, "ab"), (1, 2, "c")]
+    assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 0, "ab", 2))))
+
+
+def test_34_every_bit_flip_and_truncation_of_a_part_or_a_cancellation_is_dropped_logged_and_acknowledged(desk: Desk) -> None:
+    talking(desk)
+    before = desk.state()
+    for message in (part_message(part_of(1, 0, "ab")), cancellation(2)):
+        payload = message.payload
+        wrong = [
+            payload[:i] + bytes((payload[i] ^ 1 << bit,)) + payload[i + 1 :] for i in range(len(payload)) for bit in range(8)
+        ]
+        for each in wrong + [payload[:size] for size in range(len(payload))]:
+            effects = desk.deliver(replace(message, payload=each))
+            assert of(Log, effects) and desk.acknowledged(effects) and not of(ReplyPart, effects) and not of(Cancel, effects)
+    assert desk.state() == before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        part_message(part_of(1, 0, "ab"), addressee="c"),
+        replace(part_message(part_of(1, 0, "ab"), addressee="c"), topic=TOPICS.reply("b", "a")),
+        part_message(part_of(1, 0, "ab"), "b", signer="c"),
+        replace(cancellation(2, board="c"), topic=TOPICS.cancel("a")),
+        replace(part_message(part_of(1, 0, "ab")), topic=TOPICS.cancel("a")),
+        replace(cancellation(1), topic=TOPICS.reply("b", "a")),
+        cancellation(2, ingress="a"),
+    ],
+)
+def test_a_part_or_cancellation_that_is_wrong_is_dropped_logged_and_acknowledged(desk: Desk, message: Message) -> None:
+    talking(desk)
+    effects = desk.deliver(message)
+    assert of(Log, effects) and desk.acknowledged(effects)
+    assert not of(ReplyPart, effects) and not of(Cancel, effects)
+
+
+def test_a_board_cancels_what_it_gave_and_nothing_else(desk: Desk) -> None:
+    talking(desk)
+    assert not of(Cancel, desk.deliver(cancellation(2, ingress="c")))
+    (cancel,) = of(Cancel, desk.deliver(cancellation(2)))
+    assert cancel.key == f"b/{turn(2).request_id}"
+    ended = failure(turn(2).request_id, Status.FAILED, "a", "broken off")
+    assert of(Publish, desk.feed(Executed(cancel.key, ended))) and desk.node.execution.running == 0
+
+
+def test_a_waiting_turn_that_is_cancelled_is_answered_and_never_begun(desk: Desk) -> None:
+    talking(desk)
+    for number in (3, 4):
+        desk.deliver(dispatch(replace(turn(number), model="parrot")))
+    assert len(desk.node.execution) == 1
+    (sent, *_) = of(Publish, desk.deliver(cancellation(4)))
+    assert "wants it no more" in told(sent.message, "b").reason and len(desk.node.execution) == 0
+
+
+def test_a_picture_that_runs_is_not_broken_off(desk: Desk) -> None:
+    desk.meet("b")
+    (begun,) = of(Execute, desk.deliver(dispatch(request(5))))
+    assert not of(Cancel, desk.deliver(cancellation(5)))
+    assert of(Publish, desk.feed(Executed(begun.key, echo(request(5), "a", "small", 1))))
+
+
+def test_a_part_that_the_link_would_not_take_is_lost_and_nothing_follows(desk: Desk) -> None:
+    talking(desk)
+    key = f"b/{turn(2).request_id}"
+    (sent,) = of(Publish, desk.feed(Partial(key, part_of(2, 0, "ab"))))
+    assert sent.message.qos == 0 and sent.message.topic == TOPICS.reply("a", "b")
+    before = desk.state()
+    assert not desk.feed(Rejected("full", sent.ticket)) and desk.state() == before
+
+
+def test_parts_are_not_made_while_there_is_no_link(desk: Desk) -> None:
+    talking(desk)
+    desk.feed(LinkDown("cable"))
+    assert not of(Publish, desk.feed(Partial(f"b/{turn(2).request_id}", part_of(2, 0, "ab"))))
+
+
+def test_a_late_answer_that_does_not_begin_with_what_was_shown_is_dropped(desk: Desk) -> None:
+    talking(desk)
+    desk.deliver(part_message(part_of(1, 0, "q1")))
+    (begun,) = of(Execute, desk.feed(Tick(), after_us=PATIENCE_US + SECOND_US))
+    assert turn_of(begun.request).begun == "q1"
+    desk.feed(Partial(begun.key, part_of(1, 2, "another way", 1)))
+    late = InferenceResult(turn(1).request_id, Status.OK, "b", "parrot", outputs=end_tensor(end_of_turn(turn_of(turn(1)))))
+    effects = desk.deliver(reply(late))
+    assert not of(Reply, effects) and "another's beginning" in of(Log, effects)[0].text

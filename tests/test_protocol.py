@@ -17,13 +17,14 @@ from edge_agent.core import wire
 from edge_agent.core.cbor import Tag, decode, encode
 from edge_agent.core.cose import Signer, decode_sign1, sign1
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status, Tensor
+from edge_agent.core.kv import KvHome, KvState, Place
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor
 from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
 from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Presence, open_presence, sign_presence
 from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import BoardRecord, open_record, sign_record
-from tests.drawn import presences, records, requests, results
+from tests.drawn import parts, presences, records, requests, results
 from tests.needs import needs_module
 from tests.virtual_board import TASK, offer
 
@@ -68,6 +69,9 @@ def key_of(kid: bytes) -> bytes | None:
     return SIGNER.public_key
 
 
+KV = KvState("small", bytes(32), 1, 1, 0, 1, homes=(KvHome(bytes(16), 9, Place.DISK),))
+OFFER_MAP = {1: "small", 2: TASK, 3: bytes(32), 4: 1, 5: 1, 6: 1}
+KV_MAP = {1: "small", 2: bytes(32), 3: 1, 4: 1, 5: 0, 6: 1, 7: 0, 8: 0, 9: 0, 10: 0, 11: []}
 EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
     "request": (
         wire.encode_request(InferenceRequest("ab" * 16, TASK, {"image": Tensor("uint8", (2,), b"\1\2")}, "small"), "b"),
@@ -80,9 +84,14 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
         by_code(lambda data: wire.decode_result(data, "b")),
     ),
     "board-record": (
-        encode(BoardRecord("b", 1, 2, "Orin", False, True, 5, 50_000, 85_000, (offer("small", 9),)).to_map()),
+        encode(BoardRecord("b", 1, 2, "Orin", False, True, 5, 50_000, 85_000, (offer("small", 9),), (KV,)).to_map()),
         by_code(lambda data: open_record(sign1(data, SIGNER, RECORD_AAD), key_of)),
     ),
+    "answer-part": (
+        wire.encode_part(AnswerPart("ab" * 16, 7, "so far", 3), "b"),
+        by_code(lambda data: wire.decode_part(data, "b")),
+    ),
+    "cancellation": (wire.encode_cancel("ab" * 16, "b"), by_code(lambda data: wire.decode_cancel(data, "b"))),
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
@@ -103,6 +112,11 @@ def test_every_result_is_one_by_the_protocol(result: InferenceResult) -> None:
 @given(records)
 def test_every_record_is_one_by_the_protocol(record: BoardRecord) -> None:
     assert is_a("board-record", encode(record.to_map()))
+
+
+@given(parts)
+def test_every_part_is_one_by_the_protocol(part: AnswerPart) -> None:
+    assert is_a("answer-part", wire.encode_part(part, "camera-1"))
 
 
 @given(presences)
@@ -142,6 +156,18 @@ BOUNDS = [
     ("board-record", 8, -1_000_000, "cold"),
     ("board-record", 9, 1_000_000, "hot"),
     ("board-record", 10, [], [{}]),
+    ("board-record", 11, [KV_MAP], []),
+    ("board-record", 11, [{**KV_MAP, 3: 2**24}], [{**KV_MAP, 3: 2**24 + 1}]),
+    ("board-record", 11, [{**KV_MAP, 8: 10**9}], [{**KV_MAP, 8: 10**9 + 1}]),
+    ("board-record", 11, [{**KV_MAP, 11: [[bytes(16), 2**31, 2]]}], [{**KV_MAP, 11: [[bytes(16), 2**31, 3]]}]),
+    ("board-record", 11, [{**KV_MAP, 11: [[bytes(16), 0, 0]]}], [{**KV_MAP, 11: [[bytes(15), 0, 0]]}]),
+    ("board-record", 11, [{**KV_MAP, 2: b"x" * 32}], [{**KV_MAP, 2: b"x" * 31}]),
+    ("board-record", 10, [{**OFFER_MAP, 7: 256}], [{**OFFER_MAP, 7: 257}]),
+    ("answer-part", 2, 2**20, 2**20 + 1),
+    ("answer-part", 3, "x" * 16_384, ""),
+    ("answer-part", 4, 2**20, 2**20 + 1),
+    ("cancellation", 1, bytes(16), bytes(15)),
+    ("request", 7, "s:1", "s 1"),
     ("request", 1, bytes(16), bytes(17)),
     ("request", 3, "m" * 64, "Not a model"),
     ("request", 5, {1: 3_600_000_000, 3: 1000}, {1: 3_600_000_001, 3: 1000}),

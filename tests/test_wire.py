@@ -10,14 +10,29 @@ from edge_agent.core import wire
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.cose import Signer, sign1
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import MAX_NAME_CHARS, MAX_RANK, MAX_TENSORS, InferenceRequest, InferenceResult, Status, Tensor
-from tests.drawn import board_ids, requests, results
+from edge_agent.core.values import (
+    MAX_ANSWER_CHARS,
+    MAX_ANSWER_TOKENS,
+    MAX_NAME_CHARS,
+    MAX_PART_CHARS,
+    MAX_RANK,
+    MAX_TENSORS,
+    AnswerPart,
+    InferenceRequest,
+    InferenceResult,
+    Status,
+    Tensor,
+)
+from tests.drawn import board_ids, parts, requests, results
 
 REQUEST = InferenceRequest("ab" * 16, "detect_faces", {"image": Tensor("uint8", (2,), b"\1\2")})
 RESULT = InferenceResult("ab" * 16, Status.OK, "b", "small", bytes(32), {"boxes": Tensor("float32", (0, 4), b"")})
+PART = AnswerPart("ab" * 16, 7, "ü", 3)
 MESSAGES = [
     pytest.param(wire.encode_request(REQUEST, "a"), wire.decode_request, id="request"),
     pytest.param(wire.encode_result(RESULT, "a"), wire.decode_result, id="result"),
+    pytest.param(wire.encode_part(PART, "a"), wire.decode_part, id="part"),
+    pytest.param(wire.encode_cancel("ab" * 16, "a"), wire.decode_cancel, id="cancellation"),
 ]
 
 
@@ -35,6 +50,30 @@ def test_a_result_comes_back_as_it_was(result: InferenceResult, board: str) -> N
     assert wire.encode_result(wire.decode_result(data, board), board) == data
 
 
+@given(parts, board_ids)
+def test_a_part_comes_back_as_it_was(part: AnswerPart, board: str) -> None:
+    data = wire.encode_part(part, board)
+    assert wire.decode_part(data, board) == part
+    assert len(data) <= wire.MAX_PART_BYTES
+
+
+@pytest.mark.parametrize("read", [wire.decode_part, wire.decode_cancel])
+def test_a_part_and_a_cancellation_for_another_board_are_refused(read: object) -> None:
+    data = wire.encode_part(PART, "b") if read is wire.decode_part else wire.encode_cancel(PART.request_id, "b")
+    with pytest.raises(RefusedError, match="addressee"):
+        read(data, "a")  # type: ignore[operator]
+
+
+def test_the_longest_part_there_is_fits_and_is_told_from_a_result() -> None:
+    signer = Signer(b"b" * 32, bytes(32))
+    longest = AnswerPart("ab" * 16, MAX_ANSWER_CHARS, "\U0001f600" * MAX_PART_CHARS, MAX_ANSWER_TOKENS)
+    part = sign1(wire.encode_part(longest, "A" * 64), signer, wire.AAD_PART)
+    assert len(part) <= wire.MAX_SIGNED_PART_BYTES and wire.is_part(part)
+    assert not wire.is_part(sign1(wire.encode_result(RESULT, "a"), signer, wire.AAD_RESULT))
+    with pytest.raises(RefusedError):
+        wire.is_part(b"\xa5")
+
+
 @given(requests, board_ids, board_ids)
 def test_what_is_meant_for_another_board_is_refused(request: InferenceRequest, board: str, other: str) -> None:
     if board != other:
@@ -44,7 +83,7 @@ def test_what_is_meant_for_another_board_is_refused(request: InferenceRequest, b
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_are_refused(data: bytes) -> None:
-    for read in (wire.decode_request, wire.decode_result):
+    for read in (wire.decode_request, wire.decode_result, wire.decode_part, wire.decode_cancel):
         with pytest.raises(RefusedError):
             read(data, "a")
 

@@ -13,8 +13,10 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
-from edge_agent.core.values import DIGEST_BYTES, bounded
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import DIGEST_BYTES, MAX_COST, MODEL_NAME, bounded, checked
 
 BLOCK_TOKENS = 64
 SINK_TOKENS = 4
@@ -104,3 +106,74 @@ def unpacked_ids(data: bytes | memoryview) -> tuple[int, ...]:
     if len(data) % 4:
         raise ValueError(f"{len(data)} bytes are no whole number of token ids")
     return struct.unpack(f"<{len(data) // 4}I", data)
+
+
+class Place(IntEnum):
+    """Where a board holds the KV of a session that does not talk."""
+
+    HOT = 0
+    RAM = 1
+    DISK = 2
+
+
+MAX_HOMES = 256
+"""Sessions that a board tells of: those used last."""
+SESSION_HASH_BYTES = 16
+MAX_SPEED_TOK_S = 10**9
+
+
+def session_hash(name: str) -> bytes:
+    """What boards call a session in front of others: its name is its client's affair."""
+    return hashlib.sha256(b"sly/1/session" + name.encode()).digest()[:SESSION_HASH_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class KvHome:
+    """A session whose KV a board holds: so many tokens of it, and where."""
+
+    session: bytes
+    tokens: int
+    place: Place
+
+    def __post_init__(self) -> None:
+        bounded("KV home session length", len(self.session), SESSION_HASH_BYTES, SESSION_HASH_BYTES, "bytes")
+        bounded("KV home tokens", self.tokens, 0, MAX_TOKENS, "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class KvState:
+    """What a board holds, and can do, with the KV of one language model.
+
+    ``fingerprint``: of the KV format; only between equal ones can a session move.  ``parked_bytes``, ``hot_bytes``: of one token,
+    parked and while it talks.  ``free_bytes``: of hot memory, for sessions that are to talk.  ``window_tokens``: the most that
+    one session takes.  ``queue_us``: what a new turn waits.  Speeds are measured, in tokens a second; 0: not measured yet.
+    """
+
+    model: str
+    fingerprint: bytes
+    parked_bytes: int
+    hot_bytes: int
+    free_bytes: int
+    window_tokens: int
+    queue_us: int = 0
+    prefill_tok_s: int = 0
+    ram_tok_s: int = 0
+    disk_tok_s: int = 0
+    homes: tuple[KvHome, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked(MODEL_NAME, "KV model", self.model)
+        bounded("KV fingerprint length", len(self.fingerprint), DIGEST_BYTES, DIGEST_BYTES, "bytes")
+        bounded("KV parked_bytes", self.parked_bytes, 1, 2**24, "bytes")
+        bounded("KV hot_bytes", self.hot_bytes, 1, 2**24, "bytes")
+        bounded("KV free_bytes", self.free_bytes, 0, 2**50, "bytes")
+        bounded("KV window_tokens", self.window_tokens, 1, MAX_TOKENS, "tokens")
+        bounded("KV queue_us", self.queue_us, 0, MAX_COST, "µs")
+        for name in ("prefill_tok_s", "ram_tok_s", "disk_tok_s"):
+            bounded(f"KV {name}", getattr(self, name), 0, MAX_SPEED_TOK_S, "tokens/s")
+        if len(self.homes) > MAX_HOMES or len({home.session for home in self.homes}) != len(self.homes):
+            raise RefusedError("KV homes", f"{len(self.homes)} sessions", f"at most {MAX_HOMES}, each once")
+
+    def home(self, session: bytes) -> KvHome | None:
+        """This board's KV of a session, by its hash."""
+        return next((home for home in self.homes if home.session == session), None)

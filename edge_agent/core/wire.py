@@ -67,7 +67,9 @@ def is_part(message: bytes) -> bool:
 
     Raises ``RefusedError`` for what is not signed at all.
     """
-    return len(message) <= MAX_SIGNED_PART_BYTES and decode_sign1(message).payload[:1] == _PART_HEAD
+    if len(message) > MAX_SIGNED_PART_BYTES:
+        return False
+    return decode_sign1(message, MAX_SIGNED_PART_BYTES).payload[:1] == _PART_HEAD
 
 
 def encode_request(request: InferenceRequest, addressee: str) -> bytes:

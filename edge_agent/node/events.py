@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, ModelOffer
 from edge_agent.transport.link import LinkEvent, Message
 
@@ -52,6 +53,13 @@ class Hosted:
 
 
 @dataclass(frozen=True, slots=True)
+class KvChanged:
+    """What a language model here holds and has room for; its ``queue_us`` is the node's own affair."""
+
+    state: KvState
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """A model can no longer be used here, and why (quarantine, removal)."""
 
@@ -77,7 +85,7 @@ class Drain:
     """Take nothing new, finish what was begun."""
 
 
-Event = LinkEvent | Submitted | Abandoned | Partial | Executed | Hosted | Withdrawn | Sensed | Tick | Drain
+Event = LinkEvent | Submitted | Abandoned | Partial | Executed | Hosted | KvChanged | Withdrawn | Sensed | Tick | Drain
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import MAX_COST, InferenceRequest, InferenceResult, ModelOffer, Status
 from edge_agent.node.deadlines import Deadlines
 from edge_agent.node.events import Execute
@@ -58,6 +59,8 @@ class Execution:
         self.limits = limits
         self.offers: dict[str, ModelOffer] = {}
         self.withdrawn: dict[str, str] = {}
+        self.kv: dict[str, KvState] = {}
+        """Of the language models, as they last said."""
         self.waiting_bytes = 0
         self._lanes: dict[str, _Lane] = {}
         self._running: set[str] = set()
@@ -77,6 +80,7 @@ class Execution:
 
     def withdraw(self, model: str, reason: str) -> None:
         self.offers.pop(model, None)
+        self.kv.pop(model, None)
         self.withdrawn[model] = reason
 
     @property
@@ -103,6 +107,11 @@ class Execution:
         for job, started_us in queue.running.values():
             work_us += max(0, self._estimate_us(job.model) - (now_us - started_us))
         return min(work_us // parallel, MAX_COST)
+
+    def kv_states(self, now_us: int) -> list[KvState]:
+        """Of the language models that are hosted, with what a new turn waits."""
+        hosted = [self.kv[model] for model in sorted(self.kv) if model in self.offers]
+        return [replace(state, queue_us=self.queue_us(now_us, state.model)) for state in hosted]
 
     def enqueue(self, job: Job) -> None:
         """Let a job wait. Raises ``RuntimeError`` if the queue is full or holds the key: ask ``full`` first."""

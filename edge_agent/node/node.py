@@ -27,6 +27,7 @@ from edge_agent.node.events import (
     Event,
     Executed,
     Hosted,
+    KvChanged,
     Log,
     Partial,
     Publish,
@@ -68,7 +69,8 @@ class Node:
         )
         self._handlers = {
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
-            Hosted: self._hosted, Withdrawn: self._withdrawn, Sensed: self._sense, Tick: self._tick, Drain: self._drain,
+            Hosted: self._hosted, KvChanged: self._kv_changed, Withdrawn: self._withdrawn, Sensed: self._sense,
+            Tick: self._tick, Drain: self._drain,
             LinkUp: self._link_up, LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
             Rejected: self._rejected,
         }  # fmt: skip
@@ -179,6 +181,10 @@ class Node:
         self.execution.withdraw(event.model, event.reason)
         yield Log(f"{event.model} is withdrawn: {event.reason}")
 
+    def _kv_changed(self, event: KvChanged, now_us: int) -> Iterator[Effect]:
+        self.execution.kv[event.state.model] = event.state
+        yield from ()
+
     def _sense(self, event: Sensed, now_us: int) -> Iterator[Effect]:
         self.sensed = event
         known = event.temperature_mdegc is not None and event.trip_mdegc is not None
@@ -244,5 +250,6 @@ class Node:
             queue_us=self.execution.queue_us(now_us),
             temperature_mdegc=self.sensed.temperature_mdegc,
             trip_mdegc=self.sensed.trip_mdegc,
+            kv=tuple(self.execution.kv_states(now_us)),
             offers=tuple(self.execution.offers[name] for name in sorted(self.execution.offers)),
         )

@@ -60,4 +60,8 @@ def _option(option: Option) -> dict[str, object]:
         "energy_us": cost.energy_us,
         "lateness_us": cost.lateness_us,
         "quality_us": cost.quality_us,
+        "kv_action": option.kv.action.value,
+        "kv_us": cost.kv_us,
+        "kv_tokens": option.kv.tokens,
+        "kv_source": option.kv.source,
     }

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
@@ -205,6 +207,7 @@ class Router:
             headroom_mdegc=self.headroom_mdegc,
             barred=self._execution.full(size_bytes),
             barred_models=pending.failed_models,
+            kv={state.model: state for state in self._execution.kv_states(now_us)},
         )
         for record in self._fleet.records():
             since_heard_us = now_us - self._fleet.heard_us(record.board)
@@ -214,7 +217,14 @@ class Router:
                 max(record.queue_us - since_heard_us, self.ingress.outstanding_us(record.board)),
                 headroom_mdegc=record.headroom_mdegc,
                 barred=pending.failed.get(record.board) or self._unreachable(record, size_bytes),
+                kv={state.model: self._as_of_now(record, state, since_heard_us) for state in record.kv},
             )
+
+    def _as_of_now(self, record: BoardRecord, state: KvState, since_heard_us: int) -> KvState:
+        """A board's word on its language model, and what was sent there since."""
+        parallel = next((offer.parallel for offer in record.offers if offer.model == state.model), 1)
+        sent_us = self.ingress.outstanding_us(record.board, state.model, parallel)
+        return replace(state, queue_us=max(state.queue_us - since_heard_us, sent_us, 0))
 
     def _unreachable(self, record: BoardRecord, size_bytes: int) -> str:
         if self.link_state:

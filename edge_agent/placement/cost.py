@@ -23,10 +23,12 @@ class CostParts:
     energy_us: int
     lateness_us: int
     quality_us: int
+    kv_us: int = 0
+    """Bringing the past of a session to where its next turn runs."""
 
     @property
     def latency_us(self) -> int:
-        return self.busy_us + self.wait_us + self.transfer_us
+        return self.busy_us + self.wait_us + self.transfer_us + self.kv_us
 
     @property
     def total_us(self) -> int:
@@ -43,13 +45,15 @@ def option_cost(
     remote: bool,
     budget_us: int,
     quality_permille: int,
+    kv_us: int = 0,
 ) -> CostParts:
-    """The cost of one (model, board) option: its work, the work before it, the way there, and what it falls short in.
+    """The cost of one (model, board) option: its work, the work before it, the way there, the way of its session's KV
+    (``kv_us``), and what it falls short in.
 
     ``payload_bytes`` travel only when ``remote``; ``budget_us`` is what is left of the deadline.
     """
     transfer_us = policy.link_latency_us + payload_bytes * 1000 // policy.link_bytes_per_ms if remote else 0
-    late_us = max(0, busy_us + queue_us + transfer_us - budget_us)
+    late_us = max(0, busy_us + queue_us + transfer_us + kv_us - budget_us)
     return CostParts(
         busy_us=busy_us,
         wait_us=queue_us,
@@ -57,6 +61,7 @@ def option_cost(
         energy_us=energy_uj * policy.energy_us_per_mj // 1000,
         lateness_us=late_us * policy.lateness_factor,
         quality_us=(1000 - quality_permille) * policy.quality_us_per_permille,
+        kv_us=kv_us,
     )
 
 

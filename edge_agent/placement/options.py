@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import PolicySection
+from edge_agent.core.kv import KvState, session_hash
 from edge_agent.core.values import InferenceRequest, ModelOffer
 from edge_agent.placement.cost import CostParts, option_cost
+from edge_agent.placement.kv import Holding, KvAction, KvPlan, holdings, plan_kv
+
+NO_KV = KvPlan(KvAction.NONE, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,8 @@ class BoardView:
     """A board as the deciding board sees it. ``barred`` is why it may not be used at all; empty when it may.
 
     ``barred_models`` says the same of single models there.
-    ``queue_us`` is the work that waits there; ``headroom_mdegc`` the distance to its trip point, ``None`` if unknown.
+    ``queue_us`` is the work that waits there for pictures (a language model's is in its ``kv``); ``headroom_mdegc`` the distance
+    to its trip point, ``None`` if unknown.
     """
 
     board: str
@@ -30,6 +36,8 @@ class BoardView:
     headroom_mdegc: int | None = None
     barred: str = ""
     barred_models: Mapping[str, str] = field(default_factory=dict)
+    kv: Mapping[str, KvState] = field(default_factory=dict)
+    """Of each language model there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class Option:
     board: str
     offer: ModelOffer
     cost: CostParts
+    kv: KvPlan = NO_KV
 
     @property
     def rank(self) -> tuple[int, str, str]:
@@ -78,10 +87,11 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], policy: Polic
 
     ``budget_us`` is what is left of the deadline.
     """
-    payload_bytes = request.size_bytes
+    views = sorted(boards, key=lambda v: v.board)
+    held = _held(request, views)
     ranked: list[Option] = []
     excluded: list[Exclusion] = []
-    for view in sorted(boards, key=lambda v: v.board):
+    for view in views:
         if reason := _board_filter(view, policy.guard_band_mdegc) or _task_filter(request, view):
             excluded.append(Exclusion(view.board, "", reason))
             continue
@@ -91,18 +101,44 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], policy: Polic
             if reason := view.barred_models.get(offer.model) or _offer_filter(request, offer):
                 excluded.append(Exclusion(view.board, offer.model, reason))
                 continue
+            plan = _kv_plan(request, view, offer, held, policy)
+            if plan.lacking:
+                excluded.append(Exclusion(view.board, offer.model, plan.lacking))
+                continue
+            state = view.kv.get(offer.model)
             cost = option_cost(
                 policy,
-                busy_us=offer.busy_us,
+                busy_us=offer.busy_us + plan.prefill_us,
                 energy_uj=offer.energy_uj,
-                queue_us=view.queue_us,
-                payload_bytes=payload_bytes,
+                queue_us=state.queue_us if state and request.task == CHAT else view.queue_us,
+                payload_bytes=request.size_bytes,
                 remote=not view.local,
                 budget_us=budget_us,
                 quality_permille=offer.quality_permille,
+                kv_us=plan.kv_us,
             )
-            ranked.append(Option(view.board, offer, cost))
+            ranked.append(Option(view.board, offer, cost, plan))
     return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded))
+
+
+def _held(request: InferenceRequest, views: Iterable[BoardView]) -> dict[str, list[Holding]]:
+    """Who holds KV of the request's session that can be had, by model."""
+    if request.task != CHAT or not request.session:
+        return {}
+    session, held = session_hash(request.session), dict[str, list[Holding]]()
+    reachable = [view for view in views if not view.barred]
+    for model in {model for view in reachable for model in view.kv}:
+        held[model] = holdings(session, [(view.board, view.kv[model]) for view in reachable if model in view.kv])
+    return held
+
+
+def _kv_plan(
+    request: InferenceRequest, view: BoardView, offer: ModelOffer, held: Mapping[str, list[Holding]], policy: PolicySection
+) -> KvPlan:
+    state = view.kv.get(offer.model)
+    if request.task != CHAT or state is None:
+        return NO_KV
+    return plan_kv(view.board, state, request.size_bytes, held.get(offer.model, ()), policy)
 
 
 def _board_filter(view: BoardView, guard_band_mdegc: int) -> str:
