@@ -14,13 +14,13 @@ Nothing here seals by itself: who decodes calls ``seal`` when the tokens are acc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, block_start, room_in_block, sealed_blocks
+from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, block_start, full_blocks, room_in_block, sealed_blocks
 from edge_agent.language import int4
 from edge_agent.language.int8 import int8_of
 from edge_agent.language.rope import Rope, turned, turned_back
@@ -28,6 +28,7 @@ from edge_agent.language.shape import ModelShape, ring_bytes, ring_slots
 
 Floats = NDArray[np.float32]
 Buffer = bytearray | memoryview
+LAYERS_AT_ONCE = 5
 SINKS = slice(0, SINK_TOKENS)
 
 
@@ -59,7 +60,7 @@ class Ring:
     @property
     def room(self) -> int:
         """How many tokens may be appended now: to the end of the block, none while a full block waits to be sealed."""
-        return room_in_block(self.tokens) if self.sealed == sealed_blocks(self.tokens) else 0
+        return room_in_block(self.tokens) if self.sealed >= sealed_blocks(self.tokens) else 0
 
     @property
     def first_row(self) -> int:
@@ -111,14 +112,10 @@ class Ring:
 
     def _seal_next(self) -> bytes:
         block, slot, used = self.sealed, self.slot(self.first_row), self.used
-        place = slice(slot, slot + BLOCK_TOKENS)
-        cos, sin = self._block_angles(block)
-        keys, values = (self.values[:, each, :, place] * self.scales[:, each, :, place, None] for each in (0, 1))
-        payload = int4.encoded(turned_back(keys, cos, sin), values)
-        self._write_block(block, payload)
+        payload = self._encoded(block, slice(slot, slot + BLOCK_TOKENS))
+        self._write_block(block, int4.parts(payload, self.shape))
         if block >= self.window_blocks:
-            later = slice(slot + BLOCK_TOKENS, used)
-            down = slice(slot, used - BLOCK_TOKENS)
+            later, down = slice(slot + BLOCK_TOKENS, used), slice(slot, used - BLOCK_TOKENS)
             self.values[..., down, :] = self.values[..., later, :]
             self.scales[..., down] = self.scales[..., later]
         self.sealed += 1
@@ -126,12 +123,29 @@ class Ring:
             self._turn_all_sinks()
         return payload
 
-    def _write_block(self, block: int, payload: bytes | memoryview) -> None:
-        keys, values = int4.decoded(payload, self.shape)
+    def _encoded(self, block: int, place: slice) -> bytes:
+        payload = bytearray(self.shape.block_bytes)
+        cos, sin = self._block_angles(block)
+        for each, part in enumerate(int4.parts(payload, self.shape)):
+            for layers in self._few_layers():
+                x = self.values[layers, each, :, place] * self.scales[layers, each, :, place, None]
+                part[layers].encode(x if each else turned_back(x, cos, sin))
+        return bytes(payload)
+
+    def _write_block(self, block: int, parts: tuple[int4.Part, int4.Part]) -> None:
         first = SINK_TOKENS + block % self.window_blocks * BLOCK_TOKENS
         place = slice(first, first + BLOCK_TOKENS)
-        for each, x in enumerate((turned(keys, *self._block_angles(block)), values)):
-            self.values[:, each, :, place], self.scales[:, each, :, place] = int8_of(x)
+        cos, sin = self._block_angles(block)
+        for each, part in enumerate(parts):
+            for layers in self._few_layers():
+                x = part[layers].decoded()
+                whole, scales = int8_of(x if each else turned(x, cos, sin))
+                self.values[layers, each, :, place], self.scales[layers, each, :, place] = whole, scales
+
+    def _few_layers(self) -> Iterator[slice]:
+        """Slices of layers whose floats stay in a core's cache while a block is turned and quantized."""
+        for first in range(0, self.shape.layers, LAYERS_AT_ONCE):
+            yield slice(first, first + LAYERS_AT_ONCE)
 
     def _block_angles(self, block: int) -> tuple[Floats, Floats]:
         return self._rope.angles(np.arange(block_start(block), block_start(block + 1)))
@@ -168,12 +182,14 @@ class Ring:
         self, tokens: int, prelude: bytes | memoryview, blocks: Sequence[bytes | memoryview], rows: bytes | memoryview
     ) -> None:
         """Become the ring of a session with ``tokens`` tokens: the last ``min(sealed, window_blocks)`` blocks, oldest first, and
-        all rows after them.
+        all rows after them; with fewer than 64 of them one block more is sealed, as where a prefix is shared that ends there.
 
         Raises ``RefusedError`` for lengths that do not fit or numbers that are none; the ring is then empty.
         """
         self.reset()
-        sealed = sealed_blocks(tokens)
+        least = sealed_blocks(tokens)
+        more = least < full_blocks(tokens) and len(rows) < BLOCK_TOKENS * self.shape.row_bytes
+        sealed = least + more
         count = max(0, tokens - block_start(sealed))
         _fits("KV prelude", prelude, self.shape.prelude_bytes)
         _fits("KV rows", rows, count * self.shape.row_bytes)
@@ -182,7 +198,7 @@ class Ring:
         self._prelude.reshape(-1)[:] = np.frombuffer(prelude, np.float16)
         _numbers("KV prelude", self._prelude)
         for block, payload in zip(range(sealed - len(blocks), sealed), blocks, strict=True):
-            self._write_block(block, payload)
+            self._write_block(block, int4.checked(payload, self.shape))
         self.sealed = sealed
         self._turn_all_sinks()
         self._unpack_rows(rows, count)

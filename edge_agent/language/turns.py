@@ -22,7 +22,6 @@ from edge_agent.language.pump import Work
 from edge_agent.language.speeds import Speeds
 from edge_agent.store.kv_sessions import Held, Loaded, SessionStore
 
-
 NOT_LOADED = Loaded(0, 0, b"", (), b"", Tier.NONE)
 
 
