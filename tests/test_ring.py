@@ -143,25 +143,34 @@ def test_sizes_are_those_that_the_store_counts_on() -> None:
 
 
 def test_a_real_block_has_the_bytes_that_are_published() -> None:
-    keys, values = (np.zeros((30, 3, BLOCK_TOKENS, 64), np.float32) for _ in range(2))
-    payload = int4.encoded(keys, values)
-    assert len(payload) == SMOLLM2.block_bytes
-    assert SMOLLM2.block_bytes / BLOCK_TOKENS <= 6_700
+    assert SMOLLM2.block_bytes / BLOCK_TOKENS == 6_480
+    for part in int4.parts(bytearray(SMOLLM2.block_bytes), SMOLLM2):
+        assert part.nibbles.shape == (30, 3, BLOCK_TOKENS, 32)
     assert ring_bytes(SMOLLM2, 2) == ring_slots(2) * SMOLLM2.row_bytes + SMOLLM2.prelude_bytes
 
 
-def test_int4_errs_by_at_most_half_a_step() -> None:
-    random = np.random.default_rng(3)
-    x = random.normal(size=(2, 3, BLOCK_TOKENS, 16)).astype(np.float32)
-    for axis in (int4.KEY_AXIS, int4.VALUE_AXIS):
-        step = (x.max(axis, keepdims=True) - x.min(axis, keepdims=True)) / int4.LEVELS
-        error = np.abs(int4.float_of(*int4.int4_of(x, axis)) - x)
-        assert (error <= 0.51 * step + 0.002).all()
+def test_the_bytes_of_a_block_are_all_used_and_none_twice() -> None:
+    payload = bytearray(TINY.block_bytes)
+    for part in int4.parts(payload, TINY):
+        part.nibbles[:] += 1
+        part.scales.view(np.uint8)[:] += 1
+        part.zeros.view(np.uint8)[:] += 1
+    assert payload == b"\1" * TINY.block_bytes
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_int4_errs_by_at_most_half_a_step(which: int) -> None:
+    part = int4.parts(bytearray(TINY.block_bytes), TINY)[which]
+    x = np.random.default_rng(3).normal(size=(2, 2, BLOCK_TOKENS, 16)).astype(np.float32)
+    step = (x.max(part.axis, keepdims=True) - x.min(part.axis, keepdims=True)) / int4.LEVELS
+    part.encode(x.copy())
+    assert (np.abs(part.decoded() - x) <= 0.51 * step + 0.002).all()
 
 
 def test_a_constant_block_comes_back_as_it_was() -> None:
-    x = np.full((1, 1, BLOCK_TOKENS, 16), 0.5, np.float32)
-    assert np.array_equal(int4.float_of(*int4.int4_of(x, int4.KEY_AXIS)), x)
+    part, _ = int4.parts(bytearray(TINY.block_bytes), TINY)
+    part.encode(np.full((2, 2, BLOCK_TOKENS, 16), 0.5, np.float32))
+    assert (part.decoded() == 0.5).all()
 
 
 def test_a_vector_of_zeros_is_no_division_by_zero() -> None:

@@ -79,39 +79,39 @@ class Rows:
 
 
 class Chunk:
-    """As ``Rows``, by matrix products."""
+    """As ``Rows``, by matrix products, one KV head after another so that its scores stay in a core's cache."""
 
     def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
         k, g, d = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim
-        count, self._ring, self._first = len(q), ring, ring.slot(ring.tokens)
-        n = self._first + count
-        self._whole, self._scales = ring.values[:, :, :, :n], ring.scales[:, :, :, None, :n]
+        count, first = len(q), ring.slot(ring.tokens)
+        n = first + count
+        self._whole, self._scales = ring.values[:, :, :, :n], ring.scales[:, :, :, :n]
         self._q = q.reshape(count, k, g, d).transpose(1, 2, 0, 3)
         self._out = out.reshape(count, k, g, d).transpose(1, 2, 0, 3)
-        self._strips = space.floats("strips", 2, k, n, d)
-        self._turned = space.floats("queries", k, g, count, d)
-        self._p = space.floats("scores", k, g * count, n)
-        self._own = self._p.reshape(k, g, count, n)[..., self._first :]
+        self._strip = space.floats("strips", n, d)
+        self._rows = space.floats("queries", g, count, d)
+        self._p = space.floats("scores", g * count, n)
+        self._own = self._p.reshape(g, count, n)[..., first:]
+        self._most, self._sum = space.floats("most", g * count, 1), space.floats("sum", g * count, 1)
         self._later = np.triu(np.full((count, count), MASKED, np.float32), 1)
 
     def attend(self, layer: int) -> None:
-        p, (keys, values) = self._p, self._strips
-        k, rows, _ = p.shape
-        np.copyto(self._strips, self._whole[layer])
-        np.copyto(self._turned, self._q)
-        np.matmul(self._turned.reshape(k, rows, -1), keys.transpose(0, 2, 1), p)
-        self._own += self._later
-        z = softened(p, *self._scales[layer])
-        o = np.matmul(p, values)
-        o /= z
-        self._out[:] = o.reshape(self._turned.shape)
+        for head in range(len(self._q)):
+            self._attend(self._whole[layer, :, head], self._scales[layer, :, head], self._q[head], self._out[head])
 
-
-def softened(p: Floats, key_scales: Floats, value_scales: Floats) -> Floats:  # [k, m, n], [k, 1, n], [k, 1, n] -> z [k, m, 1]
-    """``p <- exp(p * s_k - max) * s_v`` in place; gives the sum before ``s_v``, which the output is divided by."""
-    p *= key_scales
-    p -= p.max(-1, keepdims=True)
-    np.exp(p, out=p)
-    z: Floats = p.sum(-1, keepdims=True)
-    p *= value_scales
-    return z
+    def _attend(self, whole: NDArray[np.int8], scales: Floats, q: Floats, out: Floats) -> None:
+        p, strip, rows = self._p, self._strip, self._rows.reshape(len(self._p), -1)
+        np.copyto(self._rows, q)
+        np.copyto(strip, whole[0])
+        np.matmul(rows, strip.T, p)  # [g * T, d] @ [d, n] -> [g * T, n]
+        np.multiply(p, scales[0], p)
+        np.add(self._own, self._later, self._own)
+        np.maximum.reduce(p, -1, out=self._most, keepdims=True)
+        np.subtract(p, self._most, p)
+        np.exp(p, p)
+        np.add.reduce(p, -1, out=self._sum, keepdims=True)
+        np.multiply(p, scales[1], p)
+        np.copyto(strip, whole[1])
+        np.matmul(p, strip, rows)  # [g * T, n] @ [n, d] -> [g * T, d]
+        np.divide(rows, self._sum, rows)
+        np.copyto(out, self._rows)

@@ -8,6 +8,9 @@ heads: key nibbles, key scales, key zeros, value nibbles, value scales, value ze
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,57 +19,72 @@ from edge_agent.core.kv import BLOCK_TOKENS
 from edge_agent.language.shape import ModelShape
 
 Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
 Bytes = NDArray[np.uint8]
-LEVELS = 15
+LEVELS = np.float32(15)
 KEY_AXIS, VALUE_AXIS = -2, -1
 
 
-def encoded(keys: Floats, values: Floats) -> bytes:
-    """``[L, kv, 64, d]`` twice ``-> block_bytes``."""
-    return b"".join(part.tobytes() for part in (*int4_of(keys, KEY_AXIS), *int4_of(values, VALUE_AXIS)))
+@dataclass(frozen=True, slots=True)
+class Part:
+    """K or V of a block: ``nibbles [L, kv, 64, d / 2]``; float16 ``scales`` and ``zeros`` with length 1 along ``axis``."""
+
+    axis: int
+    nibbles: Bytes
+    scales: NDArray[np.float16]
+    zeros: NDArray[np.float16]
+
+    def __getitem__(self, layers: slice) -> Part:
+        return Part(self.axis, self.nibbles[layers], self.scales[layers], self.zeros[layers])
+
+    def encode(self, x: Floats) -> None:
+        """Take ``x [L, kv, 64, d]``, which is junk afterwards."""
+        zero, scale = x.min(self.axis, keepdims=True), x.max(self.axis, keepdims=True)
+        scale -= zero
+        scale /= LEVELS
+        self.scales[:], self.zeros[:] = scale, zero
+        scale[:], zero[:] = self.scales, self.zeros
+        scale[scale == 0] = 1
+        x -= zero
+        x /= scale
+        np.rint(x, x)
+        np.clip(x, 0, LEVELS, x)
+        whole = x.astype(np.uint8)
+        half = x.shape[-1] // 2
+        np.left_shift(whole[..., half:], 4, self.nibbles)
+        self.nibbles[:] |= whole[..., :half]
+
+    def decoded(self) -> Floats:
+        """``-> [L, kv, 64, d]``: q * scale + zero."""
+        half = self.nibbles.shape[-1]
+        x = np.empty((*self.nibbles.shape[:-1], 2 * half), np.float32)
+        x[..., :half] = self.nibbles & 15
+        x[..., half:] = self.nibbles >> 4
+        x *= self.scales.astype(np.float32)
+        x += self.zeros.astype(np.float32)
+        return x
 
 
-def decoded(payload: bytes | memoryview, shape: ModelShape) -> tuple[Floats, Floats]:
-    """Inverse of ``encoded``, up to its rounding. Raises ``RefusedError`` for another length or scales that are no numbers."""
+def parts(payload: Any, shape: ModelShape) -> tuple[Part, Part]:
+    """K and V of a payload, in place. Raises ``RefusedError`` for another length than ``block_bytes``."""
     if len(payload) != shape.block_bytes:
         raise RefusedError("KV block", f"{len(payload)} bytes", f"{shape.block_bytes} bytes", "recompute it")
     data = np.frombuffer(payload, np.uint8)
-    layers, heads, width = shape.layers, shape.kv_heads, shape.head_dim
-    lead = layers * heads
-    middle = lead * (BLOCK_TOKENS * width // 2 + 4 * width)
-    keys = _parts(data[:middle], (layers, heads, BLOCK_TOKENS, width // 2), (layers, heads, 1, width))
-    values = _parts(data[middle:], (layers, heads, BLOCK_TOKENS, width // 2), (layers, heads, BLOCK_TOKENS, 1))
-    return float_of(*keys), float_of(*values)
+    lead, width = (shape.layers, shape.kv_heads), shape.head_dim
+    middle = shape.layers * shape.kv_heads * (BLOCK_TOKENS * width // 2 + 4 * width)
+    nibbles = (*lead, BLOCK_TOKENS, width // 2)
+    keys = _part(KEY_AXIS, data[:middle], nibbles, (*lead, 1, width))
+    return keys, _part(VALUE_AXIS, data[middle:], nibbles, (*lead, BLOCK_TOKENS, 1))
 
 
-def _parts(data: Bytes, nibbles: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Bytes, Halves, Halves]:
+def _part(axis: int, data: Bytes, nibbles: tuple[int, ...], scales: tuple[int, ...]) -> Part:
     count = int(np.prod(nibbles))
-    halves = data[count:].view(np.float16)
-    if not np.isfinite(halves).all():
+    scale, zero = data[count:].view(np.float16).reshape(2, *scales)
+    return Part(axis, data[:count].reshape(nibbles), scale, zero)
+
+
+def checked(payload: Any, shape: ModelShape) -> tuple[Part, Part]:
+    """``parts`` of bytes from outside. Raises ``RefusedError`` for scales that are no numbers, too."""
+    found = parts(payload, shape)
+    if not all(np.isfinite(each).all() for part in found for each in (part.scales, part.zeros)):
         raise RefusedError("KV block", "a scale that is no number", remedy="recompute it")
-    scale, zero = halves.reshape(2, *scales)
-    return data[:count].reshape(nibbles), scale, zero
-
-
-def int4_of(x: Floats, axis: int) -> tuple[Bytes, Halves, Halves]:
-    """``[..., d] -> nibbles [..., d / 2], scale and zero`` with length 1 along ``axis``."""
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    zero, scale = low.astype(np.float16), ((high - low) / LEVELS).astype(np.float16)
-    step = scale.astype(np.float32)
-    step[step == 0] = 1
-    level = np.rint((x - zero.astype(np.float32)) / step)
-    whole = np.clip(level, 0, LEVELS, out=level).astype(np.uint8)
-    half = x.shape[-1] // 2
-    return whole[..., :half] | whole[..., half:] << 4, scale, zero
-
-
-def float_of(nibbles: Bytes, scale: Halves, zero: Halves) -> Floats:
-    """``[..., d / 2] -> [..., d]``: q * scale + zero."""
-    half = nibbles.shape[-1]
-    x = np.empty((*nibbles.shape[:-1], 2 * half), np.float32)
-    x[..., :half] = nibbles & 15
-    x[..., half:] = nibbles >> 4
-    x *= scale.astype(np.float32)
-    x += zero.astype(np.float32)
-    return x
+    return found
