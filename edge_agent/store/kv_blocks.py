@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edge_agent.core.chat import Tier
-from edge_agent.core.errors import RefusedError
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, KvFormat, next_name, packed_ids, root_name, unpacked_ids
 from edge_agent.core.values import DIGEST_BYTES
 from edge_agent.store.files import PART_PREFIX, Disk, fsync_file, reaching, read_bounded, write_unsynced
@@ -50,6 +50,8 @@ class BlockFiles:
         self._ram: OrderedDict[bytes, bytes] = OrderedDict()
         self._owners: dict[bytes, set[str]] = {}
         self._durable: set[bytes] = set()
+        self._checked: set[bytes] = set()
+        """Written or read in whole by this process."""
         self.bytes_in_ram = 0
         with reaching(folder):
             disk.make_folder(folder)
@@ -89,6 +91,7 @@ class BlockFiles:
         payload = payload_of(self._format, name, self.file(name))
         with self._lock:
             if name in self._sizes:
+                self._checked.add(name)
                 self._keep_in_ram(name, payload)
         return payload, Tier.DISK
 
@@ -98,8 +101,9 @@ class BlockFiles:
         try:
             data = read_bounded(self._disk, path, max(file_bytes(self._format, n) for n in (SINK_TOKENS, BLOCK_TOKENS)))
             payload_of(self._format, name, data)
-        except RefusedError:
-            self.remove([name])
+        except SlyError:
+            with suppress(UnavailableError):
+                self.remove([name])
             raise
         return data
 
@@ -135,10 +139,10 @@ class BlockFiles:
             for name in names:
                 self._forget_copy(name)
                 self._durable.discard(name)
-                if name in self._sizes:
-                    with reaching(self._path(name)), suppress(FileNotFoundError):
-                        self._disk.unlink(self._path(name))
-                    self.bytes_on_disk -= self._sizes.pop(name)
+                self._checked.discard(name)
+                self.bytes_on_disk -= self._sizes.pop(name, 0)
+                with reaching(self._path(name)), suppress(FileNotFoundError):
+                    self._disk.unlink(self._path(name))
 
     def remove_unowned(self) -> int:
         """For the start, when every owner has retained what it needs; how many were removed."""
@@ -161,18 +165,27 @@ class BlockFiles:
             self._durable.update(name for name in due if name in self._sizes)
 
     def durable(self, name: bytes) -> bool:
-        """Has this process made it durable?"""
-        return name in self._durable
+        """Did this process see its content, and make it durable?"""
+        return name in self._durable and name in self._checked
 
     def _put(self, name: bytes, data: bytes, payload: bytes, owner: str) -> None:
         with self._lock:
-            if name not in self._sizes:
+            if name not in self._sizes or not self._is_sound(name):
                 with reaching(self._path(name)):
                     write_unsynced(self._disk, self._path(name), data)
                 self._sizes[name] = len(data)
                 self.bytes_on_disk += len(data)
+                self._keep_in_ram(name, payload)
+            self._checked.add(name)
             self.retain([name], owner)
-            self._keep_in_ram(name, payload)
+
+    def _is_sound(self, name: bytes) -> bool:
+        """A file that was left by a power cut must not stand in for the block that somebody has in hand."""
+        if name not in self._checked:
+            with suppress(SlyError):
+                self.file(name)
+                return True
+        return name in self._checked
 
     def _keep_in_ram(self, name: bytes, payload: bytes) -> None:
         self._forget_copy(name)

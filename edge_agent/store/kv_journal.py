@@ -89,6 +89,9 @@ class AppendedFile:
                 fsync_file(self.disk, self.path)
             if unnamed:
                 self.disk.fsync_folder(self.path.parent)
+        except FileNotFoundError:
+            if self.size_bytes:
+                raise
         except OSError:
             self._unsynced, self._unnamed = True, True
             raise
@@ -113,7 +116,7 @@ class TokenLog:
     def __init__(self, file: AppendedFile, name: str, fingerprint: bytes, salt: bytes, ids: Ids) -> None:
         self._file, self.name, self.fingerprint, self._salt, self.ids = file, name, fingerprint, salt, ids
         self._seed = zlib.crc32(salt)
-        self._sound = True
+        self.sound = True
         self.cut_bytes = 0
         """What was not sound at the end of the file when it was opened."""
 
@@ -132,7 +135,7 @@ class TokenLog:
         log = cls(AppendedFile(disk, path, len(data)), name, fingerprint, salt, no_ids())
         records, end = log._read(data, at)
         log.cut_bytes = len(data) - end
-        log._sound = not log.cut_bytes and not (records > FRAGMENTS and records > len(log.ids) // 16)
+        log.sound = not log.cut_bytes and not (records > FRAGMENTS and records > len(log.ids) // 16)
         return log
 
     @property
@@ -153,34 +156,34 @@ class TokenLog:
         packed = packed_ids(ids)
         data = b"".join(self._ids_records(position, packed))
         self.mend()
-        self._sound = False
+        self.sound = False
         self._file.append(data)
-        self._sound = True
+        self.sound = True
         del self.ids[position:]
         self.ids.frombytes(packed)
 
     def stamp(self, fingerprint: bytes) -> None:
         """From now on the KV is made with this fingerprint. Raises ``OSError``."""
         self.mend()
-        self._sound = False
+        self.sound = False
         self._file.append(self._record(_FINGERPRINT, 0, len(fingerprint), fingerprint))
-        self._sound, self.fingerprint = True, fingerprint
+        self.sound, self.fingerprint = True, fingerprint
 
     def mend(self) -> None:
         """Replace a file whose end is not sound by one that is. Raises ``OSError``."""
-        if not self._sound:
+        if not self.sound:
             self._rewrite()
 
     def distrust(self) -> None:
         """An fsync failed: what the file holds is unknown, and it is written anew before the next append."""
-        self._sound = False
+        self.sound = False
 
     def _rewrite(self) -> None:
         head = MAGIC + self._salt + self.fingerprint + self.name.encode()
-        records = [_RECORD.pack(zlib.crc32(head), _HEAD, len(head), 0), head]
-        records += self._ids_records(0, self.ids.tobytes())
+        records = [_record(_HEAD, 0, len(head), head, 0)]
+        records += self._ids_records(0, self.ids.tobytes()) if self.ids else ()
         self._file.replace(b"".join(records))
-        self._sound = True
+        self.sound = True
 
     def _ids_records(self, position: int, packed: bytes) -> Iterator[bytes]:
         for start in range(0, max(len(packed), 1), 4 * MAX_RECORD_IDS):
@@ -188,8 +191,7 @@ class TokenLog:
             yield self._record(_IDS, position + start // 4, len(part) // 4, part)
 
     def _record(self, kind: int, position: int, count: int, payload: bytes) -> bytes:
-        data = _RECORD.pack(0, kind, count, position) + payload
-        return zlib.crc32(data[4:], self._seed).to_bytes(4, "little") + data[4:]
+        return _record(kind, position, count, payload, self._seed)
 
     def _read(self, data: bytes, at: int) -> tuple[int, int]:
         """Take all sound records from ``at`` on; how many, and where they end."""
@@ -212,13 +214,19 @@ class TokenLog:
         return records, at
 
 
+def _record(kind: int, position: int, count: int, payload: bytes, seed: int) -> bytes:
+    data = _RECORD.pack(0, kind, count, position) + payload
+    return zlib.crc32(data[4:], seed).to_bytes(4, "little") + data[4:]
+
+
 def _log_head(path: Path, data: bytes) -> tuple[str, bytes, bytes, int]:
     """Name, fingerprint, salt, and where the records begin."""
     least_bytes = len(MAGIC) + SALT_BYTES + DIGEST_BYTES
     if len(data) >= _RECORD.size + least_bytes:
         crc, kind, count, _ = _RECORD.unpack_from(data)
         head = data[_RECORD.size : _RECORD.size + count]
-        if kind == _HEAD and least_bytes <= count <= MAX_HEAD_BYTES and zlib.crc32(head) == crc and head.startswith(MAGIC):
+        sound = zlib.crc32(data[4 : _RECORD.size + count]) == crc
+        if sound and kind == _HEAD and least_bytes <= count <= MAX_HEAD_BYTES and head.startswith(MAGIC):
             salt, rest = head[len(MAGIC) : len(MAGIC) + SALT_BYTES], head[len(MAGIC) + SALT_BYTES :]
             return rest[DIGEST_BYTES:].decode(), rest[:DIGEST_BYTES], salt, _RECORD.size + count
     raise RefusedError(f"session log {path.name}", "a file without a sound head", "what was written", "its session is lost")
@@ -235,7 +243,7 @@ class BlockRows:
         self.count = count
         """How many rows from the block's start are here; until ``check`` as the file's size says."""
         self._digests: list[bytes] = []
-        self._sound = self.checked = False
+        self.sound = self.checked = False
 
     @classmethod
     def create(cls, disk: Disk, path: Path, kv_format: KvFormat, block: int, parent: bytes) -> Self:
@@ -277,7 +285,7 @@ class BlockRows:
             self._digests.append(digest)
         self.count = len(self._digests)
         unsound_bytes = len(data) - _ROWS_HEAD.size - self.count * _record_bytes(self._format)
-        self._sound = not unsound_bytes
+        self.sound = not unsound_bytes
         return unsound_bytes
 
     def append(self, index: int, ids: Sequence[int], rows: bytes | memoryview) -> None:
@@ -319,20 +327,20 @@ class BlockRows:
         """Forget all rows but the first ``count``; the file is checked before."""
         if count < self.count:
             del self._digests[count:]
-            self.count, self._sound = count, False
+            self.count, self.sound = count, False
 
     def distrust(self) -> None:
         """A write or an fsync failed: the file is written anew before the next row."""
-        self._sound = False
+        self.sound = False
 
     def _write(self, index: int, records: bytes) -> None:
-        if self._sound and index == self.count:
-            self._sound = False
+        if self.sound and index == self.count:
+            self.sound = False
             self.file.append(records)
         else:
             kept = self._read()[_ROWS_HEAD.size : _ROWS_HEAD.size + index * _record_bytes(self._format)] if index else b""
             self.file.replace(self._head() + kept + records)
-        self._sound = True
+        self.sound = True
 
     def _head(self) -> bytes:
         fingerprint = self._format.fingerprint
@@ -351,6 +359,13 @@ class BlockRows:
         for at in range(_ROWS_HEAD.size, len(data) - size + 1, size):
             id_at = at + ROW_DIGEST_BYTES
             yield data[at:id_at], _ROW_ID.unpack_from(data, id_at)[0], view[id_at + _ROW_ID.size : at + size]
+
+
+def added_bytes(ids: int, rows: int, rows_bytes: int) -> int:
+    """The most that records of so many ids and rows take on disk, heads of files included."""
+    records = ids // MAX_RECORD_IDS + 2
+    heads = (rows // BLOCK_TOKENS + 2) * _ROWS_HEAD.size if rows else 0
+    return 4 * ids + records * _RECORD.size + rows_bytes + rows * (ROW_DIGEST_BYTES + _ROW_ID.size) + heads
 
 
 def _record_bytes(kv_format: KvFormat) -> int:

@@ -14,7 +14,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, KvFormat, block_start, full_blocks, next_name, root_name
 from edge_agent.store.files import Disk
 from edge_agent.store.kv_blocks import BlockFiles
-from edge_agent.store.kv_journal import ROWS_SUFFIX, AppendedFile, BlockRows, Ids, TokenLog
+from edge_agent.store.kv_journal import ROWS_SUFFIX, AppendedFile, BlockRows, Ids, TokenLog, added_bytes
 from edge_agent.store.kv_tiers import NOTHING, Restorable, restorable
 
 KEY_CHARS = 32
@@ -30,7 +30,7 @@ class ParkedSession:
         self._disk, self._folder, self._format, self._blocks = disk, folder, kv_format, blocks
         self.log, self.key = log, key_of(log.name)
         self.rows: dict[int, BlockRows] = {}
-        self.pins = self.last_use = 0
+        self.pins = self.last_use = self.counted_bytes = 0
         self.sealed: dict[int, bytes] = {}
         """By number: the names of the sealed blocks that it may be restored from."""
         self._names: dict[int, bytes] = {}
@@ -52,6 +52,16 @@ class ParkedSession:
         """Of the files that are this session's alone."""
         return self.log.file.size_bytes + sum(rows.file.size_bytes for rows in self.rows.values())
 
+    def append_bytes(self, ids: int, rows_bytes: int) -> int:
+        """The most that appending so much may add on disk, temporary files included."""
+        count = rows_bytes // self._format.row_bytes
+        return added_bytes(ids, count, rows_bytes) + (0 if self.sound else self.size_bytes)
+
+    @property
+    def sound(self) -> bool:
+        """Can every file be appended to, with none to be replaced first?"""
+        return self.log.sound and all(rows.sound for rows in self.rows.values())
+
     @property
     def root(self) -> bytes | None:
         """The name of its prelude, if it has one."""
@@ -63,7 +73,9 @@ class ParkedSession:
             raise ValueError(f"block {block} of a session of {len(self.ids)} tokens")
         if block < 0:
             return root
-        known = max((each for each in self._names if each <= block), default=-1)
+        if block in self._names:
+            return self._names[block]
+        known = block - 1 if block - 1 in self._names else max((each for each in self._names if each < block), default=-1)
         name = self._names[known] if known >= 0 else root
         for each in range(known + 1, block + 1):
             name = next_name(name, self.ids[block_start(each) : block_start(each + 1)])
@@ -94,14 +106,19 @@ class ParkedSession:
         here = {block: self.block_name(block) for block in range(full_blocks(len(self.ids)))}
         self.sealed = {block: name for block, name in here.items() if name in self._blocks}
         notes = [note for block in rows_blocks if (note := self._recall_rows(block))]
-        self.forget_before_window()
+        self._prune()
         return notes
 
     def forget_before_window(self) -> list[bytes]:
-        """The names of sealed blocks before the window: nothing is restored from them any more, and they are forgotten."""
-        first = self.restorable().sealed - self._format.window_blocks
-        self._names = {block: name for block, name in self._names.items() if block >= first - 1}
-        return [self.sealed.pop(block) for block in sorted(self.sealed) if block < first]
+        """The names of sealed blocks before the window: nothing is restored from them any more, and they are forgotten.
+
+        The window of what is durable: a block that a power cut may still take keeps those that it pushed out.
+        """
+        last = max((block for block, name in self.sealed.items() if self._blocks.durable(name)), default=-1)
+        first = min(last + 1, self.restorable().sealed) - self._format.window_blocks
+        forgotten = [self.sealed.pop(block) for block in sorted(self.sealed) if block < first]
+        self._prune()
+        return forgotten
 
     def append_ids(self, position: int, ids: Sequence[int]) -> list[bytes]:
         """``ids`` from ``position`` on; the names of sealed blocks that are the session's no more."""
@@ -174,11 +191,15 @@ class ParkedSession:
         for rows in self.rows.values():
             rows.distrust()
 
-    def remove_kv(self) -> None:
-        """Its own rows; the sealed blocks are for the store to release."""
+    def remove_rows(self) -> None:
         while self.rows:
             self.rows.popitem()[1].file.remove()
-        self.sealed.clear()
+
+    def _prune(self) -> None:
+        """Keep the names of the chain that are asked for: of sealed blocks, and from the last of them on."""
+        here = self.restorable()
+        last = here.sealed - 1 if here.tokens else full_blocks(len(self.ids)) - 1
+        self._names = {block: name for block, name in self._names.items() if block >= last or block in self.sealed}
 
     def _fits(self, rows: BlockRows) -> bool:
         return rows.block <= full_blocks(len(self.ids)) and rows.parent == self.block_name(rows.block - 1)

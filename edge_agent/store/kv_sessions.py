@@ -9,6 +9,9 @@ preludes, shared).  Rules:
   returned after them.  A block's rows are removed only when its sealed form is durable, and sealed blocks that the window has
   left only when what came after them is.
 * ``load`` gives only bytes that were checked. What is damaged is removed and reported, and the sound prefix before it is given.
+* ``ram_bytes`` and ``disk_bytes`` hold always.  When the disk's is used up, whole sessions give way that are not pinned, in the
+  order of ``kv_tiers.first_to_go``.  A named one gives up its KV but keeps its ids, and only for a named one that is here
+  already: who is new, or has no name, is refused instead.
 * Sessions without a name are called ``~<hex>`` (``new_name``).  No file is called what a user typed.
 * One process owns the folder. Methods may be called from several threads; ``sync`` and ``load`` are meant for one.
 """
@@ -19,7 +22,7 @@ import re
 import threading
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -27,12 +30,12 @@ from secrets import token_hex
 from edge_agent.core.chat import Tier
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, KvFormat, block_start, chain, full_blocks, next_name
-from edge_agent.core.values import SESSION_NAME, checked
+from edge_agent.core.values import DIGEST_BYTES, SESSION_NAME, checked
 from edge_agent.store.files import PART_PREFIX, Disk, reaching
-from edge_agent.store.kv_blocks import NO_PARENT, BlockFiles
-from edge_agent.store.kv_journal import LOG_SUFFIX, ROWS_SUFFIX, Ids, TokenLog
+from edge_agent.store.kv_blocks import NO_PARENT, BlockFiles, file_bytes
+from edge_agent.store.kv_journal import LOG_SUFFIX, MAX_HEAD_BYTES, ROWS_SUFFIX, Ids, TokenLog, added_bytes
 from edge_agent.store.kv_parked import ParkedSession, key_of
-from edge_agent.store.kv_tiers import NOTHING, Restorable, restorable
+from edge_agent.store.kv_tiers import NOTHING, Parked, Restorable, Speeds, first_to_go, restorable
 
 UNNAMED = re.compile(r"~[0-9a-f]{1,32}")
 MAX_TAIL_CANDIDATES = 64
@@ -103,7 +106,9 @@ class SessionStore:
         report: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._format, self._disk, self._report = kv_format, disk or Disk(), report
-        self._disk_budget_bytes = disk_bytes
+        self._budget_bytes, self._own_bytes = disk_bytes, 0
+        self.speeds = Speeds()
+        """What the eviction rule reckons with; whoever measures puts better ones here."""
         self._lock = threading.RLock()
         self._folder, self._uses = folder / "sessions", 0
         self._sessions: dict[str, ParkedSession] = {}
@@ -112,8 +117,13 @@ class SessionStore:
         self._tail_of: dict[str, bytes] = {}
         with reaching(folder):
             self._disk.make_folder(self._folder)
-            self._blocks = BlockFiles(folder / f"blocks-{kv_format.fingerprint.hex()[:16]}", kv_format, ram_bytes, self._disk)
+            blocks = folder / f"blocks-{kv_format.fingerprint.hex()[:16]}"
+            self._blocks = BlockFiles(blocks, kv_format, ram_bytes, self._disk)
+            for text in self._disk.names(folder):
+                if text.startswith("blocks-") and text != blocks.name:
+                    self._remove_all(folder / text)
             self._recall()
+            self._shrink()
 
     def names(self) -> list[str]:
         """Of all sessions, the last used first."""
@@ -128,7 +138,18 @@ class SessionStore:
     @property
     def bytes_on_disk(self) -> int:
         with self._lock:
-            return self._blocks.bytes_on_disk + sum(each.size_bytes for each in self._sessions.values())
+            return self._blocks.bytes_on_disk + self._own_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the disk's budget, what no session uses."""
+        return max(0, self._budget_bytes - self.bytes_on_disk)
+
+    def bytes_of(self, name: str) -> int:
+        """On disk, of everything that this session needs, shared or not. Raises ``UnavailableError`` if it is not here."""
+        with self._lock:
+            session = self._session(name)
+            return session.size_bytes + sum(map(self._blocks.size_bytes, session.needs()))
 
     @property
     def bytes_in_ram(self) -> int:
@@ -137,7 +158,7 @@ class SessionStore:
     def create(self, name: str) -> None:
         """A new session without tokens. Raises ``RefusedError`` for a name that is taken or not allowed, ``UnavailableError``."""
         with self._lock:
-            self._create(name, ())
+            self._create(name, (), 0, None)
 
     def resume(self, name: str) -> Held | None:
         """What is here of the session; ``None`` if there is none of this name."""
@@ -186,14 +207,16 @@ class SessionStore:
         with self._lock:
             here = self._still_here(held, min(tokens, held.tokens))
             rows = self._rows_of(held, here)
-            session = self._create(name, held.ids[:tokens])
-            names = _window_names(held)
+            session = self._create(name, held.ids[:tokens], len(rows), held)
+            names = self._names_of(held)
             session.sealed = {block: names[block] for block in here.window(self._format.window_blocks)}
             self._blocks.retain(session.needs(), name)
-            if rows:
-                with reaching(self._folder):
+            try:
+                with self._writing(session, 0):
                     session.append_rows(block_start(here.sealed), rows)
-            self._changed(session)
+            except UnavailableError:
+                self._remove(session)
+                raise
             return self._held(session, session.restorable(), True, ())
 
     def append(self, name: str, position: int, ids: Sequence[int], rows: bytes | memoryview = b"", first_row: int = 0) -> None:
@@ -207,7 +230,7 @@ class SessionStore:
             session = self._session(name)
             if position != len(session.ids):
                 raise ValueError(f"ids at position {position} of session {name}, which has {len(session.ids)}")
-            with self._writing(session, 4 * len(ids) + len(rows)):
+            with self._writing(session, session.append_bytes(len(ids), len(rows))):
                 if ids:
                     session.append_ids(position, ids)
                 if rows:
@@ -224,7 +247,7 @@ class SessionStore:
         with self._lock:
             session = self._session(name)
             if tokens < len(session.ids):
-                with self._writing(session, 0):
+                with self._writing(session, session.append_bytes(0, 0)):
                     self._blocks.release(session.append_ids(tokens, ()), name)
 
     def prelude(self, name: str, payload: bytes) -> None:
@@ -232,7 +255,8 @@ class SessionStore:
         with self._lock:
             session = self._session(name)
             root = session.block_name(-1)
-            with self._writing(session, len(payload)):
+            stamp_bytes = session.append_bytes(DIGEST_BYTES, 0)
+            with self._writing(session, self._new_bytes(root, SINK_TOKENS) + stamp_bytes):
                 self._blocks.put(root, NO_PARENT, session.ids[:SINK_TOKENS], payload, name)
                 if session.log.fingerprint != self._format.fingerprint:
                     session.log.stamp(self._format.fingerprint)
@@ -243,7 +267,7 @@ class SessionStore:
             session = self._session(name)
             block_name, parent = session.block_name(block), session.block_name(block - 1)
             ids = session.ids[block_start(block) : block_start(block + 1)]
-            with self._writing(session, len(payload)):
+            with self._writing(session, self._new_bytes(block_name, BLOCK_TOKENS)):
                 self._blocks.put(block_name, parent, ids, payload, name)
                 session.sealed[block] = block_name
 
@@ -305,34 +329,77 @@ class SessionStore:
             raise UnavailableError(f"session {name}", "it is not in the store", "create it, or look at the names")
         return self._sessions[name]
 
-    def _create(self, name: str, ids: Sequence[int]) -> ParkedSession:
+    def _create(self, name: str, ids: Sequence[int], rows_bytes: int, donor: Held | None) -> ParkedSession:
         if not UNNAMED.fullmatch(name):
             checked(SESSION_NAME, "session", name)
         if name in self._sessions:
             raise RefusedError("session", f"{name}, which exists", "a new name", "resume it or drop it")
         path = self._folder / f"{key_of(name)}{LOG_SUFFIX}"
+        least_bytes = added_bytes(len(ids), rows_bytes // self._format.row_bytes, rows_bytes) + MAX_HEAD_BYTES
+        self._make_room(name, least_bytes, {donor.name} if donor else set(), spares_named=True)
         with reaching(path):
             log = TokenLog.create(self._disk, path, name, self._format.fingerprint, ids)
         session = ParkedSession(self._disk, self._folder, self._format, self._blocks, log)
         self._sessions[name] = session
         self._use(session)
+        self._changed(session)
         return session
 
     @contextmanager
     def _writing(self, session: ParkedSession, size_bytes: int) -> Iterator[None]:
+        """Have room for so many more bytes, and the books right afterwards."""
+        self._make_room(session.name, size_bytes, {session.name}, spares_named=not session.named)
         try:
             with reaching(self._folder):
                 yield
         finally:
             self._changed(session)
 
+    def _new_bytes(self, name: bytes, ids: int) -> int:
+        return 0 if name in self._blocks else file_bytes(self._format, ids)
+
+    def _make_room(self, name: str, size_bytes: int, kept: Collection[str], spares_named: bool) -> None:
+        while self.bytes_on_disk + size_bytes > self._budget_bytes:
+            victim = first_to_go(self._may_give_way(kept, spares_named))
+            if victim is None:
+                named_bytes = sum(self.bytes_of(each.name) for each in self._sessions.values() if each.named or each.pins)
+                reason = f"{size_bytes} bytes needed, {self.free_bytes} free of {self._budget_bytes}"
+                reason += f", and at most {named_bytes} held by sessions that are named or live"
+                raise UnavailableError(f"session {name}", f"no room for its KV: {reason}", "drop a session, or raise disk_bytes")
+            self._give_way(self._sessions[victim.name])
+
+    def _may_give_way(self, kept: Collection[str], spares_named: bool) -> Iterator[Parked]:
+        for session in self._sessions.values():
+            if session.pins or session.name in kept or (spares_named and session.named):
+                continue
+            freed = sum(rows.file.size_bytes for rows in session.rows.values()) if session.named else session.size_bytes
+            freed += sum(self._blocks.size_bytes(name) for name in session.needs() if len(self._blocks.owners(name)) == 1)
+            tokens = min(session.restorable().tokens, self._format.window_tokens)
+            cost_us = self.speeds.prefill_us(tokens)
+            yield Parked(session.name, session.named, freed, cost_us, self._uses - session.last_use)
+
+    def _give_way(self, session: ParkedSession) -> None:
+        """An unnamed session goes, a named one keeps its ids."""
+        if not session.named:
+            self._remove(session)
+            return
+        needs = list(session.needs())
+        session.sealed.clear()
+        with reaching(self._folder):
+            session.remove_rows()
+        self._blocks.release(needs, session.name)
+        self._changed(session)
+        self._report(f"session {session.name} gave up its KV for room; its {len(session.ids)} ids stay")
+
     def _use(self, session: ParkedSession) -> None:
         self._uses += 1
         session.last_use = self._uses
 
     def _changed(self, session: ParkedSession) -> None:
-        """Keep the index of tails right, and no descriptor open for a session that is not live."""
+        """Keep the books right: bytes, the index of tails, and no descriptor open for a session that is not live."""
         self._unindex(session)
+        self._own_bytes += session.size_bytes - session.counted_bytes
+        session.counted_bytes = session.size_bytes
         if session.root is not None:
             tail = session.block_name(session.restorable().sealed - 1)
             self._tails.setdefault(tail, set()).add(session.name)
@@ -348,12 +415,15 @@ class SessionStore:
             self._tails.pop(tail, None)
 
     def _remove(self, session: ParkedSession) -> None:
+        """The log first: without it the rest is an orphan, which the next start removes."""
         needs = list(session.needs())
-        self._unindex(session)
-        del self._sessions[session.name]
         with reaching(self._folder):
             session.log.file.remove()
-            session.remove_kv()
+        self._unindex(session)
+        del self._sessions[session.name]
+        self._own_bytes -= session.counted_bytes
+        with suppress(OSError):
+            session.remove_rows()
         self._blocks.release(needs, session.name)
 
     def _checked_rows(self, session: ParkedSession) -> list[str]:
@@ -420,9 +490,19 @@ class SessionStore:
     def _last_used(self, names: Collection[str]) -> list[str]:
         return sorted(names, key=lambda name: (-self._sessions[name].last_use, name))
 
+    def _names_of(self, held: Held) -> dict[int, bytes]:
+        """By number: the sealed blocks of its window, and those before it that its session has kept (a block that a power cut
+        may still take keeps those that it pushed out of the window).
+        """
+        names = dict(zip(range(held.sealed - len(held.blocks), held.sealed), held.blocks, strict=True))
+        session = self._sessions.get(held.name)
+        if session and held.blocks and session.sealed.get(held.sealed - 1) == held.blocks[-1]:
+            names = {block: name for block, name in session.sealed.items() if block < held.sealed} | names
+        return names
+
     def _still_here(self, held: Held, limit: int) -> Restorable:
         """What can be restored now of what was held."""
-        names = _window_names(held)
+        names = self._names_of(held)
         sealed = {block for block, name in names.items() if name in self._blocks}
         rows: dict[int, int] = {}
         session = self._sessions.get(held.name)
@@ -433,7 +513,8 @@ class SessionStore:
         return restorable(limit, self._format.window_blocks, held.root in self._blocks, sealed, rows)
 
     def _read(self, held: Held, here: Restorable, notes: Sequence[str]) -> Loaded:
-        names = _window_names(held)
+        with self._lock:
+            names = self._names_of(held)
         prelude, tier = self._blocks.read(held.root)
         blocks = []
         for block in here.window(self._format.window_blocks):
@@ -448,6 +529,18 @@ class SessionStore:
         if here.tokens <= block_start(here.sealed):
             return b""
         return self._session(held.name).read_rows(here)
+
+    def _shrink(self) -> None:
+        """The budget may be smaller than it was; ids of named sessions stay even so."""
+        try:
+            self._make_room("of an earlier start", 0, (), spares_named=False)
+        except UnavailableError as error:
+            self._report(str(error))
+
+    def _remove_all(self, folder: Path) -> None:
+        """The blocks of another build of the model: nothing is restored from them any more."""
+        for text in self._disk.names(folder):
+            self._disk.unlink(folder / text)
 
     def _recall(self) -> None:
         """Open every session that is here, and remove what belongs to none."""
@@ -487,6 +580,8 @@ class SessionStore:
         self._blocks.retain(session.needs(), log.name)
         self._use(session)
         self._changed(session)
+        if not session.named and not session.restorable().tokens:
+            self._remove(session)
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -494,10 +589,6 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return next(
         (at for at, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
     )
-
-
-def _window_names(held: Held) -> dict[int, bytes]:
-    return dict(zip(range(held.sealed - len(held.blocks), held.sealed), held.blocks, strict=True))
 
 
 def _parent(held: Held, names: dict[int, bytes], block: int) -> bytes:
