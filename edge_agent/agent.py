@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
@@ -25,12 +25,13 @@ from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError, UnavailableError
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import REQUEST_ID, InferenceRequest, InferenceResult, ModelOffer, Status, checked, failure
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
 from edge_agent.gateway.local_talk import TALK, talk_stream
 from edge_agent.gateway.talker import DRAINING, UNKNOWN_MODEL, Figure
-from edge_agent.hosting import Host, Speaker, model_files
+from edge_agent.hosting import Host, language_models, model_files
 from edge_agent.node.events import (
     Abandoned,
     Acknowledge,
@@ -41,6 +42,7 @@ from edge_agent.node.events import (
     Execute,
     Executed,
     Hosted,
+    KvChanged,
     Log,
     Partial,
     Publish,
@@ -62,6 +64,9 @@ from edge_agent.store.blobs import BlobStore
 from edge_agent.store.ledger import Ledger
 from edge_agent.talk import Talks
 from edge_agent.transport.link import Link, Rejected, Will
+
+if TYPE_CHECKING:
+    from edge_agent.speaking import Speaker
 
 SOCKET_NAME = "agent.sock"
 TICK_S = 0.1
@@ -96,6 +101,7 @@ class Agent:
         self._jobs: dict[str, asyncio.Task[Any]] = {}
         """Of language, by key: what can be broken off."""
         self._broken_off: set[str] = set()
+        self._kv: dict[str, KvState] = {}
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: list[Callable[[], Any]] = []
@@ -186,7 +192,7 @@ class Agent:
 
     async def _start(self) -> None:
         config = self.config
-        files = model_files(config)
+        files = [*model_files(config), *language_models(config)]
         folder = private_folder(config)
         self._ledger = Ledger(folder / "ledger.db")
         self._closers.append(self._close_ledger)
@@ -204,12 +210,12 @@ class Agent:
         )
         self._supervisor = EngineSupervisor(engine, self.board.delegate(), self.say)
         self._closers.append(self._supervisor.close)
-        self._host = Host(config, self.board, blobs, self._supervisor, self.clock)
+        self._host = Host(config, self.board, blobs, self._supervisor, self.clock, engine, self.say)
         self._closers.append(self._host.close)
         server = LocalServer(folder / SOCKET_NAME, self._handle_call, {TALK: talk_stream(self)})
         await server.start()
         self._closers.append(server.close)
-        await self._load_models(list(files))
+        await self._load_models(files)
         await self._read_sensors()
         self._carry_out(self._decide(lambda: self.node.recover(self.clock.monotonic_us())))
         self._open_link()
@@ -365,6 +371,8 @@ class Agent:
         if effect.request.task != CHAT and self._supervisor.state(effect.model) is EngineState.QUARANTINED:
             self._feed(Withdrawn(effect.model, result.reason))
         self._feed(Executed(effect.key, result))
+        if effect.request.task == CHAT:
+            self._tell_kv()
 
     def _begin(self, job: Execute) -> None:
         def forget(task: asyncio.Task[Any]) -> None:
@@ -404,6 +412,15 @@ class Agent:
         else:
             sensors = await asyncio.to_thread(self.board.read_sensors, now_us)
         self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc))
+        self._tell_kv()
+
+    def _tell_kv(self) -> None:
+        """The language models' word on their KV, when it has changed."""
+        for model, speaker in self._host.speakers.items():
+            state = speaker.kv_state()
+            if state is not None and state != self._kv.get(model):
+                self._kv[model] = state
+                self._feed(KvChanged(state))
 
     def _new_handle(self) -> int:
         self._handles += 1

@@ -10,49 +10,41 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from board_support.board import Board
 from board_support.roofline import ModelWork, estimate
-from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
+from edge_agent.core.chat import CHAT, TurnEnd
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
-from edge_agent.gateway.talker import Figure
 from edge_agent.node.events import Execute
 from edge_agent.node.streams import end_tensor, turn_of
+from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
 from models.card import Card
 from models.catalog import card as card_named
 from models.fetch import default_folder
+from models.language_card import LanguageCard, find, is_language_model
 
-
-class Speaker(Protocol):
-    """A language model that runs here."""
-
-    def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
-        """Serve one turn: parts that follow ``turn.begun``, then the end, whose text is the whole. Raises ``SlyError``."""
-        ...
-
-    async def ready(self) -> str:
-        """Why no turn could be served now; empty when one could."""
-        ...
-
-    def figures(self) -> Iterable[Figure]: ...
-
-    async def close(self) -> None: ...
+if TYPE_CHECKING:
+    from edge_agent.speaking import Speaker
 
 
 class Host:
-    def __init__(self, config: AgentConfig, board: Board, blobs: BlobStore, supervisor: EngineSupervisor, clock: Clock) -> None:
+    def __init__(
+        self, config: AgentConfig, board: Board, blobs: BlobStore, supervisor: EngineSupervisor, clock: Clock,
+        engine: EngineSettings, report: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._board, self._blobs, self._supervisor, self._clock = board, blobs, supervisor, clock
         self._board_id = config.board.id
-        self._files = model_files(config)
+        self._config, self._engine, self._report = config, engine, report
+        self._files, self._languages = model_files(config), language_models(config)
         self._work: dict[str, ModelWork] = {}
         self._digests: dict[str, bytes] = {}
         self.speakers: dict[str, Speaker] = {}
@@ -67,6 +59,8 @@ class Host:
 
     async def load(self, name: str) -> ModelOffer:
         """Bring one configured model up. Raises ``RefusedError`` or ``UnavailableError`` saying why it cannot be hosted."""
+        if name in self._languages:
+            return await self._load_language(name)
         card, path = self._files[name]
         digest = self._blobs.add_file(path, bytes.fromhex(card.source.sha256))
         self._blobs.pin(digest)
@@ -78,6 +72,17 @@ class Host:
         self._work[name], self._digests[name] = loaded.work, digest
         prior = estimate(loaded.work, self._board.profile)
         return ModelOffer(name, card.task, digest, card.quality_permille, max(1, prior.busy_us), prior.energy_uj)
+
+    async def _load_language(self, name: str) -> ModelOffer:
+        from edge_agent.speaking import speaker_of
+
+        folder = models_folder(self._config)
+        state = Path(self._config.state.folder)
+        offer, speaker = await speaker_of(
+            self._languages[name], folder, state, self._config, self._engine, self._board, self._report
+        )
+        self.speak(offer, speaker)
+        return offer
 
     async def execute(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
         """Run one job; every way it can fail is a result with its reason. ``emit`` takes the parts of an answer as they come."""
@@ -163,14 +168,34 @@ async def _heard_out(speaker: Speaker, job: Execute, emit: Callable[[AnswerPart]
     raise RuntimeError(f"a turn of {job.model} ended without its end")
 
 
+def models_folder(config: AgentConfig) -> Path:
+    return Path(config.models.folder).expanduser() if config.models.folder else default_folder()
+
+
 def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
-    """The card and file of every model that the configuration names. Raises ``ConfigError`` for one that is not there."""
-    folder = Path(config.models.folder).expanduser() if config.models.folder else default_folder()
-    files = {}
+    """The card and file of every picture model that the configuration names. Raises ``ConfigError`` for one that is not there."""
+    folder, files = models_folder(config), {}
     for name in config.models.serve:
+        if is_language_model(name, folder):
+            continue
         card = card_named(name)
         path = folder / card.filename
         if not path.is_file():
             raise ConfigError(f"[models] serve {name}", f"no file {path}", "", f"fetch it with: sly models fetch {name}")
         files[name] = (card, path)
     return files
+
+
+def language_models(config: AgentConfig) -> dict[str, LanguageCard]:
+    """The card of every language model that the configuration names. Raises ``ConfigError`` for one that was not built."""
+    folder = models_folder(config)
+    return {name: built_model(name, folder) for name in config.models.serve if is_language_model(name, folder)}
+
+
+def built_model(name: str, folder: Path) -> LanguageCard:
+    card = find(name, folder)
+    for entry in card.entries():
+        if not (folder / entry.filename).is_file():
+            where = f"no file {folder / entry.filename}"
+            raise ConfigError(f"[models] serve {name}", where, "", f"build it with: sly models build {name}")
+    return card

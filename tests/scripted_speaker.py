@@ -1,6 +1,6 @@
 """A language model without a model: its answer is a function of the prompt, so that any board gives the same one.
 
-Rules: it stands behind the same contract as a real one (``edge_agent.hosting.Speaker``); it goes on after ``begun``; a gate
+Rules: it stands behind the same contract as a real one (``edge_agent.speaking.Speaker``); it goes on after ``begun``; a gate
 lets a test hold it in the middle of an answer.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable
 
 from edge_agent.core.chat import CHAT, Finish, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import ModelOffer
 from edge_agent.gateway.talker import Figure
 
@@ -76,6 +77,9 @@ class Parrot:
 
     def figures(self) -> Iterable[Figure]:
         return [Figure("turns", "turns that were heard", len(self.heard))]
+
+    def kv_state(self) -> KvState | None:
+        return None
 
     async def close(self) -> None:
         self.closed = True
