@@ -45,6 +45,14 @@ class Turns:
     def live(self) -> int:
         return sum(each.phase is Phase.LIVE for each in self._placed.values())
 
+    @property
+    def count(self) -> int:
+        """Turns that hold a slot."""
+        return len(self._placed)
+
+    def of(self, slot: int) -> LiveTurn | None:
+        return self._placed.get(slot)
+
     # into a slot
 
     def place(self, live: LiveTurn, plan: Plan, held: Held | None, admitted: Admitted, need_bytes: int) -> None:

@@ -1,0 +1,455 @@
+"""Laws of the language service, on a tiny model with its real confined child and its real files.
+
+What was said once is paid for once: after a restart, a death, a detour to disk or in company, a session answers as if nothing had
+happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.core.chat import ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY
+from edge_agent.language.service import LanguageService
+from tests.speaking import LIVELY, answer, new_service, run, says, serving, until
+
+GREEDY = Sampling()
+LONG = 100
+"""Tokens of an answer in which blocks are sealed; three of them fill the window."""
+
+
+def three_turns(session: str) -> list[Turn]:
+    return [says(text, session, LONG) for text in ("Who is there?", "And why?", "Then go.")]
+
+
+def texts(ends: list[TurnEnd]) -> list[str]:
+    return [end.text for end in ends]
+
+
+async def undisturbed(state: Path, turns: list[Turn]) -> list[str]:
+    """What a service that nothing happens to answers, one turn after another."""
+    async with serving(state) as service:
+        return [(await answer(service, turn)).text for turn in turns]
+
+
+def test_a_session_answers_after_each_restart_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "whole", three_turns("a"))
+        for number, turn in enumerate(three_turns("a")):
+            async with serving(tmp_path / "cut") as service:
+                end = await answer(service, turn)
+            assert end.text == expected[number]
+            assert end.recomputed_tokens == 0
+            if number:
+                assert end.tier is Tier.DISK
+                assert end.prompt_tokens - end.cached_tokens < 40, "the new message, and the last id before it"
+
+    run(work())
+
+
+def test_in_one_process_a_session_stays_hot_and_parking_it_changes_no_answer(tmp_path: Path) -> None:
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "hot", three_turns("a"))
+        async with serving(tmp_path / "parked", max_sessions=1) as service:
+            ends = []
+            for turn in three_turns("a"):
+                ends.append(await answer(service, turn))
+                assert (await answer(service, says("a guest", "b"))).kv_bytes > 0
+        assert texts(ends) == expected
+        assert [end.tier for end in ends] == [Tier.NONE, Tier.RAM, Tier.RAM]
+
+    run(work())
+
+
+def ascii_answer(text: str) -> Turn:
+    """A turn whose greedy answer is plain text, so that it can be sent back as it came."""
+    return Turn((ChatMessage("user", text),), max_tokens=24)
+
+
+async def plainly_answered(service: LanguageService) -> tuple[Turn, TurnEnd]:
+    for number in range(200):
+        turn = ascii_answer(f"question {number}")
+        end = await answer(service, turn)
+        if end.text.isascii() and end.text.isprintable() and len(set(end.text)) > 1:
+            return turn, end
+    raise AssertionError("no plain answer in 200")
+
+
+def test_a_client_that_resends_its_history_pays_only_for_the_new_turn(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            first, end = await plainly_answered(service)
+            sessions = len(service.store.names())
+            more = (*first.messages, ChatMessage("assistant", end.text), ChatMessage("user", "go on"))
+            again = await answer(service, Turn(more, max_tokens=24))
+            assert again.cached_tokens == end.prompt_tokens + end.completion_tokens - 1
+            assert again.tier is Tier.HOT
+            assert len(service.store.names()) == sessions, "its own session went on"
+            alone = Turn(more, max_tokens=24, session="whole")
+            async with serving(tmp_path / "fresh") as other:
+                assert (await answer(other, alone)).text == again.text
+
+    run(work())
+
+
+def test_sessions_that_begin_alike_share_their_blocks_and_do_not_disturb_each_other(tmp_path: Path) -> None:
+    prefix = "All sessions begin with these very words, which are more than three blocks long. " * 4
+
+    def turn(end: str, session: str = "") -> Turn:
+        return Turn(prompt=prefix + end, session=session, sampling=LIVELY, max_tokens=40)
+
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", [turn("One", "one"), says("go on", "one")])
+        async with serving(tmp_path / "shared") as service:
+            first = await answer(service, turn("One", "one"))
+            blocks_bytes = service.store.bytes_on_disk
+            second = await answer(service, turn("Two"))
+            assert first.cached_tokens == 0
+            assert second.cached_tokens >= 256, "up to where they part, or to the block before it"
+            assert service.store.bytes_on_disk - blocks_bytes < blocks_bytes * 3 // 4
+            assert [first.text, (await answer(service, says("go on", "one"))).text] == expected
+
+    run(work())
+
+
+def test_a_named_session_takes_new_messages_or_its_own_history_resent(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            one = await answer(service, says("first", "n"))
+            two = await answer(service, says("second", "n"))
+            assert two.prompt_tokens > one.prompt_tokens + one.completion_tokens
+            assert two.cached_tokens == one.prompt_tokens + one.completion_tokens - 1
+            assert two.session == "n"
+            history = (ChatMessage("user", "first"), ChatMessage("assistant", "something else"), ChatMessage("user", "third"))
+            rewound = await answer(service, Turn(history, session="n", max_tokens=8))
+            assert rewound.prompt_tokens < two.prompt_tokens + two.completion_tokens, "it went back to where the history diverges"
+            assert rewound.cached_tokens >= one.prompt_tokens - 1
+            assert service.store.names() == ["n"]
+
+    run(work())
+
+
+def test_a_second_turn_of_a_named_session_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            refusals: list[str] = []
+
+            async def also(text: str) -> None:
+                if not refusals:
+                    with pytest.raises(RefusedError) as caught:
+                        await answer(service, says("me too", "n"))
+                    refusals.append(caught.value.subject)
+
+            await answer(service, says("first", "n"), also)
+            assert refusals == [SESSION_BUSY]
+            assert (await answer(service, says("now", "n"))).completion_tokens
+
+    run(work())
+
+
+def test_an_unnamed_turn_forks_from_a_session_that_is_busy(tmp_path: Path) -> None:
+    turn = Turn(prompt="The same beginning of everything. " * 4, sampling=LIVELY, max_tokens=48)
+
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            forks: list[TurnEnd] = []
+
+            async def also(text: str) -> None:
+                if not forks:
+                    forks.append(await answer(service, turn))
+
+            first = await answer(service, turn, also)
+            assert forks[0].text == first.text
+            assert forks[0].cached_tokens > 64
+            assert len(service.store.names()) == 2
+
+    run(work())
+
+
+# admission
+
+
+def test_a_turn_that_does_not_fit_now_waits_and_one_that_never_fits_is_refused_with_bytes(tmp_path: Path) -> None:
+    async def work() -> None:
+        probe = new_service(tmp_path / "probe")
+        need_bytes = probe.hot.need_bytes(20 + LONG + 40)
+        await probe.close()
+        async with serving(tmp_path / "s", hot_bytes=need_bytes, max_waiting=1) as service:
+            with pytest.raises(RefusedError, match=rf"got \d+ bytes; allowed: {need_bytes} bytes"):
+                await answer(service, says("too much", "c", 2000))
+            first = asyncio.create_task(answer(service, says("hi", "a", LONG)))
+            await until(lambda: service.turns.live() == 1)
+            second = asyncio.create_task(answer(service, says("hi", "b", LONG)))
+            await until(lambda: service.waiting == 1)
+            with pytest.raises(UnavailableError, match="bytes needed") as caught:
+                await answer(service, says("hi", "c", LONG))
+            assert caught.value.subject == KV_ROOM
+            assert not second.done()
+            assert (await first).text == (await second).text, "the first gave way when it was idle"
+            assert service.waiting == 0
+
+    run(work())
+
+
+def test_a_turn_that_waits_and_is_given_up_leaves_its_place_to_the_next(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path, max_sessions=1) as service:
+            first = asyncio.create_task(answer(service, says("hi", "a", LONG)))
+            await until(lambda: service.turns.live() == 1)
+            second, third = (asyncio.create_task(answer(service, says("hi", name, 8))) for name in "bc")
+            await until(lambda: service.waiting == 2)
+            second.cancel()
+            assert (await first).completion_tokens == LONG
+            assert (await third).completion_tokens == 8
+            assert (await answer(service, says("hi", "b", 8))).completion_tokens == 8
+
+    run(work())
+
+
+def test_more_new_tokens_than_the_window_are_a_matter_of_context_and_leave_no_trace(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            for length in (1000, 100_000):
+                with pytest.raises(RefusedError) as caught:
+                    await answer(service, Turn(prompt="x" * length, max_tokens=8))
+                assert caught.value.subject == CONTEXT_LENGTH
+            assert service.store.names() == []
+            assert service.hot.used_bytes == 0
+            assert (await answer(service, says("hi"))).completion_tokens
+
+    run(work())
+
+
+# company
+
+
+def test_eight_turns_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+    turns = [says(f"Session {number} says " + "so " * number, f"s{number}", 80) for number in range(8)]
+
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", turns)
+        async with serving(tmp_path / "together") as service:
+            ends = await asyncio.gather(*(answer(service, turn) for turn in turns))
+            assert texts(list(ends)) == expected
+            assert service.turns.live() == 0
+
+    run(work())
+
+
+# deaths
+
+
+def test_a_child_that_is_killed_in_the_middle_of_turns_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    turns = [says(f"Speaker {name}", name, LONG, sampling) for name, sampling in (("a", LIVELY), ("b", GREEDY), ("c", LIVELY))]
+    turns.append(Turn(prompt="x" * 200, session="d", max_tokens=LONG, sampling=LIVELY))
+
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", turns)
+        log: list[str] = []
+        async with serving(tmp_path / "killed", log.append, max_deaths=10) as service:
+            parts = 0
+
+            async def strike(text: str) -> None:
+                nonlocal parts
+                parts += 1
+                if parts in (5, 70, 130):
+                    os.kill(pid_of(service), signal.SIGKILL)
+
+            ends = await asyncio.gather(*(answer(service, turn, strike) for turn in turns))
+            assert texts(list(ends)) == expected
+            assert service.pump.deaths == sum("runs again" in line for line in log) == 3
+            again = await answer(service, says("still there?", "a"))
+            assert again.recomputed_tokens == 0
+
+    run(work())
+
+
+def pid_of(service: LanguageService) -> int:
+    assert service.pump.child is not None
+    return service.pump.child.pid
+
+
+def test_a_child_that_dies_between_turns_is_replaced_and_its_sessions_come_from_the_store(tmp_path: Path) -> None:
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", three_turns("a")[:2])
+        async with serving(tmp_path / "killed") as service:
+            first = await answer(service, three_turns("a")[0])
+            os.kill(pid_of(service), signal.SIGKILL)
+            await until(lambda: service.pump.deaths == 1 and not service.pump.why)
+            second = await answer(service, three_turns("a")[1])
+            assert texts([first, second]) == expected
+            assert second.tier is Tier.RAM
+
+    run(work())
+
+
+def test_a_model_that_keeps_dying_is_quarantined_until_it_is_released(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path, max_deaths=2) as service:
+
+            async def strike(text: str) -> None:
+                os.kill(pid_of(service), signal.SIGKILL)
+
+            with pytest.raises(UnavailableError, match="in quarantine after 2 deaths"):
+                while True:
+                    await answer(service, says("hi", "a", LONG), strike)
+            assert "in quarantine" in await service.ready()
+            with pytest.raises(UnavailableError, match="release it"):
+                await answer(service, says("hi", "a"))
+            service.pump.release()
+            await until(lambda: not service.pump.why)
+            assert await service.ready() == ""
+            assert (await answer(service, says("hi", "a"))).completion_tokens
+
+    run(work())
+
+
+# ends
+
+
+def test_a_client_that_goes_frees_its_slot_and_what_it_heard_is_kept(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path, max_sessions=1) as service:
+            stream = service.talk(says("hi", "a", 2000))
+            heard = [await anext(stream) for _ in range(5)]
+            await stream.aclose()
+            assert (await answer(service, says("me", "b"))).completion_tokens
+            held = service.store.resume("a")
+            assert held is not None
+            assert len(held.pending) == 1, "all ids but the last are in KV"
+            end = await answer(service, says("and then?", "a"))
+            assert end.cached_tokens == held.tokens
+            assert len(heard) == 5
+
+    run(work())
+
+
+def test_a_client_that_goes_while_its_prompt_is_read_holds_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            for delay in range(12):
+                task = asyncio.create_task(answer(service, Turn(prompt="y" * 250, session="a", max_tokens=8)))
+                for _ in range(delay):
+                    await asyncio.sleep(0.0005)
+                task.cancel()
+                await asyncio.wait([task])
+                await until(lambda: service.turns.count == 0)
+                service.store.drop("a")
+            assert (await answer(service, says("hi", "a"))).completion_tokens
+
+    run(work())
+
+
+def test_stopping_ends_live_turns_and_keeps_what_they_said(tmp_path: Path) -> None:
+    async def work() -> None:
+        service = new_service(tmp_path)
+        await service.start()
+        stream = service.talk(says("hi", "a", 2000))
+        text = "".join([(await anext(stream)).text for _ in range(5)])
+        closing = asyncio.create_task(service.close())
+        with pytest.raises(UnavailableError) as caught:
+            async for part in stream:
+                text += part.text
+        assert caught.value.subject == DRAINING
+        await closing
+        with pytest.raises(UnavailableError):
+            await answer(service, says("hi"))
+        async with serving(tmp_path) as service:
+            held = service.store.resume("a")
+            assert held is not None
+            assert len(held.pending) == 1
+
+    run(work())
+
+
+# damage
+
+
+def block_files(state: Path) -> list[Path]:
+    return sorted((state / "kv").glob("**/blocks-*/*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"foreign" * 99)])
+def test_a_damaged_block_costs_its_suffix_and_never_the_answer(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    async def work() -> None:
+        turns = three_turns("a")[:2]
+        expected = await undisturbed(tmp_path / "whole", turns)
+        log: list[str] = []
+        async with serving(tmp_path / "hurt") as service:
+            await answer(service, turns[0])
+        damage(block_files(tmp_path / "hurt")[-1])
+        async with serving(tmp_path / "hurt", log.append) as service:
+            end = await answer(service, turns[1])
+        assert end.text == expected[1]
+        assert end.recomputed_tokens > 0
+        assert end.notes
+        assert any("KV block" in line for line in log)
+
+    run(work())
+
+
+# the rest
+
+
+def test_a_begun_answer_goes_on_after_what_was_given(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            turn, end = await plainly_answered(service)
+            begun = end.text[:8]
+            rest = await answer(service, Turn(turn.messages, max_tokens=12, begun=begun))
+            assert rest.text.startswith(begun)
+            assert rest.text == end.text[: len(rest.text)], "greedy, so it goes on as it would have"
+            assert len(rest.text) > len(begun)
+
+    run(work())
+
+
+def test_figures_tell_what_is_held_and_ready_asks_the_child(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            assert await service.ready() == ""
+            end = await answer(service, says("hello there, this is a longer prompt", "a"))
+            told = {(each.name, dict(each.labels).get("tier", "")): each.value for each in service.figures()}
+            assert told["tokens_made_total", ""] == end.completion_tokens
+            assert told["sessions", ""] == 1
+            assert told["prefill_tokens_a_second", ""] > 0
+            assert told["kv_bytes", "hot"] > 0
+            assert told["kv_bytes", "disk"] > 0
+            assert end.finish is Finish.LENGTH
+        assert "unloaded" in await service.ready() or "stopping" in await service.ready()
+
+    run(work())
+
+
+def test_memory_is_flat_over_three_hundred_turns(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path, disk_bytes=2**20, ram_bytes=2**18) as service:
+
+            async def turns(count: int) -> int:
+                for number in range(count):
+                    await answer(service, says(f"turn {number % 7}", "a" if number % 2 else "", 4))
+                return tracemalloc.get_traced_memory()[0]
+
+            await turns(20)
+            tracemalloc.start()
+            before = await turns(20)
+            after = await turns(260)
+            tracemalloc.stop()
+            assert after - before < 300_000
+            assert len(asyncio.all_tasks()) < 6
+
+    run(work())
