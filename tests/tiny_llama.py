@@ -1,6 +1,6 @@
 """A tiny random Llama, built by the product's own code for both runtimes in a blink, with a byte-level tokenizer.
 
-Rules: seeded, so that the same seed is the same bytes; it needs neither the network nor jinja2 nor a runtime library.  Its talk is
+Rules: seeded, so that the same seed is the same bytes; it needs no network, no jinja2 and no runtime library.  Its talk is
 noise, but lively noise: weights are large enough that the next token depends on all before it.
 """
 
