@@ -1,7 +1,8 @@
 """The model without its attention: L + 1 stages of one ``.tflite`` on LiteRT or tflite-runtime.
 
 Rules: a row's result does not depend on the rows that share its call.  LiteRT's file has one set of signatures with a dynamic
-number of rows; tflite-runtime's has static ones: ``_t1`` and ``_t4`` for decoding, ``_p64`` for prompts, unused rows are padding.
+number of rows; tflite-runtime's has static ones: ``_t1`` for decoding, ``_p64`` for prompts, unused rows are padding.  (Its
+``_t4`` gives other last bits than ``_t1`` and takes as long as four of them.)
 What ``start`` gives is the step's own memory; every stage fills it anew.
 
     first stage   tokens, cos, sin       -> x, qkv
@@ -25,9 +26,9 @@ from edge_agent.language.shape import ModelShape
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 LOAD_ERRORS = (ValueError, RuntimeError, MemoryError, TypeError, KeyError)
-STATIC_DECODE, STATIC_PREFILL = ("_t1", "_t4"), "_p64"
+STATIC_DECODE, STATIC_PREFILL = "_t1", "_p64"
 INPUTS, OUTPUTS = ("tokens", "x", "o", "last", "cos", "sin"), ("x", "qkv", "logits")
-ROWS = {"_t1": 1, "_t4": 4, "_p64": 64}
+ROWS = {STATIC_DECODE: 1, STATIC_PREFILL: 64}
 
 
 class StageCalls(Protocol):
@@ -68,6 +69,8 @@ class Graph:
                 wrapper.ResizeInputTensor(index, np.array(self._input_shape(name, rows), np.int32), False, subgraph)
         wrapper.AllocateTensors(subgraph)
         self._inputs[stage] = tuple(wrapper.tensor(wrapper, inputs[name], subgraph) for name in INPUTS if name in inputs)
+        for view in self._inputs[stage]:
+            view.fill(0)
         self._rows[stage] = rows
 
     def _input_shape(self, name: str, rows: int) -> tuple[int, ...]:
@@ -106,7 +109,7 @@ class Stages(StageCalls):
         self._shape = shape
         names = set(interpreter.get_signature_list())
         self._dynamic = Graph(interpreter, shape, "") if "stage_00" in names else None
-        suffixes = () if self._dynamic else (*STATIC_DECODE, STATIC_PREFILL)
+        suffixes = () if self._dynamic else tuple(ROWS)
         self._static = {suffix: Graph(interpreter, shape, suffix) for suffix in suffixes}
         self._interpreter = interpreter
         self._pieces: list[Piece] = []
@@ -155,7 +158,7 @@ class Stages(StageCalls):
         pieces, first = [], 0
         while first < rows:
             left = (decode if first < decode else rows) - first
-            suffix = STATIC_PREFILL if first >= decode else "_t1" if left == 1 else "_t4"
+            suffix = STATIC_PREFILL if first >= decode else STATIC_DECODE
             last = first + min(left, ROWS[suffix])
             pieces.append(Piece(self._static[suffix], first, last))
             first = last
