@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from edge_agent.core import wire
+from edge_agent.core.chat import DEFAULT_NEW_TOKENS, ChatMessage, Sampling, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import (
     DTYPE_BYTES,
@@ -26,6 +27,7 @@ from edge_agent.core.values import (
     encoded_image,
 )
 from edge_agent.gateway.local import LocalConnection
+from edge_agent.gateway.local_talk import talk_over
 
 MAX_PICTURE_BYTES = 16 * 2**20
 
@@ -52,6 +54,36 @@ class Answer:
     energy_kind: EnergyKind
 
 
+class Reply:
+    """A language model's answer as it is made: iterate over its texts; ``end`` is there when they are out.
+
+    Closing it, or leaving it to the garbage collector, cancels what is not made yet.
+    """
+
+    def __init__(self, parts: Generator[TurnPart, None, TurnEnd]) -> None:
+        self._parts = parts
+        self.end: TurnEnd | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        while self.end is None:
+            try:
+                part = next(self._parts)
+            except StopIteration as ended:
+                self.end = ended.value
+                return
+            yield part.text
+
+    def text(self) -> str:
+        """The whole answer, waited for."""
+        for _ in self:
+            pass
+        assert self.end is not None
+        return self.end.text
+
+    def close(self) -> None:
+        self._parts.close()
+
+
 class Client:
     """Asks the first agent that answers, in the order of ``sockets``. Use it as a context manager."""
 
@@ -75,6 +107,42 @@ class Client:
         data = picture if isinstance(picture, bytes) else read_picture(Path(picture))
         result = self.submit(request_for_picture(task, data, model=model, limits=limits))
         return answer_of(result)
+
+    def chat(
+        self,
+        messages: str | Sequence[ChatMessage],
+        *,
+        session: str = "",
+        model: str = "",
+        max_tokens: int = DEFAULT_NEW_TOKENS,
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        """Talk with a language model: one question, or the messages of a conversation.
+
+        With ``session`` the messages are new ones after those that the board's session of that name holds; without, a
+        conversation is told whole each time, and the board computes only what is new in it.  Raises ``RefusedError`` for what
+        cannot be asked; iterating raises ``RefusedError`` for what is refused and ``UnavailableError`` when no agent answers.
+        """
+        told = (ChatMessage("user", messages),) if isinstance(messages, str) else tuple(messages)
+        turn = Turn(told, session=session, max_tokens=max_tokens, sampling=sampling or Sampling())
+        return Reply(self._talk(turn, model))
+
+    def _talk(self, turn: Turn, model: str) -> Generator[TurnPart, None, TurnEnd]:
+        """From the first agent that begins to answer; one that goes away amid its answer is not replaced."""
+        refusals = []
+        for connection in self._connections:
+            parts = talk_over(connection, turn, model)
+            try:
+                first = next(parts)
+            except StopIteration as ended:
+                end: TurnEnd = ended.value
+                return end
+            except UnavailableError as error:
+                refusals.append(str(error))
+                continue
+            yield first
+            return (yield from parts)
+        raise UnavailableError("no agent answers", " | ".join(refusals))
 
     def submit(self, request: InferenceRequest) -> InferenceResult:
         """The one result of a request. An agent that goes away is replaced by the next one, with the same request id.

@@ -1,4 +1,4 @@
-"""A board that says what the question tells it to, so that doors can be tested without a model; and a gateway over it.
+"""A board that says what the question tells it to, so that doors can be tested without a model; and the doors over it.
 
 The last message is the script: ``say a b c`` answers word by word, ``hold`` gives one word and then waits for ``go_on``,
 ``wait`` waits before the first word, ``refuse SUBJECT`` and ``break SUBJECT`` fail with that subject, ``late`` fails after a
@@ -12,11 +12,14 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from edge_agent.core.chat import Finish, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import GatewaySection
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.gateway.http import HttpGateway
+from edge_agent.gateway.local import LocalServer
+from edge_agent.gateway.local_talk import TALK, talk_stream
 from edge_agent.gateway.talker import Figure
 
 MODEL = "smollm2"
@@ -88,6 +91,38 @@ class ScriptedTalker:
         yield replace(END, text=text, finish=finish, completion_tokens=len(words), session=turn.session or "~ab12")
 
 
+class OnSocket:
+    """The scripted board behind the real local socket, in a loop of its own thread; ``sessions`` is what it keeps."""
+
+    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self.path, self.loop, self.talker = path, loop, ScriptedTalker()
+        self.sessions: list[list[object]] = []
+        self.server = LocalServer(path, self._handle, {TALK: talk_stream(self.talker)})
+
+    async def _handle(self, verb: str, body: object) -> object:
+        if verb == "sessions":
+            return self.sessions
+        kept = [entry for entry in self.sessions if entry[0] != body]
+        if verb != "drop" or kept == self.sessions:
+            raise RefusedError("session", body, "one that sly sessions list shows")
+        self.sessions = kept
+        return None
+
+    def do(self, action: Callable[[], object]) -> None:
+        self.loop.call_soon_threadsafe(action)
+
+
+@contextmanager
+def on_socket(path: Path) -> Iterator[OnSocket]:
+    with _loop() as loop:
+        board = OnSocket(path, loop)
+        asyncio.run_coroutine_threadsafe(board.server.start(), loop).result(LONG_S)
+        try:
+            yield board
+        finally:
+            asyncio.run_coroutine_threadsafe(board.server.close(), loop).result(LONG_S)
+
+
 class Served:
     """A gateway in a loop of its own thread."""
 
@@ -108,17 +143,25 @@ class Served:
 @contextmanager
 def served(section: GatewaySection | None = None) -> Iterator[Served]:
     """A scripted board behind a real HTTP server on loopback."""
+    with _loop() as loop:
+        said: list[str] = []
+        talker = ScriptedTalker()
+        gateway = HttpGateway(section or GatewaySection(on=True, port=0), talker, said.append)
+        try:
+            asyncio.run_coroutine_threadsafe(gateway.start(), loop).result(LONG_S)
+            yield Served(gateway, talker, loop, said)
+        finally:
+            asyncio.run_coroutine_threadsafe(gateway.close(0), loop).result(LONG_S)
+
+
+@contextmanager
+def _loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    said: list[str] = []
-    talker = ScriptedTalker()
-    gateway = HttpGateway(section or GatewaySection(on=True, port=0), talker, said.append)
     try:
-        asyncio.run_coroutine_threadsafe(gateway.start(), loop).result(LONG_S)
-        yield Served(gateway, talker, loop, said)
+        yield loop
     finally:
-        asyncio.run_coroutine_threadsafe(gateway.close(0), loop).result(LONG_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.run_until_complete(loop.shutdown_asyncgens())
