@@ -173,7 +173,12 @@ def _held(arguments: argparse.Namespace) -> KeptSession | None:
     """The session that is taken up again, as far as the board tells; over HTTP the first answer tells."""
     if not arguments.session or arguments.socket is None:
         return None
-    return next((each for each in kept_sessions(arguments.socket) if each.name == arguments.session), None)
+    try:
+        kept = kept_sessions(arguments.socket)
+    except RefusedError as error:
+        _note(f"what session {arguments.session} holds is not told: {error}")
+        return None
+    return next((each for each in kept if each.name == arguments.session), None)
 
 
 def _way(arguments: argparse.Namespace) -> tuple[Way, Callable[[], None]]:
