@@ -448,7 +448,7 @@ def test_a_disk_error_at_any_operation_is_unavailable_and_the_session_is_sound_a
         after = Chat.resumed(store_on(disk), "alice")
         assert (after.ids, after.tokens) == (again.ids, again.tokens)
         assert store.bytes_on_disk == used(disk)
-    assert 50 < fail_at < 399
+    assert 40 < fail_at < 399
 
 
 TALK = """

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edge_agent.core.chat import Tier
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import RefusedError, SlyError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, KvFormat, next_name, packed_ids, root_name, unpacked_ids
 from edge_agent.core.values import DIGEST_BYTES
 from edge_agent.store.files import PART_PREFIX, Disk, fsync_file, reaching, read_bounded, write_unsynced
@@ -52,6 +52,8 @@ class BlockFiles:
         self._durable: set[bytes] = set()
         self._checked: set[bytes] = set()
         """Written or read in whole by this process."""
+        self._left: dict[bytes, int] = {}
+        """Sizes of files that are used no more but could not be removed: the next start does."""
         self.bytes_in_ram = 0
         with reaching(folder):
             disk.make_folder(folder)
@@ -102,8 +104,7 @@ class BlockFiles:
             data = read_bounded(self._disk, path, max(file_bytes(self._format, n) for n in (SINK_TOKENS, BLOCK_TOKENS)))
             payload_of(self._format, name, data)
         except SlyError:
-            with suppress(UnavailableError):
-                self.remove([name])
+            self.remove(name)
             raise
         return data
 
@@ -121,34 +122,41 @@ class BlockFiles:
                 self._owners.setdefault(name, set()).add(owner)
 
     def release(self, names: Iterable[bytes], owner: str) -> None:
-        """``owner`` needs these no more; those that nobody needs are removed. Raises ``UnavailableError``."""
+        """``owner`` needs these no more; those that nobody needs are removed."""
         with self._lock:
             for name in names:
                 owners = self._owners.get(name, set())
                 owners.discard(owner)
                 if not owners:
                     self._owners.pop(name, None)
-                    self.remove([name])
+                    self.remove(name)
 
     def owners(self, name: bytes) -> Collection[str]:
         return self._owners.get(name, ())
 
-    def remove(self, names: Iterable[bytes]) -> None:
-        """Remove files, whoever needs them. Raises ``UnavailableError``."""
+    def remove(self, name: bytes) -> None:
+        """Whoever needs it, it is not here any more; a file that the disk cannot remove now still counts as used bytes."""
         with self._lock:
-            for name in names:
-                self._forget_copy(name)
-                self._durable.discard(name)
-                self._checked.discard(name)
-                self.bytes_on_disk -= self._sizes.pop(name, 0)
-                with reaching(self._path(name)), suppress(FileNotFoundError):
+            self._forget_copy(name)
+            self._durable.discard(name)
+            self._checked.discard(name)
+            if name in self._sizes:
+                size_bytes = self._sizes.pop(name)
+                try:
                     self._disk.unlink(self._path(name))
+                except FileNotFoundError:
+                    self.bytes_on_disk -= size_bytes
+                except OSError:
+                    self._left[name] = size_bytes
+                else:
+                    self.bytes_on_disk -= size_bytes
 
     def remove_unowned(self) -> int:
         """For the start, when every owner has retained what it needs; how many were removed."""
         with self._lock:
             unowned = [name for name in self._sizes if name not in self._owners]
-            self.remove(unowned)
+            for name in unowned:
+                self.remove(name)
             return len(unowned)
 
     def sync(self, names: Iterable[bytes]) -> None:
@@ -174,7 +182,7 @@ class BlockFiles:
                 with reaching(self._path(name)):
                     write_unsynced(self._disk, self._path(name), data)
                 self._sizes[name] = len(data)
-                self.bytes_on_disk += len(data)
+                self.bytes_on_disk += len(data) - self._left.pop(name, 0)
                 self._keep_in_ram(name, payload)
             self._checked.add(name)
             self.retain([name], owner)

@@ -176,7 +176,7 @@ class ParkedSession:
     def drop_sealed_rows(self) -> None:
         """Remove the rows of blocks whose sealed form is durable."""
         for block in [block for block in self.rows if (name := self.sealed.get(block)) and self._blocks.durable(name)]:
-            self.rows.pop(block).file.remove()
+            self._remove_rows(block)
 
     def files(self) -> list[AppendedFile]:
         return [self.log.file, *(rows.file for rows in self.rows.values() if rows.file.size_bytes)]
@@ -192,8 +192,13 @@ class ParkedSession:
             rows.distrust()
 
     def remove_rows(self) -> None:
-        while self.rows:
-            self.rows.popitem()[1].file.remove()
+        for block in list(self.rows):
+            self._remove_rows(block)
+
+    def _remove_rows(self, block: int) -> None:
+        """If the disk cannot, they are still here and counted."""
+        self.rows[block].file.remove()
+        del self.rows[block]
 
     def _prune(self) -> None:
         """Keep the names of the chain that are asked for: of sealed blocks, and from the last of them on."""
@@ -225,9 +230,9 @@ class ParkedSession:
     def _forget_after(self, tokens: int) -> list[bytes]:
         """KV of positions from ``tokens`` on is of other tokens now."""
         self._names = {block: name for block, name in self._names.items() if block < full_blocks(tokens)}
-        for block, rows in list(self.rows.items()):
-            if block_start(block) >= tokens:
-                self.rows.pop(block).file.remove()
-            else:
-                rows.cut(tokens - block_start(block))
-        return [self.sealed.pop(block) for block in sorted(self.sealed) if block >= full_blocks(tokens)]
+        forgotten = [self.sealed.pop(block) for block in sorted(self.sealed) if block >= full_blocks(tokens)]
+        for block, rows in self.rows.items():
+            rows.cut(max(0, tokens - block_start(block)))
+        for block in [block for block, rows in self.rows.items() if not rows.count]:
+            self._remove_rows(block)
+        return forgotten

@@ -142,8 +142,8 @@ def first_to_go(sessions: Iterable[Parked]) -> Parked | None:
 
 
 def _staying_power(session: Parked) -> tuple[bool, int, str]:
-    cost_us = max(1, session.restore_us) * 2**32
-    return session.named, cost_us // (session.freed_bytes * (session.idle + 1)), session.name
+    scaled_us = max(1, session.restore_us) * 2**32
+    return session.named, scaled_us // (session.freed_bytes * (session.idle + 1)), session.name
 
 
 def _learned(average: int, amount: int, elapsed_us: int) -> int:
