@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.language.batching import LEAST_CHUNK, SLOWDOWN, CostCurve, Need, Share, plan
+from edge_agent.language.batching import SLOWDOWN, TILE_TOKENS, CostCurve, Need, Share, plan
 from edge_agent.language.speculation import MAX_GUESSES
 
 FLAT_TO_FOUR = CostCurve(((1, 4100), (4, 5000), (8, 6800), (32, 14_000), (64, 23_000)))
@@ -32,7 +32,7 @@ def turns(draw: st.DrawFn) -> list[Need]:
     ]  # fmt: skip
 
 
-@given(turns(), curves(), st.integers(-1, 63), st.integers(1, 68))
+@given(turns(), curves(), st.integers(-1, 63), st.integers(TILE_TOKENS, 68))
 def test_laws_of_a_step(needs: list[Need], curve: CostCurve, last: int, most_chunk: int) -> None:
     shares = plan(needs, curve, last, most_chunk)
     by_slot = {each.slot: each for each in needs}
@@ -46,10 +46,12 @@ def test_laws_of_a_step(needs: list[Need], curve: CostCurve, last: int, most_chu
         assert share.rows <= (min(need.prompt, most_chunk) if share.prompt else 1 + min(need.guesses, MAX_GUESSES))
     rows = sum(each.rows for each in decoding)
     for piece in pieces:
+        need = by_slot[piece.slot]
+        whole = min(need.prompt, need.room)
+        assert piece.rows == need.prompt or (need.room - piece.rows) % TILE_TOKENS == 0, "cut where any company may cut"
         if not decoding:
-            need = by_slot[piece.slot]
-            assert piece.rows == min(need.prompt, need.room, most_chunk), "alone, a prompt gets all that fits"
-        elif piece.rows > LEAST_CHUNK:
+            assert piece.rows == whole or piece.rows > most_chunk - TILE_TOKENS, "alone, a prompt gets all that fits"
+        elif piece.rows > TILE_TOKENS:
             assert curve.us(rows + piece.rows) <= SLOWDOWN * curve.us(rows), "the step's time stays in its bound"
 
 
@@ -69,8 +71,9 @@ def test_guesses_never_promise_fewer_tokens_a_microsecond_than_none(needs: list[
 def test_no_prompt_starves_and_all_come_to_their_end(prompts: list[int], decoding: int, curve: CostCurve) -> None:
     left = dict(enumerate(prompts))
     last, waited = -1, dict.fromkeys(left, 0)
-    for _ in range(sum(-(-each // LEAST_CHUNK) for each in prompts)):
-        needs = [Need(slot, 64, ids) for slot, ids in left.items() if ids] + [Need(32 + each, 64) for each in range(decoding)]
+    for _ in range(sum(-(-each // TILE_TOKENS) + 1 for each in prompts)):
+        needs = [Need(slot, (ids - prompts[slot]) % 64 or 64, ids) for slot, ids in left.items() if ids]
+        needs += [Need(32 + each, 64) for each in range(decoding)]
         for share in plan(needs, curve, last):
             if share.prompt:
                 left[share.slot] -= share.rows
@@ -86,7 +89,10 @@ def test_a_long_prompt_beside_a_speaker_is_cut_small_and_alone_it_is_not() -> No
     assert plan([Need(1, 68, 3000)], FLAT_TO_FOUR, most_chunk=68) == (Share(1, 68, True),)
     (speaker, piece) = plan([Need(0, 64), prompt], FLAT_TO_FOUR)
     assert speaker == Share(0, 1, False)
-    assert LEAST_CHUNK < piece.rows < 64
+    assert piece.rows == 2 * TILE_TOKENS
+    assert plan([Need(0, 64), Need(1, 68, 3000)], FLAT_TO_FOUR)[1].rows == 4 + 2 * TILE_TOKENS
+    assert plan([Need(0, 64), Need(1, 5, 3000)], FLAT_TO_FOUR)[1].rows == 5
+    assert plan([Need(0, 64), Need(1, 64, 9)], FLAT_TO_FOUR)[1].rows == 9
 
 
 @pytest.mark.parametrize(("chance", "guesses"), [(0, 0), (100, 0), (500, 3), (1000, 7)])

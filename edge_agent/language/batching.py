@@ -5,9 +5,10 @@ Rules: pure, integers only.  In this order:
 1. every turn that decodes gets its one row;
 2. guesses, the likeliest first, as many as make the most expected tokens a microsecond by the measured cost of rows;
 3. one piece of one prompt, the prompts taking turns: a whole block when nobody decodes, else what keeps the step within
-   ``SLOWDOWN`` times its cost without it, and at least ``LEAST_CHUNK`` rows so that prompts get on as well.
+   ``SLOWDOWN`` times its cost without it, and at least one tile so that prompts get on as well.
 
-A piece never crosses the end of a block, so that states do not depend on who else was served.
+A piece never crosses the end of a block and ends at the end of a tile of ``TILE_TOKENS`` or of its prompt: where a prompt may be
+cut depends on positions alone, not on who else is served.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from edge_agent.core.values import bounded
 from edge_agent.language.speculation import MAX_GUESSES
 
 SLOWDOWN = 4
-LEAST_CHUNK = 8
+TILE_TOKENS = 16
+"""Blocks are whole tiles; the first has the sinks as well."""
 GAIN_PERMILLE = 1050
 """Guesses must promise this much of what is made without them: what they cost beside the stages is not in the curve."""
 MAX_CURVE_POINTS = 64
@@ -101,7 +103,7 @@ class Share:
 
 
 def plan(needs: Sequence[Need], curve: CostCurve, last_prompt: int = -1, most_chunk: int = 64) -> tuple[Share, ...]:
-    """One step. ``last_prompt``: the slot whose prompt got a piece last; ``most_chunk``: the largest piece."""
+    """One step. ``last_prompt``: the slot whose prompt got a piece last; ``most_chunk``: the largest piece, at least a tile."""
     decoding = [each for each in needs if not each.prompt]
     guesses = _guesses(decoding, curve)
     shares = [Share(each.slot, 1 + guesses[each.slot], False) for each in decoding]
@@ -140,8 +142,9 @@ def _chances(need: Need) -> list[int]:
 
 
 def _chunk(need: Need, others: int, curve: CostCurve, most_chunk: int) -> int:
-    wanted = min(need.prompt, need.room, most_chunk)
-    if not others:
+    wanted = min(need.prompt, need.room)
+    fitting = most_chunk if not others else curve.most_rows(SLOWDOWN * curve.us(others), others + most_chunk) - others
+    if wanted <= fitting:
         return wanted
-    fitting = curve.most_rows(SLOWDOWN * curve.us(others), others + wanted) - others
-    return min(wanted, max(LEAST_CHUNK, fitting))
+    first = need.room % TILE_TOKENS or TILE_TOKENS
+    return min(wanted, first + max(0, fitting - first) // TILE_TOKENS * TILE_TOKENS)

@@ -201,7 +201,7 @@ class LanguageChild:
                 self._stepping = None
 
     async def _step(self) -> StepReply:
-        reply = await self._call("step", None, ())
+        reply = await self._child.call_through("step", None, (), self._limit_us)
         return await self._sound(lambda: self._step_reply(reply))
 
     def _step_reply(self, reply: Reply) -> StepReply:

@@ -46,11 +46,12 @@ class VerbChild(WatchedChild):
 
     async def call(self, verb: str, body: object, bulk: Iterable[bytes | memoryview], limit_us: int) -> Reply:
         """Raises ``RefusedError`` and ``UnavailableError`` as the child says them, ``ChildDiedError``."""
-        task = self._loop.create_task(self._in_turn(verb, body, bulk, limit_us), name=f"{verb} of {self._model}")
+        task = self._loop.create_task(self.call_through(verb, body, bulk, limit_us), name=f"{verb} of {self._model}")
         task.add_done_callback(_seen)
         return await asyncio.shield(task)
 
-    async def _in_turn(self, verb: str, body: object, bulk: Iterable[bytes | memoryview], limit_us: int) -> Reply:
+    async def call_through(self, verb: str, body: object, bulk: Iterable[bytes | memoryview], limit_us: int) -> Reply:
+        """``call`` in a task that is never cancelled."""
         async with self._one_at_a_time:
             if not self.alive:
                 raise ChildDiedError(f"model {self._model}", await self._ended())
