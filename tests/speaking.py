@@ -18,6 +18,7 @@ from models.language_card import LanguageCard
 from tests.tiny_llama import tiny_model
 
 LIMIT_S = 120
+Report = Callable[[str], None]
 WINDOW_TOKENS = 256
 LIVELY = Sampling(temperature_milli=1000, seed=7)
 """Greedy talk of a tiny model soon repeats itself; a seeded draw depends on all that was said, and is as repeatable."""
@@ -30,15 +31,20 @@ def tiny() -> tuple[LanguageCard, Path]:
     return tiny_model(folder, seed=3)[0], folder
 
 
-def new_service(state: Path, report: Callable[[str], None] = lambda line: None, **settings: Any) -> LanguageService:
+def new_service(
+    state: Path, report: Report = lambda line: None, of: tuple[LanguageCard, Path] | None = None, **settings: Any
+) -> LanguageService:
+    """``of``: card and folder of another model than the tiny one."""
     engine = {name: settings.pop(name) for name in ("max_deaths", "threads") if name in settings}
     section = LanguageSection(**{"window_tokens": WINDOW_TOKENS, **settings})
-    card, folder = tiny()
+    card, folder = of or tiny()
     return LanguageService(card, folder, state, section, EngineSettings(**engine), report)
 
 
 @asynccontextmanager
-async def serving(state: Path, report: Callable[[str], None] = lambda line: None, **settings: Any) -> AsyncIterator[LanguageService]:
+async def serving(
+    state: Path, report: Callable[[str], None] = lambda line: None, **settings: Any
+) -> AsyncIterator[LanguageService]:
     service = new_service(state, report, **settings)
     await service.start()
     try:
@@ -77,3 +83,8 @@ async def until(holds: Callable[[], bool]) -> None:
     """Return when ``holds()``; the events that make it so are not the test's."""
     while not holds():
         await asyncio.sleep(0.002)
+
+
+def chat_turn(number: int) -> Turn:
+    """A turn of a chat that goes on and on, greedy and drawn by turns."""
+    return says(f"What about {number}?", "chat", 24, Sampling(seed=number, temperature_milli=1000 * (number % 2)))
