@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_agent.core.chat import ChatMessage, Finish, Sampling
+from edge_agent.core.chat import Finish, Sampling
 from edge_agent.core.errors import RefusedError
 from edge_agent.language.batching import CostCurve
 from edge_agent.language.decoder import Decoder, Segment
@@ -366,9 +366,13 @@ def test_an_event_that_lies_is_refused() -> None:
             from_bodies(said, data, TINY, 8)
 
 
-QUOTED = (
-    "def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n\n\ndef multiply(a, b):\n    return a * b\n"
-)
+QUOTED = """def add(a, b):
+    return a + b
+
+
+def subtract(a, b):
+    return a - b
+"""
 
 
 def test_smollm2_quotes_a_text_in_fewer_steps_with_the_very_ids_that_it_says_without_guesses() -> None:
@@ -378,7 +382,7 @@ def test_smollm2_quotes_a_text_in_fewer_steps_with_the_very_ids_that_it_says_wit
     shape = ModelShape(**built.card.shape)
     interpreter = importlib.import_module("ai_edge_litert.interpreter")
     decoder = Decoder(open_stages(interpreter, str(built.stages(LITERT)), shape, 1, LITERT), shape)
-    prompt = tokenizer.render([ChatMessage("user", f"Repeat this code exactly:\n{QUOTED}{QUOTED}")])
+    prompt = tokenizer.encode(QUOTED * 3)
     steps, ids = {}, {}
     for speculate in (False, True):
         made = engine(decoder, most_chunk=68)
