@@ -1,8 +1,8 @@
 """A process that serves a language model is killed with SIGKILL in the middle of a chat, again and again.
 
 After each kill the session is there with every id that was shown, its next turn computes no more than 64 tokens again, and what
-it says is what a session says that never stopped.  The process prints what it shows, after it was shown to it; when it is killed is
-decided by how many lines it has printed and a short random wait, and nothing here depends on that wait.
+it says is what a session says that never stopped.  The process prints what was shown to it; when it is killed is decided by how
+many lines it has printed and a short random wait, and nothing here depends on that wait.
 """
 
 from __future__ import annotations
