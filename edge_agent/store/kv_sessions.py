@@ -18,6 +18,7 @@ preludes, shared).  Rules:
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from array import array
@@ -34,6 +35,7 @@ from edge_agent.core.values import DIGEST_BYTES, SESSION_NAME, checked
 from edge_agent.store.files import PART_PREFIX, Disk, reaching
 from edge_agent.store.kv_blocks import NO_PARENT, BlockFiles, file_bytes
 from edge_agent.store.kv_journal import LOG_SUFFIX, MAX_HEAD_BYTES, ROWS_SUFFIX, Ids, TokenLog, added_bytes
+from edge_agent.store.kv_manifest import Manifest
 from edge_agent.store.kv_parked import ParkedSession, key_of
 from edge_agent.store.kv_tiers import NOTHING, Parked, Restorable, Speeds, first_to_go, restorable
 
@@ -87,6 +89,17 @@ class Loaded:
     rows: bytes
     tier: Tier
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a moved session lacks: files by name, and whether its rows."""
+
+    blocks: tuple[bytes, ...]
+    rows: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks) or self.rows
 
 
 class SessionStore:
@@ -303,6 +316,99 @@ class SessionStore:
                 with reaching(self._folder):
                     self._disk.fsync_folder(self._folder)
 
+    def export(self, name: str) -> Manifest:
+        """What another board needs to know to take the session over; reads and checks every file of it.
+
+        Raises ``UnavailableError`` if it is not here, ``RefusedError`` if it is too long to move.
+        """
+        held = self.resume(name)
+        if held is None:
+            raise UnavailableError(f"session {name}", "it is not in the store", "create it, or look at the names")
+        loaded = self.load(held)
+        ids, fingerprint = held.ids.tobytes(), self._format.fingerprint
+        with self._lock:
+            names = self._names_of(held)
+        here = Restorable(loaded.tokens, loaded.sealed)
+        blocks = [held.root, *(names[block] for block in here.window(self._format.window_blocks))] if here.tokens else []
+        files = tuple(self._blocks.file(each)[-DIGEST_BYTES:] for each in blocks)
+        return Manifest(name, fingerprint, ids, here.tokens, here.sealed, files, hashlib.sha256(loaded.rows).digest())
+
+    def export_block(self, name: bytes) -> bytes:
+        """The file of a prelude or a sealed block, checked. Raises ``RefusedError`` (damaged) or ``UnavailableError``."""
+        return self._blocks.file(name)
+
+    def export_rows(self, manifest: Manifest) -> bytes:
+        """The packed rows of an exported session. Raises ``UnavailableError`` if it has moved on since."""
+        with self._lock:
+            session = self._session(manifest.name)
+            here = session.restorable(manifest.tokens)
+            if (
+                here != (manifest.tokens, manifest.sealed)
+                or session.ids[: here.tokens].tobytes() != manifest.ids[: 4 * here.tokens]
+            ):
+                raise UnavailableError(f"session {manifest.name}", "it has moved on since it was exported", "export it again")
+            return session.read_rows(here)
+
+    def adopt(self, manifest: Manifest) -> Held:
+        """Take over a session: its ids now, its KV as it arrives. May be repeated; what is here already is not asked for.
+
+        Raises ``RefusedError`` if the manifest does not fit this model, or a session of this name has other ids (drop it
+        first); ``UnavailableError`` if there is no room for all of it.  ``pin`` it while it arrives.
+        """
+        manifest.must_fit(self._format)
+        ids = array("I", manifest.ids)
+        with self._lock:
+            session = self._sessions.get(manifest.name)
+            if session is None:
+                session = self._create(manifest.name, ids, self._missing_bytes(manifest), None)
+            elif session.ids != ids[: len(session.ids)]:
+                got = f"ids that differ from those of session {manifest.name}, which is here"
+                raise RefusedError("KV manifest", got, "ids that begin with them", "drop the session first")
+            else:
+                more = session.append_bytes(len(ids) - len(session.ids), 0)
+                with self._writing(session, more + self._missing_bytes(manifest)):
+                    session.append_ids(len(session.ids), ids[len(session.ids) :])
+            here = [name for name in manifest.names(self._format) if name in self._blocks]
+            self._take(session, manifest, here)
+            return self._held(session, session.restorable(), True, ())
+
+    def missing(self, manifest: Manifest) -> Missing:
+        """What has to be fetched yet. Raises ``UnavailableError`` if the session was not adopted."""
+        with self._lock:
+            session = self._session(manifest.name)
+            session.check_rows()
+            blocks = tuple(name for name in manifest.names(self._format) if name not in self._blocks)
+            here = {block: rows.count for block, rows in session.rows.items()}
+            here |= {block: BLOCK_TOKENS for block, name in session.sealed.items() if name in self._blocks}
+            have = sum(here.get(block, 0) for block in (manifest.sealed, manifest.sealed + 1))
+            return Missing(blocks, have < manifest.tokens - block_start(manifest.sealed))
+
+    def import_block(self, manifest: Manifest, name: bytes, data: bytes) -> None:
+        """A file that another board's ``export_block`` gave. Written, not synced.
+
+        Raises ``RefusedError`` for a block that the manifest does not name or other bytes than it names, ``UnavailableError``.
+        """
+        _, digest = manifest.names(self._format).get(name, (0, b""))
+        if not digest:
+            raise RefusedError("moved KV block", name.hex()[:16], "one that the manifest names")
+        if data[-DIGEST_BYTES:] != digest:
+            raise RefusedError(f"moved KV block {name.hex()[:16]}", "other bytes than the manifest names", "", "fetch it again")
+        with self._lock:
+            session = self._session(manifest.name)
+            with self._writing(session, len(data)):
+                self._blocks.put_file(name, data, session.name)
+            self._take(session, manifest, [name])
+
+    def import_rows(self, manifest: Manifest, data: bytes) -> None:
+        """What another board's ``export_rows`` gave. Written, not synced. Raises as ``import_block`` does."""
+        if len(data) != manifest.rows_bytes(self._format) or hashlib.sha256(data).digest() != manifest.rows:
+            raise RefusedError("moved KV rows", f"{len(data)} bytes, not those that the manifest names", "", "fetch them again")
+        with self._lock:
+            session = self._session(manifest.name)
+            with self._writing(session, session.append_bytes(0, len(data))):
+                session.check_rows()
+                session.append_rows(block_start(manifest.sealed), data)
+
     def pin(self, name: str) -> None:
         """Keep the session from giving way until ``unpin`` was called as often. Raises ``UnavailableError`` if it is not here."""
         with self._lock:
@@ -323,6 +429,22 @@ class SessionStore:
         with self._lock:
             for session in self._sessions.values():
                 session.close()
+
+    def _missing_bytes(self, manifest: Manifest) -> int:
+        names = manifest.names(self._format).items()
+        files = [
+            file_bytes(self._format, SINK_TOKENS if block < 0 else BLOCK_TOKENS)
+            for name, (block, _) in names
+            if name not in self._blocks
+        ]
+        return sum(files) + manifest.rows_bytes(self._format)
+
+    def _take(self, session: ParkedSession, manifest: Manifest, here: Sequence[bytes]) -> None:
+        """These files are here, and the session needs them."""
+        numbers = manifest.names(self._format)
+        session.sealed |= {numbers[name][0]: name for name in here if numbers[name][0] >= 0}
+        self._blocks.retain(session.needs(), session.name)
+        self._changed(session)
 
     def _session(self, name: str) -> ParkedSession:
         if name not in self._sessions:
