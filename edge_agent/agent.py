@@ -43,6 +43,9 @@ from edge_agent.node.events import (
     Executed,
     Hosted,
     KvChanged,
+    KvFind,
+    KvGive,
+    KvPut,
     Log,
     Partial,
     Publish,
@@ -179,6 +182,10 @@ class Agent:
         yield Figure("jobs_running", "jobs that run here", execution.running)
         yield Figure("jobs_waiting", "jobs that wait here", len(execution))
         yield Figure("requests_pending", "requests that came in here and are not answered", len(self.node.router.ingress))
+        moved_in, given_up, moved_out = self.node.moves.counts
+        yield Figure("sessions_moved_in_total", "sessions that moved here", moved_in, "counter")
+        yield Figure("sessions_moved_out_total", "sessions that moved to another board", moved_out, "counter")
+        yield Figure("session_moves_given_up_total", "moves here that did not come to their end", given_up, "counter")
         yield Figure("boards_online", "boards that are there, this one included", self.node.online_boards)
         for speaker in self._host.speakers.values():
             yield from speaker.figures()
@@ -335,6 +342,8 @@ class Agent:
                     if key in self._jobs:
                         self._broken_off.add(key)
                         self._jobs[key].cancel()
+                case KvFind() | KvPut() | KvGive():
+                    self._spawn(self._move(effect), "a session moves")
                 case ReplyPart(handle, part):
                     self._talks.part(handle, part)
                 case Reply(handle, result):
@@ -373,6 +382,16 @@ class Agent:
         self._feed(Executed(effect.key, result))
         if effect.request.task == CHAT:
             self._tell_kv()
+
+    async def _move(self, effect: KvFind | KvPut | KvGive) -> None:
+        match effect:
+            case KvFind():
+                self._feed(await self._host.find(effect))
+            case KvPut():
+                self._feed(await self._host.put(effect))
+            case KvGive():
+                self._feed(await self._host.give(effect))
+        self._tell_kv()
 
     def _begin(self, job: Execute) -> None:
         def forget(task: asyncio.Task[Any]) -> None:
@@ -460,7 +479,14 @@ class Agent:
             case "status", int() | None:
                 await self._until(lambda: self.node.online_boards >= (body or 1))
                 return fleet_report(self.node, self.clock.monotonic_us())
-        raise RefusedError("call", verb, "infer, explain, status or talk")
+            case "sessions", None:
+                return [list(kept) for speaker in self._host.speakers.values() for kept in speaker.sessions()]
+            case "drop", str():
+                if not any([await asyncio.to_thread(speaker.drop, body) for speaker in self._host.speakers.values()]):
+                    raise RefusedError("session", body, "one that is kept here", "see: sly sessions list")
+                self._tell_kv()
+                return None
+        raise RefusedError("call", verb, "infer, explain, status, talk, sessions or drop")
 
 
 async def serve(config: AgentConfig) -> int:

@@ -12,17 +12,19 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from board_support.board import Board
 from board_support.roofline import ModelWork, estimate
-from edge_agent.core.chat import CHAT, TurnEnd
+from edge_agent.core.chat import CHAT, Tier, TurnEnd
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.core.kv import MAX_REFUSAL_CHARS
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
-from edge_agent.node.events import Execute
+from edge_agent.node.events import Execute, KvFind, KvFound, KvGave, KvGive, KvPut, KvStored
 from edge_agent.node.streams import end_tensor, turn_of
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
@@ -96,6 +98,8 @@ class Host:
         try:
             async with asyncio.timeout(job.budget_us / 1e6):
                 end = await _heard_out(speaker, job, emit)
+                if job.moved_from and end.cached_tokens:
+                    end = replace(end, tier=Tier.PEER)
         except RefusedError as error:
             return self._failure(job, Status.REFUSED, str(error))
         except UnavailableError as error:
@@ -136,6 +140,35 @@ class Host:
             spent.energy_uj,
             spent.energy_kind,
         )
+
+    async def find(self, effect: KvFind) -> KvFound:
+        """Make a session ready to move here."""
+        try:
+            missing, rows = await asyncio.to_thread(self.speakers[effect.model].adopt, effect.session, effect.manifest)
+        except (RefusedError, UnavailableError) as error:
+            return KvFound(effect.key, refusal=str(error))
+        return KvFound(effect.key, missing, rows)
+
+    async def put(self, effect: KvPut) -> KvStored:
+        """Keep an item of a session that moves here."""
+        speaker = self.speakers[effect.model]
+        try:
+            await asyncio.to_thread(speaker.put, effect.session, effect.item, effect.name, effect.payload)
+        except (RefusedError, UnavailableError) as error:
+            return KvStored(effect.key, effect.item, effect.name, str(error))
+        return KvStored(effect.key, effect.item, effect.name)
+
+    async def give(self, effect: KvGive) -> KvGave:
+        """Read what another board asks of a session here."""
+        ask = effect.ask
+        try:
+            for speaker in self.speakers.values():
+                state = speaker.kv_state()
+                if state is not None and state.fingerprint == ask.fingerprint:
+                    return KvGave(effect.board, ask, await asyncio.to_thread(speaker.give, ask))
+            raise UnavailableError("session", "no model here has KV of this format", "")
+        except (RefusedError, UnavailableError) as error:
+            return KvGave(effect.board, ask, refusal=str(error)[:MAX_REFUSAL_CHARS])
 
     def _handed_over(self, output: Tensor) -> Tensor:
         return Tensor(output.dtype, output.shape, self._board.corrupt(bytes(output.data)))

@@ -7,6 +7,7 @@ named sessions are told of, by their hash, the last used first; what is told of 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +15,17 @@ from typing import Protocol
 from board_support.board import Board
 from edge_agent.core.chat import CHAT, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import AgentConfig
-from edge_agent.core.kv import BLOCK_TOKENS, MAX_HOMES, KvHome, KvState, Place, session_hash
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.kv import BLOCK_TOKENS, MAX_HOMES, KvAsk, KvHome, KvItem, KvState, Place, session_hash
 from edge_agent.core.values import MAX_PARALLEL, ModelOffer
-from edge_agent.gateway.talker import Figure
+from edge_agent.gateway.talker import SESSION_BUSY, Figure
 from edge_agent.language.service import LanguageService, runtime_of
 from edge_agent.runtime.settings import EngineSettings
+from edge_agent.store.kv_manifest import Manifest
 from models.language_card import LanguageCard
 
+Kept = tuple[str, int, int, str, int]
+"""Of a session that is kept: its name, tokens in KV, bytes, tier, seconds since its last turn here."""
 TYPICAL_TOKENS = 128
 """Of an answer: what a turn is thought to take before any was measured."""
 PRIOR_TOKEN_US = 50_000
@@ -43,6 +48,26 @@ class Speaker(Protocol):
         """What is told of its KV; ``None`` for one without."""
         ...
 
+    def sessions(self) -> list[Kept]: ...
+
+    def drop(self, name: str) -> bool:
+        """Forget a named session; ``False`` if it is not here. Blocking. Raises ``RefusedError`` while it talks."""
+        ...
+
+    # The following are blocking too, and raise ``SlyError``.
+
+    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+        """Take in a session that moves here: the names of the blocks that are missing, and whether its rows are."""
+        ...
+
+    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+        """Keep a block or the rows of a session that moves here."""
+        ...
+
+    def give(self, ask: KvAsk) -> bytes:
+        """What another board asks of a session here; ``MOVED`` gives it up."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -53,6 +78,11 @@ class HostedLanguage:
         self.service = service
         self._homes: dict[str, tuple[int, Place]] = {}
         """Tokens in KV of each named session, and where they lie when they are not hot; the last used last."""
+        self._used_s: dict[str, float] = {}
+        self._talking: set[str] = set()
+        self._coming: dict[str, Manifest] = {}
+        self._going: dict[bytes, Manifest] = {}
+        """By session hash."""
 
     async def recall(self) -> None:
         """Learn what the store holds from before this boot."""
@@ -63,17 +93,25 @@ class HostedLanguage:
             return {name: (each.tokens, Place.DISK) for name, each in found.items() if each is not None}
 
         self._homes = await asyncio.to_thread(held)
+        self._used_s = dict.fromkeys(self._homes, time.monotonic())
 
     async def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
-        parts = self.service.talk(turn)
+        parts, busy = self.service.talk(turn), turn.session in self._talking
+        self._talking.add(turn.session)
         try:
             async for part in parts:
                 if isinstance(part, TurnEnd) and turn.session:
-                    self._homes.pop(turn.session, None)
-                    self._homes[turn.session] = (max(0, part.prompt_tokens + part.completion_tokens - 1), Place.RAM)
+                    self._note(turn.session, max(0, part.prompt_tokens + part.completion_tokens - 1), Place.RAM)
                 yield part
         finally:
             await parts.aclose()
+            if not busy:
+                self._talking.discard(turn.session)
+
+    def _note(self, session: str, tokens: int, place: Place) -> None:
+        self._homes.pop(session, None)
+        self._homes[session] = (tokens, place)
+        self._used_s[session] = time.monotonic()
 
     async def ready(self) -> str:
         return await self.service.ready()
@@ -104,6 +142,83 @@ class HostedLanguage:
         for name, (tokens, place) in list(reversed(self._homes.items()))[:MAX_HOMES]:
             hot_tokens = self.service.hot.tokens_of(name)
             yield KvHome(session_hash(name), hot_tokens or tokens, Place.HOT if hot_tokens else place)
+
+    def sessions(self) -> list[Kept]:
+        now_s, kept = time.monotonic(), []
+        for name in _named(self.service.store.names()):
+            tokens, place = self._homes.get(name, (0, Place.DISK))
+            hot_tokens = self.service.hot.tokens_of(name)
+            tier = Place.HOT if hot_tokens else place
+            idle_s = int(now_s - self._used_s.get(name, now_s))
+            kept.append((name, hot_tokens or tokens, self.service.store.bytes_of(name), tier.name.lower(), idle_s))
+        return kept
+
+    def drop(self, name: str) -> bool:
+        if name not in self.service.store.names():
+            return False
+        if name in self._talking:
+            raise RefusedError(SESSION_BUSY, name, "a session that does not talk", "wait for the end of its turn")
+        for resident in self.service.hot.residents():
+            if resident.session == name and not resident.live:
+                self.service.hot.drop(resident.slot)
+        self.service.store.drop(name)
+        self._homes.pop(name, None)
+        return True
+
+    # sessions that move
+
+    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+        coming, store = Manifest.decode(manifest), self.service.store
+        if coming.name != session:
+            raise RefusedError("KV manifest", f"session {coming.name}", session)
+        if session in self._talking:
+            raise RefusedError(SESSION_BUSY, session, "a session that does not talk here")
+        try:
+            store.adopt(coming)
+        except RefusedError:
+            coming.must_fit(self.service.format)
+            self.drop(session)
+            store.adopt(coming)
+        self._coming[session] = coming
+        missing = store.missing(coming)
+        if not missing:
+            self._arrived(session)
+        return missing.blocks, missing.rows
+
+    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+        coming = self._coming.get(session)
+        if coming is None:
+            raise RefusedError(f"session {session}", "KV without a manifest", "one that is moving here")
+        if item is KvItem.BLOCK:
+            self.service.store.import_block(coming, name, payload)
+            return
+        self.service.store.import_rows(coming, payload)
+        self._arrived(session)
+
+    def _arrived(self, session: str) -> None:
+        self.service.store.sync(session)
+        self._note(session, self._coming.pop(session).tokens, Place.DISK)
+
+    def give(self, ask: KvAsk) -> bytes:
+        store = self.service.store
+        if ask.item is KvItem.BLOCK:
+            return store.export_block(ask.name)
+        name = next((each for each in _named(store.names()) if session_hash(each) == ask.session), "")
+        if not name:
+            raise UnavailableError("session", "it is not here", "ask the board that has it now")
+        if name in self._talking:
+            raise UnavailableError(SESSION_BUSY, "it talks here now", "ask when its turn is over")
+        if ask.item is KvItem.MANIFEST:
+            self._going[ask.session] = store.export(name)
+            return self._going[ask.session].encode()
+        going = self._going.get(ask.session)
+        if going is None:
+            raise UnavailableError("session", "nobody has asked for its manifest", "ask for that first")
+        if ask.item is KvItem.ROWS:
+            return store.export_rows(going)
+        del self._going[ask.session]
+        self.drop(name)
+        return b""
 
     async def close(self) -> None:
         await self.service.close()

@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator, Iterable
 
 from edge_agent.core.chat import CHAT, Finish, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.kv import KvState
+from edge_agent.core.kv import KvAsk, KvItem, KvState
 from edge_agent.core.values import ModelOffer
 from edge_agent.gateway.talker import Figure
+from edge_agent.speaking import Kept
 
 REFUSED_PROMPT = "refuse this"
 TALK_OFFER = ModelOffer("parrot", CHAT, b"p" * 32, 700, 100_000, 1000, parallel=4)
@@ -80,6 +81,21 @@ class Parrot:
 
     def kv_state(self) -> KvState | None:
         return None
+
+    def sessions(self) -> list[Kept]:
+        return []
+
+    def drop(self, name: str) -> bool:
+        return False
+
+    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+        raise RefusedError("session", session, "none: nothing is kept here")
+
+    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+        raise RefusedError("session", session, "none: nothing is kept here")
+
+    def give(self, ask: KvAsk) -> bytes:
+        raise RefusedError("session", ask.session, "none: nothing is kept here")
 
     async def close(self) -> None:
         self.closed = True

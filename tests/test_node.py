@@ -650,6 +650,7 @@ def test_every_new_connection_is_subscribed_and_told_whatever_the_broker_says_it
             "sly/1/home/board/+/reply/a",
             "sly/1/home/board/a/request",
             "sly/1/home/board/a/cancel",
+            "sly/1/home/board/a/kv/+",
         }
         assert [each.message.topic for each in of(Publish, effects)] == [TOPICS.online("a"), TOPICS.record("a")]
         assert all(each.message.retain for each in of(Publish, effects))

@@ -17,6 +17,7 @@ BUILT = {
     TOPICS.quote("b1"): Topic(Kind.QUOTE, board="b1"),
     TOPICS.request("b1"): Topic(Kind.REQUEST, board="b1"),
     TOPICS.cancel("b1"): Topic(Kind.CANCEL, board="b1"),
+    TOPICS.kv("b1", "b2"): Topic(Kind.KV, board="b1", peer="b2"),
     TOPICS.reply("b1", "Client-7"): Topic(Kind.REPLY, board="b1", client="Client-7"),
     TOPICS.appraisal("v1", "b1"): Topic(Kind.APPRAISAL, verifier="v1", board="b1"),
     TOPICS.digest("b1"): Topic(Kind.DIGEST, board="b1"),
@@ -33,7 +34,7 @@ def test_every_topic_of_the_protocol_has_its_published_name() -> None:
         "sly/1/lab/" + name
         for name in (
             "board/b1/online", "board/b1/record", "board/b1/quote", "appraisal/v1/b1", "digest/b1", "board/b1/request",
-            "board/b1/cancel", "board/b1/reply/Client-7",
+            "board/b1/cancel", "board/b1/kv/b2", "board/b1/reply/Client-7",
             "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
             "fleet/report/b1",
         )

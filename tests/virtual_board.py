@@ -30,6 +30,10 @@ from edge_agent.node.events import (
     Execute,
     Executed,
     Hosted,
+    KvFind,
+    KvGave,
+    KvGive,
+    KvPut,
     Log,
     Partial,
     Publish,
@@ -236,10 +240,17 @@ class VirtualBoard:
                     self.fleet.answered(self._waiting.pop(handle), result)
                 case Publish() | Subscribe() | Acknowledge():
                     self._use_link(effect)
+                case KvFind() | KvPut() | KvGive():
+                    self._move(effect)
                 case Log():
                     pass
                 case _:
                     assert_never(effect)
+
+    def _move(self, effect: KvFind | KvPut | KvGive) -> None:
+        """Sessions do not move between boards that keep none."""
+        if isinstance(effect, KvGive):
+            self._later(1_000, lambda: self.feed(KvGave(effect.board, effect.ask, refusal="nothing is kept here")))
 
     def _use_link(self, effect: Publish | Subscribe | Acknowledge) -> None:
         try:

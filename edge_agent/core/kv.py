@@ -120,6 +120,7 @@ MAX_HOMES = 256
 """Sessions that a board tells of: those used last."""
 SESSION_HASH_BYTES = 16
 MAX_SPEED_TOK_S = 10**9
+MAX_REFUSAL_CHARS = 512
 
 
 def session_hash(name: str) -> bytes:
@@ -177,3 +178,49 @@ class KvState:
     def home(self, session: bytes) -> KvHome | None:
         """This board's KV of a session, by its hash."""
         return next((home for home in self.homes if home.session == session), None)
+
+
+class KvItem(IntEnum):
+    """What is asked of a session that moves."""
+
+    MANIFEST = 0
+    BLOCK = 1
+    """The prelude or a sealed block, by its name."""
+    ROWS = 2
+    MOVED = 3
+    """Nothing more: the asker has all of it, and holds the session from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvAsk:
+    """``session``: its hash. ``name``: of a block."""
+
+    session: bytes
+    fingerprint: bytes
+    item: KvItem
+    name: bytes = b""
+
+    def __post_init__(self) -> None:
+        bounded("KV ask session length", len(self.session), SESSION_HASH_BYTES, SESSION_HASH_BYTES, "bytes")
+        bounded("KV ask fingerprint length", len(self.fingerprint), DIGEST_BYTES, DIGEST_BYTES, "bytes")
+        bounded("KV ask name length", len(self.name), *_name_lengths(self.item), "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class KvAnswer:
+    """``payload`` of what was asked, or why there is none."""
+
+    session: bytes
+    item: KvItem
+    name: bytes = b""
+    payload: bytes = b""
+    refusal: str = ""
+
+    def __post_init__(self) -> None:
+        bounded("KV answer session length", len(self.session), SESSION_HASH_BYTES, SESSION_HASH_BYTES, "bytes")
+        bounded("KV answer name length", len(self.name), *_name_lengths(self.item), "bytes")
+        bounded("KV answer refusal length", len(self.refusal), 0, MAX_REFUSAL_CHARS, "characters")
+
+
+def _name_lengths(item: KvItem) -> tuple[int, int]:
+    return (DIGEST_BYTES, DIGEST_BYTES) if item is KvItem.BLOCK else (0, 0)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from edge_agent.core.cbor import decode, encode, fields, list_of, map_of
 from edge_agent.core.cose import decode_sign1
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.kv import KvAnswer, KvAsk, KvItem
 from edge_agent.core.values import (
     MAX_PART_CHARS,
     MAX_RANK,
@@ -36,6 +37,9 @@ MAX_PART_BYTES = 4 * MAX_PART_CHARS + 256
 """A part without its signature; with it at most ``MAX_SIGNED_PART_BYTES``."""
 MAX_SIGNED_PART_BYTES = MAX_PART_BYTES + 256
 MAX_CANCEL_BYTES = 512
+AAD_KV_ASK = b"sly/1/kv-ask"
+AAD_KV_ANSWER = b"sly/1/kv-answer"
+MAX_KV_ASK_BYTES = 1024
 LOCAL = "local"
 """The addressee of what never leaves a board's own socket."""
 
@@ -52,6 +56,11 @@ _PART = {1: ("request_id", bytes), 2: ("offset", int), 3: ("text", str), 4: ("to
 _PART_HEAD = b"\xa5"
 """A map of five entries; a result has eleven."""
 _CANCEL = {1: ("request_id", bytes), 6: ("addressee", str)}
+_KV_ASK = {1: ("session", bytes), 2: ("fingerprint", bytes), 3: ("item", int), 4: ("name", bytes), 6: ("addressee", str)}
+_KV_ANSWER = {
+    1: ("session", bytes), 3: ("item", int), 4: ("name", bytes), 6: ("addressee", str), 7: ("payload", bytes),
+    8: ("refusal", str),
+}  # fmt: skip
 _TENSOR = {1: ("dtype", str), 2: ("shape", list), 3: ("data", bytes)}
 
 _Member = TypeVar("_Member", bound=StrEnum)
@@ -149,6 +158,48 @@ def decode_cancel(data: bytes | memoryview, addressee: str) -> str:
     entry = fields(decode(data, MAX_CANCEL_BYTES, subject="cancellation"), "cancellation", _CANCEL)
     _meant_for("cancellation", entry["addressee"], addressee)
     return _request_id(entry["request_id"])
+
+
+def is_kv_ask(message: bytes) -> bool:
+    """Does this, from a KV topic, look like an ask rather than an answer? Says nothing of its signature.
+
+    Raises ``RefusedError`` for what is not signed at all.
+    """
+    if len(message) > MAX_KV_ASK_BYTES:
+        return False
+    entry = decode(decode_sign1(message, MAX_KV_ASK_BYTES).payload, MAX_KV_ASK_BYTES, subject="KV message")
+    return isinstance(entry, dict) and 2 in entry
+
+
+def encode_kv_ask(ask: KvAsk, addressee: str) -> bytes:
+    return encode({1: ask.session, 2: ask.fingerprint, 3: ask.item.value, 4: ask.name, 6: addressee})
+
+
+def decode_kv_ask(data: bytes | memoryview, addressee: str) -> KvAsk:
+    """What another board wants of a session. Raises ``RefusedError`` if it is malformed or meant for another board."""
+    entry = fields(decode(data, MAX_KV_ASK_BYTES, subject="KV ask"), "KV ask", _KV_ASK)
+    _meant_for("KV ask", entry.pop("addressee"), addressee)
+    entry["item"] = _item(entry["item"])
+    return KvAsk(**entry)
+
+
+def encode_kv_answer(answer: KvAnswer, addressee: str) -> bytes:
+    return encode({1: answer.session, 3: answer.item.value, 4: answer.name, 6: addressee, 7: answer.payload, 8: answer.refusal})
+
+
+def decode_kv_answer(data: bytes | memoryview, addressee: str) -> KvAnswer:
+    """What another board gives of a session. Raises ``RefusedError`` if it is malformed or meant for another board."""
+    entry = fields(decode(data, MAX_ENVELOPE_BYTES, subject="KV answer"), "KV answer", _KV_ANSWER)
+    _meant_for("KV answer", entry.pop("addressee"), addressee)
+    entry["item"] = _item(entry["item"])
+    return KvAnswer(**entry)
+
+
+def _item(value: int) -> KvItem:
+    try:
+        return KvItem(value)
+    except ValueError:
+        raise RefusedError("KV item", value, "0 manifest, 1 block, 2 rows or 3 moved") from None
 
 
 def _present(entries: Mapping[int, object]) -> dict[int, object]:

@@ -6,9 +6,9 @@ their order; it decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from edge_agent.core.kv import KvState
+from edge_agent.core.kv import KvAsk, KvItem, KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, ModelOffer
 from edge_agent.transport.link import LinkEvent, Message
 
@@ -60,6 +60,36 @@ class KvChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class KvFound:
+    """Answer to ``KvFind``: the names of blocks that the store lacks, whether it lacks ``rows``; or why it takes nothing in."""
+
+    key: str
+    missing: tuple[bytes, ...] = ()
+    rows: bool = True
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvStored:
+    """Answer to ``KvPut``: it is kept, or why not."""
+
+    key: str
+    item: KvItem
+    name: bytes = b""
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGave:
+    """Answer to ``KvGive``: the bytes, or why there are none."""
+
+    board: str
+    ask: KvAsk
+    payload: bytes = field(default=b"", repr=False)
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """A model can no longer be used here, and why (quarantine, removal)."""
 
@@ -85,7 +115,22 @@ class Drain:
     """Take nothing new, finish what was begun."""
 
 
-Event = LinkEvent | Submitted | Abandoned | Partial | Executed | Hosted | KvChanged | Withdrawn | Sensed | Tick | Drain
+Event = (
+    LinkEvent
+    | Submitted
+    | Abandoned
+    | Partial
+    | Executed
+    | Hosted
+    | KvChanged
+    | KvFound
+    | KvStored
+    | KvGave
+    | Withdrawn
+    | Sensed
+    | Tick
+    | Drain
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +142,8 @@ class Execute:
     request: InferenceRequest
     model: str
     budget_us: int
+    moved_from: str = ""
+    """The board that the session's KV was fetched from just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +167,36 @@ class Reply:
 
     handle: int
     result: InferenceResult
+
+
+@dataclass(frozen=True, slots=True)
+class KvFind:
+    """Make a session ready to move here, by the ``manifest`` of its holder's store; answer with ``KvFound(key, ...)``."""
+
+    key: str
+    model: str
+    session: str
+    manifest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KvPut:
+    """Keep an item of a session that moves here; answer with ``KvStored(key, ...)``."""
+
+    key: str
+    model: str
+    session: str
+    item: KvItem
+    name: bytes
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KvGive:
+    """Read what ``board`` asks of a session here (or give the session up to it); answer with ``KvGave(board, ask, ...)``."""
+
+    board: str
+    ask: KvAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +224,4 @@ class Log:
     text: str
 
 
-Effect = Execute | Cancel | ReplyPart | Reply | Publish | Subscribe | Acknowledge | Log
+Effect = Execute | Cancel | ReplyPart | Reply | KvFind | KvPut | KvGive | Publish | Subscribe | Acknowledge | Log

@@ -22,6 +22,7 @@ from edge_agent.node.events import Acknowledge, Cancel, Effect, Log
 from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import RemoteClient
 from edge_agent.node.mailbox import Mailbox
+from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns
 from edge_agent.node.routing import Router
 from edge_agent.node.settings import NodeSettings
@@ -45,10 +46,11 @@ class Inbound:
         returns: Returns,
         router: Router,
         voice: Voice,
+        moves: Moves,
     ) -> None:
         self._settings, self._board, self._ledger, self._fleet = settings, settings.board, ledger, fleet
         self._execution, self._announcer, self._mailbox = execution, announcer, mailbox
-        self._returns, self._router, self._voice = returns, router, voice
+        self._returns, self._router, self._voice, self._moves = returns, router, voice, moves
         self.draining = False
 
     @property
@@ -68,13 +70,15 @@ class Inbound:
                     self._hear_record(open_record(message.payload, self._key_of), topic.board, now_us)
                 case Kind.REPLY:
                     yield from self._hear_reply(message, topic.board, now_us)
+                case Kind.KV:
+                    yield from self._hear_kv(message, topic.peer, now_us)
                 case Kind.CANCEL:
                     yield from self._hear_cancel(message)
                 case Kind.REQUEST:
                     hear = self._hear_dispatch if wire.is_signed(message.payload) else self._hear_client
                     yield from hear(event, now_us)
                 case _:
-                    raise RefusedError("topic", topic.kind.value, "presence, records, replies, requests and cancellations")
+                    raise RefusedError("topic", topic.kind.value, "presence, records, replies, requests, cancellations and KV")
         except RefusedError as error:
             yield Log(f"refused a message on {message.topic}: {error}")
         if not self._returns.holds(event.token):
@@ -106,6 +110,7 @@ class Inbound:
         elif self._fleet.join_presence(presence):
             yield Log(f"{board} is {presence.standing.value}")
             if presence.standing is not Standing.ONLINE:
+                self._moves.lose(board, now_us)
                 yield from self._router.lose_boards(f"{board} is {presence.standing.value}", now_us, board)
 
     def _hear_of_itself(self, presence: Presence) -> Iterator[Effect]:
@@ -135,6 +140,19 @@ class Inbound:
         signed = verify1(message.payload, self._key_of, wire.AAD_PART, max_bytes=wire.MAX_SIGNED_PART_BYTES)
         _must_agree("part's signer", signed.kid.decode("utf-8", "replace"), board)
         yield from self._router.partial(wire.decode_part(signed.payload, self._board), board, now_us)
+
+    def _hear_kv(self, message: Message, peer: str, now_us: int) -> Iterator[Effect]:
+        """A board asks for the KV of a session, or gives what this one asked for."""
+        asks = wire.is_kv_ask(message.payload)
+        aad = wire.AAD_KV_ASK if asks else wire.AAD_KV_ANSWER
+        signed = verify1(message.payload, self._key_of, aad, max_bytes=MAX_PAYLOAD_BYTES)
+        _must_agree("KV message's signer", signed.kid.decode("utf-8", "replace"), peer)
+        if peer == self._board:
+            raise RefusedError("KV message", "one of this board's own", "one of another board")
+        if asks:
+            yield from self._moves.asked(peer, wire.decode_kv_ask(signed.payload, self._board))
+        else:
+            yield from self._moves.answered(peer, wire.decode_kv_answer(signed.payload, self._board), now_us)
 
     def _hear_cancel(self, message: Message) -> Iterator[Effect]:
         """The board that gave this one a request wants it no more: it is not begun, or ended."""

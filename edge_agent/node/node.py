@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import count
 
+from edge_agent.core.kv import KvState
 from edge_agent.core.values import ModelOffer, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
@@ -22,12 +23,16 @@ from edge_agent.gossip.state import FleetState
 from edge_agent.node.announcer import Announcer
 from edge_agent.node.events import (
     Abandoned,
+    Cancel,
     Drain,
     Effect,
     Event,
     Executed,
     Hosted,
     KvChanged,
+    KvFound,
+    KvGave,
+    KvStored,
     Log,
     Partial,
     Publish,
@@ -41,6 +46,7 @@ from edge_agent.node.execution import Execution
 from edge_agent.node.inbound import Inbound
 from edge_agent.node.ingress import LocalClient
 from edge_agent.node.mailbox import Mailbox
+from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns
 from edge_agent.node.routing import PART_TICKET, Router
 from edge_agent.node.settings import NodeSettings
@@ -64,12 +70,15 @@ class Node:
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
         self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets)
+        self.moves = Moves(settings.board, settings.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
-            settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice
-        )
+            settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice,
+            self.moves,
+        )  # fmt: skip
         self._handlers = {
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
-            Hosted: self._hosted, KvChanged: self._kv_changed, Withdrawn: self._withdrawn, Sensed: self._sense,
+            KvFound: self._kv, KvStored: self._kv, KvGave: self._kv, KvChanged: self._kv_changed,
+            Hosted: self._hosted, Withdrawn: self._withdrawn, Sensed: self._sense,
             Tick: self._tick, Drain: self._drain,
             LinkUp: self._link_up, LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
             Rejected: self._rejected,
@@ -77,7 +86,8 @@ class Node:
 
     def handle(self, event: Event, now_us: int) -> list[Effect]:
         """One event in, the effects out, in the order in which they must be carried out."""
-        return [*self._handlers[type(event)](event, now_us), *self._continue(now_us)]  # type: ignore[operator]
+        effects = self._handlers[type(event)](event, now_us)  # type: ignore[operator]
+        return [*self._without_held(effects, now_us), *self._without_held(self._continue(now_us), now_us)]
 
     def recover(self, now_us: int) -> list[Effect]:
         """After a boot: take up what was accepted and not answered.
@@ -128,7 +138,8 @@ class Node:
         """What any event or the time that passed may have made due: what is too late, the next job, what is owed, our word."""
         yield from self._expire(now_us)
         while begin := self.execution.start_next(now_us):
-            yield begin
+            yield from self.moves.start(begin, self._kv_elsewhere(begin.model), now_us)
+        yield from self.moves.go_on(now_us)
         if self.link_up:
             yield from self.router.flush_parts(now_us)
             if self._announcer.takes_birth(now_us):
@@ -136,6 +147,21 @@ class Node:
             yield from self.mailbox.to_publish()
             if record := self._announcer.take_record(self._record, now_us):
                 yield Publish(self._voice.record(record))
+
+    def _without_held(self, effects: Iterator[Effect], now_us: int) -> Iterator[Effect]:
+        """A job that is broken off while it waits for its session's KV ends here: the engine never had it."""
+        for effect in effects:
+            if isinstance(effect, Cancel) and self.moves.break_off(effect.key):
+                request_id = effect.key.split("/", 1)[1]
+                ended = failure(request_id, Status.FAILED, self.board, "it was broken off before it began")
+                yield from self._executed(Executed(effect.key, ended), now_us)
+            else:
+                yield effect
+
+    def _kv_elsewhere(self, model: str) -> list[tuple[str, KvState]]:
+        """What the boards that can be reached say of the KV of a model."""
+        there = [record for record in self.fleet.records() if self.fleet.standing(record.board) is Standing.ONLINE]
+        return [(record.board, state) for record in there for state in record.kv if state.model == model]
 
     def _expire(self, now_us: int) -> Iterator[Effect]:
         for job in self.execution.take_expired(now_us):
@@ -185,6 +211,9 @@ class Node:
         self.execution.kv[event.state.model] = event.state
         yield from ()
 
+    def _kv(self, event: KvFound | KvStored | KvGave, now_us: int) -> Iterator[Effect]:
+        yield from self.moves.heard_of_store(event, now_us)
+
     def _sense(self, event: Sensed, now_us: int) -> Iterator[Effect]:
         self.sensed = event
         known = event.temperature_mdegc is not None and event.trip_mdegc is not None
@@ -202,7 +231,7 @@ class Node:
     # the link
 
     def _link_up(self, event: LinkUp, now_us: int) -> Iterator[Effect]:
-        self.router.link_state = ""
+        self.router.link_state, self.moves.link_up = "", True
         self.mailbox.restart()
         self.returns.restart()
         self._announcer.connected()
@@ -213,11 +242,12 @@ class Node:
         yield Subscribe(topics.replies_to(self.board))
         yield Subscribe(topics.request(self.board))
         yield Subscribe(topics.cancel(self.board))
+        yield Subscribe(topics.kv_of(self.board))
 
     def _link_down(self, event: LinkDown, now_us: int) -> Iterator[Effect]:
         if self.link_up:
             yield Log(f"lost the broker: {event.reason}; going on alone")
-        self.router.link_state = event.reason or "no reason given"
+        self.router.link_state, self.moves.link_up = event.reason or "no reason given", False
         self.returns.restart()
         yield from self.router.lose_boards(f"the broker link went down ({event.reason})", now_us)
 

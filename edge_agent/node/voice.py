@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edge_agent.core import wire
 from edge_agent.core.cose import sign1
+from edge_agent.core.kv import KvAnswer, KvAsk
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
@@ -24,6 +25,7 @@ CLIENT_REPLY_EXPIRY_S = 86_400
 
 PART_EXPIRY_S = 10
 CANCEL_EXPIRY_S = 60
+KV_EXPIRY_S = 30
 
 
 class Voice:
@@ -73,6 +75,15 @@ class Voice:
         """The request that was given to ``board`` is wanted no more."""
         payload = sign1(wire.encode_cancel(request_id, board), self._settings.signer, wire.AAD_CANCEL)
         return Message(self.topics.cancel(board), payload, expiry_s=CANCEL_EXPIRY_S)
+
+    def kv(self, said: KvAsk | KvAnswer, board: str) -> Message:
+        """What is said to ``board`` about the KV of a session that moves."""
+        signer = self._settings.signer
+        if isinstance(said, KvAsk):
+            payload = sign1(wire.encode_kv_ask(said, board), signer, wire.AAD_KV_ASK)
+        else:
+            payload = sign1(wire.encode_kv_answer(said, board), signer, wire.AAD_KV_ANSWER)
+        return Message(self.topics.kv(board, self._settings.board), payload, expiry_s=KV_EXPIRY_S)
 
     def repeated(self, answer: bytes, request_id: str, addressee: str) -> Message:
         """The answer that was given before, as it was."""

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     QUOTE = "board/{board}/quote"
     REQUEST = "board/{board}/request"
     CANCEL = "board/{board}/cancel"
+    KV = "board/{board}/kv/{peer}"
     REPLY = "board/{board}/reply/{client}"
     APPRAISAL = "appraisal/{verifier}/{board}"
     DIGEST = "digest/{board}"
@@ -43,6 +44,7 @@ class Kind(StrEnum):
 
 _PART_PATTERNS = {
     "board": BOARD_ID,
+    "peer": BOARD_ID,
     "verifier": BOARD_ID,
     "client": CLIENT_ID,
     "role": METADATA_ROLE,
@@ -56,6 +58,7 @@ class Topic:
 
     kind: Kind
     board: str = ""
+    peer: str = ""
     client: str = ""
     verifier: str = ""
     role: str = ""
@@ -83,6 +86,14 @@ class Topics:
 
     def cancel(self, board: str) -> str:
         return self._build(Kind.CANCEL, board=board)
+
+    def kv(self, board: str, peer: str) -> str:
+        """What ``peer`` says to ``board`` about the KV of a session that moves between them."""
+        return self._build(Kind.KV, board=board, peer=peer)
+
+    def kv_of(self, board: str) -> str:
+        """The subscription filter for what any peer says to ``board`` about KV."""
+        return self._root + f"board/{checked(BOARD_ID, 'topic board', board)}/kv/+"
 
     def reply(self, board: str, client: str) -> str:
         """Where ``client`` waits for what ``board`` answers."""
