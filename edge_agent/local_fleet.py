@@ -37,7 +37,10 @@ class Member:
 
 
 class LocalFleet:
-    """``start`` brings every agent up; as a context manager, the fleet lives for the time of the block."""
+    """``start`` brings every agent up; as a context manager, the fleet lives for the time of the block.
+
+    With ``broker_port`` 0 every board stands alone.
+    """
 
     def __init__(
         self, folder: Path, members: Iterable[Member], models: Iterable[str], broker_port: int, *,
@@ -115,10 +118,15 @@ class LocalFleet:
         return (
             f'[board]\nid = "{member.board}"\nbackend = "jalapeno"\nprofile = "{member.profile}"\n\n'
             f'[state]\nfolder = "{self.folder / member.board}"\n\n'
-            f'[broker]\nhost = "127.0.0.1"\nport = {self._broker_port}\nkeepalive_s = 5\nreconnect_max_ms = 500\n\n'
+            f"{self._broker()}"
             f'[models]\nserve = [{serve}]\nfolder = "{self._models_folder or ""}"\n\n{self._settings}\n'
             f'[fleet]\nname = "{self.name}"\n\n[fleet.members]\n{keys}\n'
         )
+
+    def _broker(self) -> str:
+        if not self._broker_port:
+            return ""
+        return f'[broker]\nhost = "127.0.0.1"\nport = {self._broker_port}\nkeepalive_s = 5\nreconnect_max_ms = 500\n\n'
 
     def _spawn(self, board: str, notify_path: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "edge_agent.cli", "agent", "--config", str(self.folder / board / "agent.toml")]

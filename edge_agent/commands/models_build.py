@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ConfigError
+from edge_agent.progress import Bar
 
 if TYPE_CHECKING:
     from models.language_card import LanguageCard
-
-BAR_CHARS = 30
-REDRAW_S = 0.1
 
 
 def add(actions: Any) -> argparse.ArgumentParser:
@@ -68,33 +65,3 @@ def _built(args: argparse.Namespace, folder: Path) -> tuple[LanguageCard, bool]:
         if is_file:
             return build_language_model(Path(args.model), name, folder, progress=bar.show), True
         return build_from_catalog(args.model, folder, name, progress=bar.show), True
-
-
-class Bar:
-    """One line on stderr that is drawn again; a line for each kind of work where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._live, self._what, self._drawn_s = sys.stderr.isatty(), "", 0.0
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live and self._what:
-            print(file=sys.stderr, flush=True)
-
-    def show(self, what: str, done: int, whole: int) -> None:
-        if not self._live:
-            if what != self._what:
-                print(f"{what} ...", file=sys.stderr, flush=True)
-            self._what = what
-            return
-        if what != self._what and self._what:
-            print(file=sys.stderr)
-        now_s = time.monotonic()
-        if what == self._what and done < whole and now_s - self._drawn_s < REDRAW_S:
-            return
-        self._what, self._drawn_s = what, now_s
-        full = BAR_CHARS * done // max(1, whole)
-        bar = "#" * full + "-" * (BAR_CHARS - full)
-        print(f"\r{what:28} [{bar}] {100 * done // max(1, whole):3d} %", end="", file=sys.stderr, flush=True)

@@ -20,9 +20,11 @@ from edge_agent.broker_client import BrokerClient
 from edge_agent.client import Client, request_for_picture
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.values import InferenceRequest, Limits, Status
-from edge_agent.demo.report import closing_json, closing_table
+from edge_agent.demo.conversation import LANGUAGE_MODEL, converse, talk_json, talk_table
+from edge_agent.demo.report import closing_json, closing_table, promises
 from edge_agent.demo.story import Served, Story, say, show_progress
 from edge_agent.local_fleet import LocalFleet, Member
+from edge_agent.progress import Bar
 from edge_agent.transport.embedded import EmbeddedBroker
 
 TASK = "detect_faces"
@@ -49,10 +51,14 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
     folder = Path(tempfile.mkdtemp(prefix="sly-demo-"))
     try:
         story = asyncio.run(_play(folder, picture, requests))
-        print(json.dumps(closing_json(story, BOARDS)) if as_json else closing_table(story, BOARDS))
+        asked = converse(folder, story)
+        if as_json:
+            print(json.dumps(closing_json(story, BOARDS) | {"talk": talk_json(asked)}))
+        else:
+            print(closing_table(story, BOARDS), talk_table(asked), promises(story), sep="\n")
         _draw(output, picture, story)
     finally:
-        for log in folder.glob("*/agent.log"):
+        for log in folder.glob("**/agent.log"):
             shutil.copy(log, output / f"{log.parent.name}.log")
         shutil.rmtree(folder)
     broken = [text for kept, text in story.promises if not kept]
@@ -63,10 +69,16 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
 
 def _fetched() -> bytes:
     from models.catalog import card
-    from models.fetch import fetch, fetch_picture
+    from models.fetch import default_folder, fetch, fetch_picture
+    from models.language_build import build_from_catalog, is_built
+    from models.language_card import find
 
     for name in MODELS:
         fetch(card(name), report=say)
+    folder = default_folder()
+    if not is_built(find(LANGUAGE_MODEL, folder), folder):
+        with Bar() as bar:
+            build_from_catalog(LANGUAGE_MODEL, folder, progress=bar.show)
     return fetch_picture(PICTURE, report=say).read_bytes()
 
 

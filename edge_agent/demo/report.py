@@ -18,8 +18,12 @@ def closing_table(story: Story, members: Sequence[Member]) -> str:
     for act in dict.fromkeys(each.act for each in story.served):
         latencies = sorted(each.latency_ms for each in story.served if each.act == act)
         lines.append(f"{act:<18} {len(latencies):>9} {_quantile(latencies, 50):>8.1f} {_quantile(latencies, 95):>8.1f}")
-    lines += ["", *(f"{'kept  ' if kept else 'BROKEN'}  {text}" for kept, text in story.promises)]
     return "\n".join(lines)
+
+
+def promises(story: Story) -> str:
+    """Every promise with its verdict."""
+    return "\n".join(["", *(f"{'kept  ' if kept else 'BROKEN'}  {text}" for kept, text in story.promises)])
 
 
 def closing_json(story: Story, members: Sequence[Member]) -> dict[str, object]:
