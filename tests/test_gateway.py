@@ -9,6 +9,7 @@ import asyncio
 import http.client
 import json
 import logging
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -474,6 +475,18 @@ def test_a_head_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatc
             assert all_of(raw(door, beginning)) == b""
 
 
+def test_loopback_has_two_addresses() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with served(GatewaySection(on=True, host="::1", port=0)) as door:
+        connection = http.client.HTTPConnection("::1", door.gateway.port, timeout=LONG_S)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
 def test_a_head_that_is_huge_is_refused(door: Served) -> None:
     assert b" 400 " in all_of(raw(door, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000))
 
@@ -631,18 +644,29 @@ def test_figures_are_what_prometheus_reads() -> None:
     assert "gateway_requests_served_now 0\n" in text
 
 
-def test_the_format_is_one_that_prometheus_own_reader_takes() -> None:
-    needs_module("prometheus_client", "dev")
-    from prometheus_client.parser import text_string_to_metric_families
+SAMPLE = re.compile(
+    r'([a-z_]+)(\{[a-z]+="(?:[^"\\\n]|\\[\\"n])*"(?:,[a-z]+="(?:[^"\\\n]|\\[\\"n])*")*\})? (\d+(\.\d+)?(e-?\d+)?)'
+)
+"""A line of the text format as far as it is written here; labels escape the backslash, the quote and the line end."""
 
+
+def test_every_line_of_the_figures_is_of_the_format_and_families_are_whole() -> None:
     metrics = GatewayMetrics()
     metrics.requests["/metrics", 200] += 1
     metrics.first_token_s.observe(0.03)
-    odd = [Figure("x_total", "a\nb \\ c", 1.5, "counter", (("tier", 'q"'),))]
-    families = {family.name: family for family in text_string_to_metric_families(metrics.text(odd))}
-    assert families["sly_x"].samples[0].labels == {"tier": 'q"'}
-    buckets = [s.value for s in families["sly_gateway_first_token_seconds"].samples if s.name.endswith("_bucket")]
-    assert buckets == sorted(buckets) and buckets[-1] == 1
+    odd = [Figure("x_total", "a\nb \\ c", 1.5, "counter", (("tier", 'q"'), ("model", "m"))), Figure("y", "y", 2)]
+    lines = metrics.text(odd).removesuffix("\n").split("\n")
+    family, seen = "", []
+    for line in lines:
+        if line.startswith("# HELP "):
+            family = line.split(" ")[2]
+            seen.append(family)
+        elif not line.startswith(f"# TYPE {family} "):
+            sample = SAMPLE.fullmatch(line)
+            assert sample is not None, line
+            assert re.fullmatch(f"{family}(_bucket|_sum|_count)?", sample[1]), line
+    assert len(seen) == len(set(seen)) and {"sly_x_total", "sly_y"} < set(seen)
+    assert "# HELP sly_x_total a\\nb \\\\ c" in lines
 
 
 def test_a_value_on_a_bound_is_counted_under_it_and_one_past_all_in_the_last() -> None:
