@@ -14,7 +14,7 @@ from board_support.registry import open_board
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
-from edge_agent.hosting import model_files
+from edge_agent.hosting import language_models, model_files
 from edge_agent.store.identity import load_or_make_seed
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
@@ -44,6 +44,7 @@ def read_config(path: Path) -> AgentConfig:
 async def check(config: AgentConfig) -> None:
     """Judge a configuration without serving: models, board, identity, broker. Raises ``SlyError`` for what is wrong."""
     model_files(config)
+    language_models(config)
     signer_of(config)
     open_board(config.board.backend, BoardSettings(profile=config.board.profile))
     if config.broker.host:

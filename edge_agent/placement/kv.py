@@ -15,8 +15,8 @@ from edge_agent.core.config import PolicySection
 from edge_agent.core.kv import KvHome, KvState, Place
 
 PRIOR_PREFILL_TOK_S = 200
-PRIOR_RESTORE_TOK_S = 10_000
-"""Before anything was measured: a small board reads slowly and restores thirty times as fast or more."""
+PRIOR_RESTORE_FACTOR = 30
+"""Before anything was measured: a small board reads slowly, and restores thirty times as fast as it reads (KV.md, figures)."""
 BYTES_A_TOKEN = 4
 """Of a turn's encoding: what a token of English takes."""
 ANSWER_TOKENS = 256
@@ -93,14 +93,18 @@ def _own(home: KvHome, state: KvState) -> tuple[int, KvAction]:
     if home.place is Place.HOT:
         return 0, KvAction.RESIDENT
     if home.place is Place.RAM:
-        return _us(home.tokens, state.ram_tok_s or PRIOR_RESTORE_TOK_S), KvAction.RAM
-    return _us(home.tokens, state.disk_tok_s or PRIOR_RESTORE_TOK_S), KvAction.DISK
+        return _us(home.tokens, _restore_tok_s(state, state.ram_tok_s)), KvAction.RAM
+    return _us(home.tokens, _restore_tok_s(state, state.disk_tok_s)), KvAction.DISK
+
+
+def _restore_tok_s(state: KvState, measured: int) -> int:
+    return measured or PRIOR_RESTORE_FACTOR * (state.prefill_tok_s or PRIOR_PREFILL_TOK_S)
 
 
 def _fetched_us(home: KvHome, state: KvState, policy: PolicySection) -> int:
     size_bytes = min(home.tokens, state.window_tokens) * state.parked_bytes
     way_us = policy.link_latency_us + size_bytes * 1000 // policy.link_bytes_per_ms
-    return way_us + _us(home.tokens, state.ram_tok_s or PRIOR_RESTORE_TOK_S)
+    return way_us + _us(home.tokens, _restore_tok_s(state, state.ram_tok_s))
 
 
 def _with_room(plan: KvPlan, state: KvState, new_tokens: int) -> KvPlan:
