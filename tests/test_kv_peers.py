@@ -11,6 +11,7 @@ from edge_agent.core.cbor import encode
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import packed_ids
 from edge_agent.store.kv_manifest import MAX_MANIFEST_TOKENS, Manifest
+from edge_agent.store.kv_peers import PeerKv
 from edge_agent.store.kv_sessions import SessionStore
 from tests.kv_child import FORMAT, Chat
 from tests.virtual_disk import VirtualDisk
@@ -29,21 +30,21 @@ def home(name: str = "alice") -> tuple[SessionStore, Chat, Manifest]:
     chat.prompt(list(range(400)))
     chat.answer([7, 8, 9])
     chat.end()
-    return store, chat, Manifest.decode(store.export(name).encode())
+    return store, chat, Manifest.decode(PeerKv(store).export(name).encode())
 
 
 def move(source: SessionStore, target: SessionStore, manifest: Manifest, most: int = 10**6) -> int:
     """Fetch what is missing, ``most`` blocks at most; how many bytes came."""
     came = 0
-    target.adopt(manifest)
-    missing = target.missing(manifest)
+    PeerKv(target).adopt(manifest)
+    missing = PeerKv(target).missing(manifest)
     for name in missing.blocks[:most]:
-        data = source.export_block(name)
-        target.import_block(manifest, name, data)
+        data = PeerKv(source).export_block(name)
+        PeerKv(target).import_block(manifest, name, data)
         came += len(data)
     if missing.rows and most > len(missing.blocks):
-        rows = source.export_rows(manifest)
-        target.import_rows(manifest, rows)
+        rows = PeerKv(source).export_rows(manifest)
+        PeerKv(target).import_rows(manifest, rows)
         came += len(rows)
     return came
 
@@ -54,7 +55,7 @@ def test_a_moved_session_goes_on_where_it_was(name: str) -> None:
     disk = VirtualDisk()
     target = board(disk)
     move(source, target, manifest)
-    assert not target.missing(manifest)
+    assert not PeerKv(target).missing(manifest)
     target.sync(name)
     moved = Chat.resumed(board(disk), name)
     assert (moved.ids, moved.tokens, moved.sealed) == (chat.ids, chat.tokens, chat.sealed)
@@ -69,8 +70,8 @@ def test_a_move_is_resumed_where_it_stopped_also_after_a_restart_of_the_receiver
     came = 0
     while True:
         target = board(disk.killed())
-        target.adopt(manifest)
-        if not target.missing(manifest):
+        PeerKv(target).adopt(manifest)
+        if not PeerKv(target).missing(manifest):
             break
         came += move(source, target, manifest, most=1)
     assert came == whole
@@ -84,11 +85,11 @@ def test_a_session_that_comes_home_brings_only_what_is_new() -> None:
     moved = Chat.resumed(away, "alice")
     moved.prompt([3] * 80)
     moved.end()
-    back = move(away, source, away.export("alice"))
+    back = move(away, source, PeerKv(away).export("alice"))
     assert Chat.resumed(source, "alice").ids == moved.ids
     assert Chat.resumed(source, "alice").tokens == moved.tokens
     assert back < first * 3
-    assert move(away, source, away.export("alice")) == 0
+    assert move(away, source, PeerKv(away).export("alice")) == 0
 
 
 def test_what_another_session_shares_already_is_not_fetched() -> None:
@@ -97,29 +98,29 @@ def test_what_another_session_shares_already_is_not_fetched() -> None:
     twin = Chat(target, "twin").begin()
     twin.prompt(chat.ids[:400])
     twin.end()
-    target.adopt(manifest)
-    assert not target.missing(manifest).blocks
-    assert target.missing(manifest).rows
+    PeerKv(target).adopt(manifest)
+    assert not PeerKv(target).missing(manifest).blocks
+    assert PeerKv(target).missing(manifest).rows
 
 
 def test_other_bytes_than_the_manifest_names_are_refused_and_not_kept() -> None:
     source, _, manifest = home()
     target = board()
-    target.adopt(manifest)
-    name, other, *_ = target.missing(manifest).blocks
-    data = source.export_block(name)
+    PeerKv(target).adopt(manifest)
+    name, other, *_ = PeerKv(target).missing(manifest).blocks
+    data = PeerKv(source).export_block(name)
     flipped = bytes([*data[:-40], data[-40] ^ 1, *data[-39:]])
-    for bad in (flipped, data[:-1], b"", source.export_block(other), data[:-1] + bytes([data[-1] ^ 1])):
+    for bad in (flipped, data[:-1], b"", PeerKv(source).export_block(other), data[:-1] + bytes([data[-1] ^ 1])):
         with pytest.raises(RefusedError):
-            target.import_block(manifest, name, bad)
+            PeerKv(target).import_block(manifest, name, bad)
     with pytest.raises(RefusedError, match="one that the manifest names"):
-        target.import_block(manifest, bytes(32), data)
-    rows = source.export_rows(manifest)
+        PeerKv(target).import_block(manifest, bytes(32), data)
+    rows = PeerKv(source).export_rows(manifest)
     for bad in (rows[:-1], rows + b"x", bytes(len(rows)), b""):
         with pytest.raises(RefusedError, match="fetch them again"):
-            target.import_rows(manifest, bad)
-    assert len(target.missing(manifest).blocks) == len(manifest.files)
-    assert target.missing(manifest).rows
+            PeerKv(target).import_rows(manifest, bad)
+    assert len(PeerKv(target).missing(manifest).blocks) == len(manifest.files)
+    assert PeerKv(target).missing(manifest).rows
 
 
 def test_a_block_that_is_damaged_at_home_is_not_exported() -> None:
@@ -131,7 +132,7 @@ def test_a_block_that_is_damaged_at_home_is_not_exported() -> None:
     chat.end()
     block = max((path for path in disk.names_now if "blocks-" in str(path)), key=lambda path: len(disk.names_now[path].data))
     disk.names_now[block].data[600] ^= 1
-    manifest = source.export("alice")
+    manifest = PeerKv(source).export("alice")
     assert manifest.tokens < chat.tokens
     target = board()
     move(source, target, manifest)
@@ -143,7 +144,7 @@ def test_rows_of_a_session_that_moved_on_are_not_given_for_an_old_manifest() -> 
     chat.prompt([1] * 80)
     chat.end()
     with pytest.raises(UnavailableError, match="moved on since it was exported"):
-        source.export_rows(manifest)
+        PeerKv(source).export_rows(manifest)
 
 
 def test_a_session_of_this_name_with_other_ids_is_not_overwritten() -> None:
@@ -153,7 +154,7 @@ def test_a_session_of_this_name_with_other_ids_is_not_overwritten() -> None:
     own.prompt([5] * 100)
     own.end()
     with pytest.raises(RefusedError, match="ids that differ from those of session alice.*drop the session first"):
-        target.adopt(manifest)
+        PeerKv(target).adopt(manifest)
     assert Chat.resumed(target, "alice").ids == own.ids
 
 
@@ -161,16 +162,16 @@ def test_a_session_that_does_not_fit_is_refused_before_anything_is_fetched() -> 
     _, _, manifest = home()
     target = board(disk_bytes=5000)
     with pytest.raises(UnavailableError, match=r"no room for its KV: \d+ bytes needed"):
-        target.adopt(manifest)
+        PeerKv(target).adopt(manifest)
     assert (target.names(), target.bytes_on_disk) == ([], 0)
 
 
 def test_a_manifest_of_another_model_or_window_is_refused() -> None:
     _, _, manifest = home()
     with pytest.raises(RefusedError, match="host the same model on both"):
-        board().adopt(replace(manifest, fingerprint=b"g" * 32))
+        PeerKv(board()).adopt(replace(manifest, fingerprint=b"g" * 32))
     with pytest.raises(RefusedError, match="2 files for 403 tokens; allowed: 3 files"):
-        board().adopt(replace(manifest, files=manifest.files[1:]))
+        PeerKv(board()).adopt(replace(manifest, files=manifest.files[1:]))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,6 @@ def test_a_session_without_kv_moves_as_its_history() -> None:
     source.create("alice")
     source.prompt("alice", [1, 2, 3])
     target = board()
-    manifest = source.export("alice")
-    held = target.adopt(manifest)
-    assert (list(held.ids), held.tokens, bool(target.missing(manifest))) == ([1, 2, 3], 0, False)
+    manifest = PeerKv(source).export("alice")
+    held = PeerKv(target).adopt(manifest)
+    assert (list(held.ids), held.tokens, bool(PeerKv(target).missing(manifest))) == ([1, 2, 3], 0, False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -87,6 +89,51 @@ def must_be_sound(disk: VirtualDisk, before: Chat) -> None:
     assert (again.ids, again.tokens) == (after.ids, len(after.ids) - 1)
 
 
+def test_a_block_that_a_power_cut_spoilt_keeps_those_that_it_pushed_out_of_the_window() -> None:
+    disk = VirtualDisk()
+    store = store_on(disk)
+    chat = long_chat(store, "alice", blocks=4)
+    before = set(disk.names_now)
+    store.seal("alice", 3, chat.kv.block(3))
+    (path,) = set(disk.names_now) - before
+    damage(disk, path, "zero tail")
+    again = store_on(disk)
+    again.sync("alice")
+    held = again.resume("alice")
+    assert held is not None
+    loaded = again.load(held)
+    assert chat.kv.agree(loaded)
+    assert loaded.tokens == chat.tokens
+
+
+def test_sync_in_a_thread_beside_appends_loses_nothing(tmp_path: Path) -> None:
+    store = store_on(Disk(), tmp_path)
+    store.create("alice")
+    store.pin("alice")
+    ended = threading.Event()
+
+    def sync() -> None:
+        while not ended.is_set():
+            store.sync("alice")
+
+    class Unsynced(Chat):
+        def _sync(self) -> None:
+            pass
+
+    chat = Unsynced(store, "alice")
+    with ThreadPoolExecutor() as pool:
+        syncing = pool.submit(sync)
+        chat.prompt(list(range(30)))
+        for _ in range(300):
+            chat.answer([len(chat.ids), 5])
+        ended.set()
+        syncing.result()
+    store.sync("alice")
+    again = Chat.resumed(store_on(Disk(), tmp_path), "alice")
+    assert (again.ids, again.tokens, again.sealed) == (chat.ids, chat.tokens, chat.sealed)
+    assert len(list((tmp_path / "sessions").iterdir())) <= 3
+
+
 def damage(disk: VirtualDisk, path: Path, how: str) -> None:
     data = disk.names_now[path].data
     size_bytes = len(data)
@@ -130,7 +177,8 @@ def test_whatever_file_is_damaged_a_sound_prefix_comes_back_and_the_reason_is_to
         assert (after.ids, after.tokens) == (again.ids, len(again.ids) - 1)
 
 
-def test_damage_while_the_process_runs_is_found_when_it_is_read() -> None:
+@pytest.mark.parametrize("how", ["flip", "truncate", "empty", "zero tail", "foreign", "missing"])
+def test_damage_while_the_process_runs_is_found_when_it_is_read(how: str) -> None:
     for number in range(5):
         disk = VirtualDisk()
         store = SessionStore(FOLDER, FORMAT, 0, PLENTY, disk)
@@ -138,7 +186,7 @@ def test_damage_while_the_process_runs_is_found_when_it_is_read() -> None:
         path = [path for path in disk.names_now if path.suffix != ".log"][number]
         held = store.resume("alice")
         assert held is not None
-        damage(disk, path, "flip")
+        damage(disk, path, how)
         loaded = store.load(held)
         assert chat.kv.agree(loaded)
         assert loaded.notes

@@ -24,7 +24,7 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Self, TypeAlias
 
-from edge_agent.core.errors import RefusedError
+from edge_agent.core.errors import RefusedError, SlyError
 from edge_agent.core.kv import BLOCK_TOKENS, MAX_TOKENS, KvFormat, block_start, packed_ids
 from edge_agent.core.values import DIGEST_BYTES
 from edge_agent.store.files import PRIVATE_FILE, Disk, Part, fsync_file, read_bounded, write_unsynced
@@ -313,7 +313,12 @@ class BlockRows:
         Raises ``RefusedError`` if they are not what was written (then only the sound ones are here), ``UnavailableError``.
         """
         found, rows = 0, []
-        for digest, row_id, row in self._records(self._read()):
+        try:
+            data = self._read()
+        except SlyError:
+            self.cut(0)
+            raise
+        for digest, row_id, row in self._records(data):
             if found == count or digest != self._digests[found] or self._digest(found, row_id, row) != digest:
                 break
             rows.append(row)
