@@ -23,6 +23,7 @@ from edge_agent.language import child as language_child
 from edge_agent.language.child import ChildDiedError, Death, LanguageChild
 from edge_agent.language.ring_memory import RingMemory
 from edge_agent.language.shape import ModelShape
+from edge_agent.runtime import doorbell
 from edge_agent.runtime.settings import EngineSettings
 from models.language_build import Words, install
 from models.language_card import FileEntry, LanguageCard
@@ -298,6 +299,16 @@ def test_a_child_that_says_nonsense_is_killed(model: Model, lie: str, monkeypatc
             assert len(deaths) == 1 and not Path(f"/proc/{child.pid}").exists()
 
     run(story())
+
+
+def test_bulk_outside_the_arena_is_refused_on_both_sides() -> None:
+    for size_bytes in (2**20 + 1, 2**63, -1, True):
+        with pytest.raises(RefusedError):
+            doorbell.decode_answer(doorbell.encode_said(1, 0, None, size_bytes), 2**20)
+        with pytest.raises(RefusedError):
+            doorbell.decode_call(doorbell.encode_call(1, "step", None, size_bytes), 2**20)
+    said = doorbell.decode_answer(doorbell.encode_said(1, 7, [1, "x"], 2**20), 2**20)
+    assert (said.sequence, said.elapsed_us, said.reply) == (1, 7, doorbell.Said([1, "x"], 2**20))
 
 
 @pytest.mark.parametrize("lie", ["ids", "count"])

@@ -48,9 +48,10 @@ class Scripted:
         self.fails = False
 
     def step(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
+        logits = [self._rows(each) for each in segments]
         if self.fails:
             raise RuntimeError("no step now")
-        return [self._rows(each) for each in segments]
+        return logits
 
     def _rows(self, segment: Segment) -> NDArray[np.float32]:
         ids = self.ids.setdefault(id(segment.ring), [])
@@ -233,6 +234,13 @@ def test_a_draw_is_the_same_alone_in_company_and_in_another_engine(lively: Decod
     assert kept[1].ids[8:] != kept[2].ids[8:]
 
 
+def test_each_token_is_another_draw() -> None:
+    flat = Scripted(lambda ids: 0)
+    flat._logits = lambda chosen: np.zeros(TINY.vocabulary, np.float32)  # type: ignore[method-assign]
+    kept, _ = answer(engine(flat), [1, 2, 3, 4], sampling=Sampling(1000, 0, 1000, 1), max_tokens=50)
+    assert len(set(kept.ids[4:])) > 20
+
+
 def test_a_long_prompt_never_keeps_a_speaker_from_a_token() -> None:
     made = engine(Scripted(lambda ids: len(ids) % 13), curve=DEAR)
     speaker = begin(made, 0, [1, 2, 3], max_tokens=1000)
@@ -350,6 +358,7 @@ def test_an_event_that_lies_is_refused() -> None:
     events = told()
     bodies, bulk = [to_body(each) for each in events], b"".join(bulk_of(events))
     lies: list[tuple[int, object]] = [
+        (0, 0), (0, 1),
         (0, 8), (0, -1), (0, True), (1, -1), (1, 2**40), (1, 3), (2, [64]), (2, [-1]), (2, [1.0]), (2, 5), (2, [1] * 300),
         (3, 5), (3, "x" * 100_000), (4, "because"), (4, 1), (5, -1), (6, 9), (7, 0), (7, 10**6), (8, 1), (8, -TINY.row_bytes),
         (8, 2**40), (8, 0), (9, 5), (9, [[0, 1]]), (9, [[99, TINY.block_bytes]]), (9, [[0, TINY.block_bytes]] * 3), (10, 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_agent.language.text import TextStream
@@ -53,6 +53,8 @@ def test_an_answer_ends_before_the_stop_text_that_is_complete_first(text: str, s
 
 
 @given(st.text("ab", max_size=12), st.text("ab", max_size=12), STOPS)
+@example("a", "aaa", ["aaaa"])
+@example("b", "ab", ["bab"])
 def test_what_was_shown_before_counts_as_the_answers_beginning(begun: str, more: str, stops: list[str]) -> None:
     if any(stop in begun for stop in stops):
         return
@@ -61,6 +63,10 @@ def test_what_was_shown_before_counts_as_the_answers_beginning(begun: str, more:
     ends = [(at + len(stop), at) for stop in stops for at in range(len(text)) if text.startswith(stop, at)]
     assert stopped == bool(ends)
     assert "".join(parts) == (text[len(begun) : max(len(begun), min(ends)[1])] if ends else more)
+
+
+def test_a_stop_text_that_was_shown_whole_before_stops_nothing_now() -> None:
+    assert shown([b"c"], ["b", "xxxx"], "ab") == (["c", ""], False)
 
 
 @pytest.mark.parametrize("stops", [[], ["x"]])

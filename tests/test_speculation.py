@@ -71,6 +71,11 @@ def test_memory_is_bounded_and_what_was_forgotten_is_not_proposed() -> None:
     assert made.propose(1).ids == (10 + 3 * HISTORY_TOKENS - 95,)
 
 
+def test_what_was_said_again_is_remembered_when_its_first_time_is_forgotten() -> None:
+    made = drafter([1, 2, 3, 8, *range(10, 4000), 1, 2, 3, 9, *range(10_000, 10_000 + HISTORY_TOKENS - 3000), 1, 2, 3])
+    assert made.propose(1).ids == (9,)
+
+
 def test_guesses_that_fail_lose_their_chance_and_those_that_hold_win_it() -> None:
     made = drafter([1, 2, 3, 1, 2, 3])
     first = made.propose(7).chance

@@ -184,7 +184,7 @@ class Engine:
         room = room_in_block(found.ring.tokens)
         if turn.prompt:
             return Need(slot, room, len(turn.prompt))
-        useful = min(MAX_GUESSES, room - 1, turn.options.max_tokens - turn.made - 1)
+        useful = min(MAX_GUESSES, turn.options.max_tokens - turn.made - 1)
         turn.proposal = found.drafter.propose(useful) if turn.guesses and useful > 0 else Proposal()
         return Need(slot, room, 0, len(turn.proposal.ids), turn.proposal.chance)
 
