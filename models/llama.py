@@ -77,7 +77,7 @@ class Layer:
 
 
 class Weights(Protocol):
-    """A model's float weights, read as they are needed. ``tied``: the head is the embedding."""
+    """A model's float weights, read as they are needed. ``tied``: the embedding is the head, its columns times ``gain``."""
 
     @property
     def epsilon(self) -> float: ...
@@ -86,6 +86,7 @@ class Weights(Protocol):
     def norm(self) -> Floats: ...  # [width]
     def embedding(self, first: int, last: int) -> Floats: ...  # -> [last - first, width]
     def head(self, first: int, last: int) -> Floats: ...  # -> [last - first, width]
+    def gain(self) -> Floats: ...  # [width]
     def layer(self, index: int) -> Layer: ...
 
 
@@ -146,13 +147,12 @@ class _Matrices:
         self.weights, self.shape = weights, shape
         self.layer = lru_cache(2)(weights.layer)
 
-    def norm(self, key: str, make: Callable[[], Floats]) -> Constant:
+    def vector(self, key: str, make: Callable[[], Floats]) -> Constant:
         return Constant(key, "float32", (self.shape.width,), lambda: [make()])
 
     def table(self, head: bool) -> tuple[Constant, Constant]:
-        """Embedding or head."""
-        rows = self.weights.head if head and not self.weights.tied else self.weights.embedding
-        key = "head" if head and not self.weights.tied else "embedding"
+        """Head or embedding; one table for both where they are tied."""
+        key, rows = ("head", self.weights.head) if head or self.weights.tied else ("embedding", self.weights.embedding)
         return _pair(key, (self.shape.vocabulary, self.shape.width), lambda: _pieces(rows, self.shape.vocabulary))
 
     def qkv(self, index: int) -> tuple[Constant, Constant]:
@@ -211,13 +211,16 @@ class _Stage:
         values, scales = self.matrices.table(head=False)
         column = Constant(f"{scales.key}.column", scales.dtype, (*scales.shape, 1), scales.pieces)
         rows = op.dequantize(self.graph, op.gather(self.graph, self.graph.constant(values, 1.0), tokens))
-        return op.mul(self.graph, rows, op.gather(self.graph, self.graph.constant(column), tokens))
+        x = op.mul(self.graph, rows, op.gather(self.graph, self.graph.constant(column), tokens))
+        if not self.matrices.weights.tied:
+            return x
+        return op.mul(self.graph, x, self.graph.constant(self.matrices.vector("gain", self.matrices.weights.gain)))
 
     def attend(self, index: int, x: int) -> None:  # [T, width] -> outputs x, qkv
         graph, shape, rows = self.graph, self.shape, self.variant.rows
         cos, sin = (graph.input(name, "float32", [rows, 1, shape.head_dim]) for name in ("cos", "sin"))
         layer = self.matrices.layer
-        h = self.normed(x, self.matrices.norm(f"attention_norm.{index}", lambda: layer(index).attention_norm))
+        h = self.normed(x, self.matrices.vector(f"attention_norm.{index}", lambda: layer(index).attention_norm))
         qkv = self.product(h, *self.matrices.qkv(index))
         turned, kept = shape.heads + shape.kv_heads, shape.kv_heads
         qk = op.reshape(graph, op.columns(graph, qkv, 0, turned * shape.head_dim), [rows, turned, shape.head_dim])
@@ -232,14 +235,14 @@ class _Stage:
     def after_attention(self, index: int, x: int, o: int) -> int:  # [T, width], [T, heads * head_dim] -> [T, width]
         graph, layer = self.graph, self.matrices.layer
         x = op.add(graph, x, self.product(o, *self.matrices.o(index)))
-        h = self.normed(x, self.matrices.norm(f"mlp_norm.{index}", lambda: layer(index).mlp_norm))
+        h = self.normed(x, self.matrices.vector(f"mlp_norm.{index}", lambda: layer(index).mlp_norm))
         gate, up = op.halves(graph, self.product(h, *self.matrices.gate_up(index)))
         h = op.mul(graph, op.mul(graph, gate, op.logistic(graph, gate)), up)
         return op.add(graph, x, self.product(h, *self.matrices.down(index)))
 
     def logits(self, x: int, last: int) -> int:  # [T, width], [K] -> [K, vocabulary]
         x = op.gather(self.graph, x, last)
-        h = self.normed(x, self.matrices.norm("norm", self.matrices.weights.norm))
+        h = self.normed(x, self.matrices.vector("norm", self.matrices.weights.norm))
         return self.hybrid(h, *self.matrices.table(head=True))
 
     def normed(self, x: int, weight: Constant) -> int:  # [T, width] -> [T, width]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+import numpy as np
+
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import bounded
 from models.gguf import Gguf, Value
@@ -75,6 +77,9 @@ class LlamaGguf:
 
     def head(self, first: int, last: int) -> Floats:
         return self._gguf.rows(EMBEDDING if self.tied else HEAD, first, last)
+
+    def gain(self) -> Floats:
+        return np.ones(self.shape.width, np.float32)
 
     def layer(self, index: int) -> Layer:
         norm, q, k, v, o, mlp_norm, gate, up, down = (self._gguf.rows(f"blk.{index}.{name}.weight") for name in LAYER_TENSORS)

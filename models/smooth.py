@@ -2,15 +2,17 @@
 
 Rules: for an input channel j of a product, the weights' column is multiplied by s_j and what makes the input is divided by it,
 s_j = max|x_j|^a / max|w_j|^(1-a), normed to a geometric mean of 1: in exact arithmetic the model says the same.  The division
-is folded into the norm before q, k, v and before gate and up, and into the rows of up before down.  Activations are measured in
+is folded into the norm before q, k, v, before gate and up, and before the head, and into the rows of up before down; a tied
+embedding is told its gain.  Activations are measured in
 float64 and s is rounded to 1/16 of an octave, so that another CPU's BLAS gives the same s, and the same file.
 Source: Xiao et al. 2023, SmoothQuant, equation 4, with a = 0.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import sqrt
 from typing import Any
 
@@ -27,6 +29,7 @@ ALPHA = 0.5
 STEPS_AN_OCTAVE = 16
 LEAST_ACTIVATION, LEAST_WEIGHT = 1e-3, 1e-4
 LEAST_SCALE, MOST_SCALE = 2.0**-6, 2.0**10
+ROWS_A_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,20 @@ class Smoothing:
 
 
 class Smoothed:
-    """``weights`` with the smoothing of each layer folded in; float32, exact but for one rounding a weight."""
+    """``weights`` with the smoothing of each layer and of the head [width] folded in; exact but for one rounding a weight."""
 
-    def __init__(self, weights: Weights, smoothings: Sequence[Smoothing]) -> None:
-        self._weights, self._smoothings = weights, smoothings
-        self.epsilon, self.tied = weights.epsilon, weights.tied
-        self.norm, self.embedding, self.head = weights.norm, weights.embedding, weights.head
+    def __init__(self, weights: Weights, smoothings: Sequence[Smoothing], head: Floats) -> None:
+        self._weights, self._smoothings, self._head = weights, smoothings, head
+        self.epsilon, self.tied, self.embedding = weights.epsilon, weights.tied, weights.embedding
+
+    def norm(self) -> Floats:
+        return self._weights.norm() / self._head
+
+    def head(self, first: int, last: int) -> Floats:
+        return self._weights.head(first, last) * self._head
+
+    def gain(self) -> Floats:
+        return self._weights.gain() / self._head
 
     def layer(self, index: int) -> Layer:
         layer, by = self._weights.layer(index), self._smoothings[index]
@@ -69,11 +80,12 @@ def smoothed(weights: Weights, shape: LlamaShape, texts: Sequence[Sequence[int]]
         layer = weights.layer(index)
         inputs = np.array([flow.through(layer) for flow in flows], object)
         attention, mlp, down = (np.maximum.reduce(list(inputs[:, place])) for place in range(3))
-        columns = [_column_maxima(layer.q, layer.k, layer.v), _column_maxima(layer.gate, layer.up), _column_maxima(layer.down)]
+        columns = [_column_maxima(each) for each in ((layer.q, layer.k, layer.v), (layer.gate, layer.up), (layer.down,))]
         smoothings.append(Smoothing(*map(scales, (attention, mlp, down), columns)))
         if progress:
             progress(index + 1, shape.layers)
-    return Smoothed(weights, smoothings)
+    final = np.maximum.reduce([np.abs(flow.normed(weights.norm())).max(0) for flow in flows])
+    return Smoothed(weights, smoothings, scales(final, _head_maxima(weights, shape)))
 
 
 def scales(activations: Doubles, columns: Doubles) -> Floats:  # [n], [n] -> [n]
@@ -92,8 +104,13 @@ def on_grid(steps: NDArray[np.int64]) -> Floats:
     return np.asarray(np.ldexp(fractions[rest], octaves), np.float32)
 
 
-def _column_maxima(*matrices: Floats) -> Doubles:  # [m, n], ... -> [n]
-    return np.asarray(np.maximum.reduce([np.abs(w).max(0) for w in matrices]), np.float64)
+def _column_maxima(matrices: Iterable[Floats]) -> Doubles:  # [m, n], ... -> [n]
+    return np.asarray(reduce(np.maximum, (np.abs(w).max(0) for w in matrices)), np.float64)
+
+
+def _head_maxima(weights: Weights, shape: LlamaShape) -> Doubles:  # -> [width]
+    starts = range(0, shape.vocabulary, ROWS_A_PIECE)
+    return _column_maxima(weights.head(first, min(first + ROWS_A_PIECE, shape.vocabulary)) for first in starts)
 
 
 class _Flow:

@@ -71,8 +71,7 @@ def logits(weights: Weights, shape: Any, ids: Sequence[int]) -> Array:  # [T] ->
         h = normed(x, layer.mlp_norm, epsilon)
         x = x + (silu(h @ layer.gate.T) * (h @ layer.up.T)) @ layer.down.T
     x = normed(x, weights.norm(), epsilon)
-    table = weights.embedding if weights.tied else weights.head
-    return x @ table(0, shape.vocabulary).T
+    return x @ weights.head(0, shape.vocabulary).T
 
 
 def staged(interpreter: Any, shape: Any, ids: Sequence[int], suffix: str = "") -> Array:  # [T] -> [T or 1, vocabulary]

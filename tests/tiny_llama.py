@@ -63,6 +63,9 @@ class RandomWeights:
     def head(self, first: int, last: int) -> NDArray[np.float32]:
         return self._head[first:last]
 
+    def gain(self) -> NDArray[np.float32]:
+        return np.ones(len(self._norm), np.float32)
+
     def layer(self, index: int) -> Layer:
         return self._layers[index]
 
