@@ -482,7 +482,7 @@ class Agent:
             case "sessions", None:
                 return [list(kept) for speaker in self._host.speakers.values() for kept in speaker.sessions()]
             case "drop", str():
-                if not any([await asyncio.to_thread(speaker.drop, body) for speaker in self._host.speakers.values()]):
+                if not any([await speaker.drop(body) for speaker in self._host.speakers.values()]):
                     raise RefusedError("session", body, "one that is kept here", "see: sly sessions list")
                 self._tell_kv()
                 return None

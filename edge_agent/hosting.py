@@ -144,16 +144,15 @@ class Host:
     async def find(self, effect: KvFind) -> KvFound:
         """Make a session ready to move here."""
         try:
-            missing, rows = await asyncio.to_thread(self.speakers[effect.model].adopt, effect.session, effect.manifest)
+            missing, rows = await self.speakers[effect.model].adopt(effect.session, effect.manifest)
         except (RefusedError, UnavailableError) as error:
             return KvFound(effect.key, refusal=str(error))
         return KvFound(effect.key, missing, rows)
 
     async def put(self, effect: KvPut) -> KvStored:
         """Keep an item of a session that moves here."""
-        speaker = self.speakers[effect.model]
         try:
-            await asyncio.to_thread(speaker.put, effect.session, effect.item, effect.name, effect.payload)
+            await self.speakers[effect.model].put(effect.session, effect.item, effect.name, effect.payload)
         except (RefusedError, UnavailableError) as error:
             return KvStored(effect.key, effect.item, effect.name, str(error))
         return KvStored(effect.key, effect.item, effect.name)
@@ -165,7 +164,7 @@ class Host:
             for speaker in self.speakers.values():
                 state = speaker.kv_state()
                 if state is not None and state.fingerprint == ask.fingerprint:
-                    return KvGave(effect.board, ask, await asyncio.to_thread(speaker.give, ask))
+                    return KvGave(effect.board, ask, await speaker.give(ask))
             raise UnavailableError("session", "no model here has KV of this format", "")
         except (RefusedError, UnavailableError) as error:
             return KvGave(effect.board, ask, refusal=str(error)[:MAX_REFUSAL_CHARS])

@@ -22,6 +22,7 @@ from edge_agent.gateway.talker import SESSION_BUSY, Figure
 from edge_agent.language.service import LanguageService, runtime_of
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.store.kv_manifest import Manifest
+from edge_agent.store.kv_peers import PeerKv
 from models.language_card import LanguageCard
 
 Kept = tuple[str, int, int, str, int]
@@ -50,21 +51,21 @@ class Speaker(Protocol):
 
     def sessions(self) -> list[Kept]: ...
 
-    def drop(self, name: str) -> bool:
-        """Forget a named session; ``False`` if it is not here. Blocking. Raises ``RefusedError`` while it talks."""
+    async def drop(self, name: str) -> bool:
+        """Forget a named session; ``False`` if it is not here. Raises ``RefusedError`` while it talks."""
         ...
 
-    # The following are blocking too, and raise ``SlyError``.
+    # The following raise ``SlyError``.
 
-    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+    async def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
         """Take in a session that moves here: the names of the blocks that are missing, and whether its rows are."""
         ...
 
-    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+    async def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
         """Keep a block or the rows of a session that moves here."""
         ...
 
-    def give(self, ask: KvAsk) -> bytes:
+    async def give(self, ask: KvAsk) -> bytes:
         """What another board asks of a session here; ``MOVED`` gives it up."""
         ...
 
@@ -75,11 +76,13 @@ class HostedLanguage:
     """A ``Speaker`` over a service that was started."""
 
     def __init__(self, service: LanguageService) -> None:
-        self.service = service
+        self.service, self._peers = service, PeerKv(service.store)
         self._homes: dict[str, tuple[int, Place]] = {}
         """Tokens in KV of each named session, and where they lie when they are not hot; the last used last."""
         self._used_s: dict[str, float] = {}
         self._talking: set[str] = set()
+        self._leaving: set[str] = set()
+        """Sessions that are being forgotten: no turn of theirs may begin."""
         self._coming: dict[str, Manifest] = {}
         self._going: dict[bytes, Manifest] = {}
         """By session hash."""
@@ -96,6 +99,8 @@ class HostedLanguage:
         self._used_s = dict.fromkeys(self._homes, time.monotonic())
 
     async def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+        if turn.session in self._leaving:
+            raise RefusedError(SESSION_BUSY, turn.session, "a session that stays here", "ask again")
         parts, busy = self.service.talk(turn), turn.session in self._talking
         self._talking.add(turn.session)
         try:
@@ -153,72 +158,81 @@ class HostedLanguage:
             kept.append((name, hot_tokens or tokens, self.service.store.bytes_of(name), tier.name.lower(), idle_s))
         return kept
 
-    def drop(self, name: str) -> bool:
+    async def drop(self, name: str) -> bool:
         if name not in self.service.store.names():
             return False
-        if name in self._talking:
+        if name in self._talking or name in self._leaving:
             raise RefusedError(SESSION_BUSY, name, "a session that does not talk", "wait for the end of its turn")
         for resident in self.service.hot.residents():
             if resident.session == name and not resident.live:
                 self.service.hot.drop(resident.slot)
-        self.service.store.drop(name)
+        self._leaving.add(name)
+        try:
+            await asyncio.to_thread(self.service.store.drop, name)
+        finally:
+            self._leaving.discard(name)
         self._homes.pop(name, None)
         return True
 
     # sessions that move
 
-    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
-        coming, store = Manifest.decode(manifest), self.service.store
+    async def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+        coming = Manifest.decode(manifest)
         if coming.name != session:
             raise RefusedError("KV manifest", f"session {coming.name}", session)
+        coming.must_fit(self.service.format)
         if session in self._talking:
             raise RefusedError(SESSION_BUSY, session, "a session that does not talk here")
         try:
-            store.adopt(coming)
+            await asyncio.to_thread(self._peers.adopt, coming)
         except RefusedError:
-            coming.must_fit(self.service.format)
-            self.drop(session)
-            store.adopt(coming)
+            await self.drop(session)
+            await asyncio.to_thread(self._peers.adopt, coming)
         self._coming[session] = coming
-        missing = store.missing(coming)
+        missing = await asyncio.to_thread(self._peers.missing, coming)
         if not missing:
-            self._arrived(session)
+            await self._arrived(session)
         return missing.blocks, missing.rows
 
-    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+    async def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
         coming = self._coming.get(session)
         if coming is None:
             raise RefusedError(f"session {session}", "KV without a manifest", "one that is moving here")
         if item is KvItem.BLOCK:
-            self.service.store.import_block(coming, name, payload)
+            await asyncio.to_thread(self._peers.import_block, coming, name, payload)
             return
-        self.service.store.import_rows(coming, payload)
-        self._arrived(session)
+        await asyncio.to_thread(self._peers.import_rows, coming, payload)
+        await self._arrived(session)
 
-    def _arrived(self, session: str) -> None:
-        self.service.store.sync(session)
+    async def _arrived(self, session: str) -> None:
+        await asyncio.to_thread(self.service.store.sync, session)
         self._note(session, self._coming.pop(session).tokens, Place.DISK)
 
-    def give(self, ask: KvAsk) -> bytes:
-        store = self.service.store
+    async def give(self, ask: KvAsk) -> bytes:
         if ask.item is KvItem.BLOCK:
-            return store.export_block(ask.name)
-        name = next((each for each in _named(store.names()) if session_hash(each) == ask.session), "")
+            return await asyncio.to_thread(self._peers.export_block, ask.name)
+        name = next((each for each in _named(self.service.store.names()) if session_hash(each) == ask.session), "")
         if not name:
             raise UnavailableError("session", "it is not here", "ask the board that has it now")
         if name in self._talking:
             raise UnavailableError(SESSION_BUSY, "it talks here now", "ask when its turn is over")
         if ask.item is KvItem.MANIFEST:
-            self._going[ask.session] = store.export(name)
-            return self._going[ask.session].encode()
+            manifest = self._going[ask.session] = await asyncio.to_thread(self._peers.export, name)
+            return manifest.encode()
         going = self._going.get(ask.session)
         if going is None:
             raise UnavailableError("session", "nobody has asked for its manifest", "ask for that first")
         if ask.item is KvItem.ROWS:
-            return store.export_rows(going)
-        del self._going[ask.session]
-        self.drop(name)
+            return await asyncio.to_thread(self._peers.export_rows, going)
+        await self._give_up(name, self._going.pop(ask.session))
         return b""
+
+    async def _give_up(self, name: str, going: Manifest) -> None:
+        """Another board holds the session now, unless it has gone on here since."""
+        held = self.service.store.resume(name)
+        if held is not None and len(held.ids) * 4 != len(going.ids):
+            raise UnavailableError(f"session {name}", "it has gone on here", "ask for it again")
+        await self.drop(name)
 
     async def close(self) -> None:
         await self.service.close()

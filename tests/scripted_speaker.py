@@ -85,16 +85,16 @@ class Parrot:
     def sessions(self) -> list[Kept]:
         return []
 
-    def drop(self, name: str) -> bool:
+    async def drop(self, name: str) -> bool:
         return False
 
-    def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
+    async def adopt(self, session: str, manifest: bytes) -> tuple[tuple[bytes, ...], bool]:
         raise RefusedError("session", session, "none: nothing is kept here")
 
-    def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
+    async def put(self, session: str, item: KvItem, name: bytes, payload: bytes) -> None:
         raise RefusedError("session", session, "none: nothing is kept here")
 
-    def give(self, ask: KvAsk) -> bytes:
+    async def give(self, ask: KvAsk) -> bytes:
         raise RefusedError("session", ask.session, "none: nothing is kept here")
 
     async def close(self) -> None:
