@@ -22,8 +22,8 @@ import tflite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent import progress
 from edge_agent.commands import models as command
-from edge_agent.commands import models_build
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from models import language_build, language_card
 from models.fetch import default_folder
@@ -437,10 +437,10 @@ def test_the_bar_is_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with models_build.Bar() as bar:
+    with progress.Bar() as bar:
         for done in range(101):
             bar.show("measuring", done, 100)
     drawn = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert drawn.count("\n") == 1
     assert drawn.rstrip().endswith("100 %")
-    assert "#" * models_build.BAR_CHARS in drawn
+    assert "#" * progress.BAR_CHARS in drawn
