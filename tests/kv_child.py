@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 from edge_agent.core.kv import SINK_TOKENS, KvFormat, block_start, full_blocks, packed_ids, sealed_blocks
 from edge_agent.store.kv_sessions import Loaded, SessionStore
@@ -15,28 +15,28 @@ from edge_agent.store.kv_sessions import Loaded, SessionStore
 FORMAT = KvFormat(b"f" * 32, row_bytes=48, block_bytes=1200, prelude_bytes=96, window_blocks=2)
 
 
-def stretched(kind: bytes, ids: Sequence[int], size_bytes: int) -> bytes:
-    return hashlib.shake_128(kind + packed_ids(ids)).digest(size_bytes)
+@lru_cache(8192)
+def stretched(kind: bytes, prefix: bytes, size_bytes: int) -> bytes:
+    return hashlib.shake_128(kind + prefix).digest(size_bytes)
 
 
-@dataclass(frozen=True)
 class Bytes:
     """All KV bytes of a session with these ids."""
 
-    ids: Sequence[int]
-    kv_format: KvFormat = FORMAT
+    def __init__(self, ids: Sequence[int], kv_format: KvFormat = FORMAT) -> None:
+        self.packed, self.kv_format = packed_ids(ids), kv_format
 
     def row(self, position: int) -> bytes:
-        return stretched(b"row", self.ids[: position + 1], self.kv_format.row_bytes)
+        return stretched(b"row", self.packed[: 4 * position + 4], self.kv_format.row_bytes)
 
     def rows(self, first: int, end: int) -> bytes:
         return b"".join(map(self.row, range(first, end)))
 
     def block(self, block: int) -> bytes:
-        return stretched(b"block", self.ids[: block_start(block + 1)], self.kv_format.block_bytes)
+        return stretched(b"block", self.packed[: 4 * block_start(block + 1)], self.kv_format.block_bytes)
 
     def prelude(self) -> bytes:
-        return stretched(b"prelude", self.ids[:SINK_TOKENS], self.kv_format.prelude_bytes)
+        return stretched(b"prelude", self.packed[: 4 * SINK_TOKENS], self.kv_format.prelude_bytes)
 
     def agree(self, loaded: Loaded) -> bool:
         """Is this the state of the first ``loaded.tokens`` of these ids?"""

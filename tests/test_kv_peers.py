@@ -10,6 +10,7 @@ import pytest
 from edge_agent.core.cbor import encode
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import packed_ids
+from edge_agent.store.kv_blocks import NO_PARENT, encoded
 from edge_agent.store.kv_manifest import MAX_MANIFEST_TOKENS, Manifest
 from edge_agent.store.kv_peers import PeerKv
 from edge_agent.store.kv_sessions import SessionStore
@@ -109,8 +110,9 @@ def test_other_bytes_than_the_manifest_names_are_refused_and_not_kept() -> None:
     PeerKv(target).adopt(manifest)
     name, other, *_ = PeerKv(target).missing(manifest).blocks
     data = PeerKv(source).export_block(name)
+    forged = encoded(FORMAT, NO_PARENT, range(4), bytes(FORMAT.prelude_bytes))
     flipped = bytes([*data[:-40], data[-40] ^ 1, *data[-39:]])
-    for bad in (flipped, data[:-1], b"", PeerKv(source).export_block(other), data[:-1] + bytes([data[-1] ^ 1])):
+    for bad in (forged, flipped, data[:-1], b"", PeerKv(source).export_block(other), data[:-1] + bytes([data[-1] ^ 1])):
         with pytest.raises(RefusedError):
             PeerKv(target).import_block(manifest, name, bad)
     with pytest.raises(RefusedError, match="one that the manifest names"):

@@ -56,7 +56,7 @@ def test_a_power_cut_at_any_write_loses_nothing_that_was_synced_and_gives_back_n
         chats.append(Chat(store_on(disk), "alice"))
         chats[-1].begin()
         chats[-1].prompt(list(range(7)))
-        for _ in range(4):
+        for _ in range(3):
             while len(chats[-1].ids) % 96 < 70:
                 chats[-1].answer([len(chats[-1].ids) + n for n in range(24)])
             chats[-1].prompt([1000 + n for n in range(40)])
@@ -65,10 +65,42 @@ def test_a_power_cut_at_any_write_loses_nothing_that_was_synced_and_gives_back_n
     disk = VirtualDisk()
     disk.make_folder(FOLDER)
     states = 0
-    for crashed in crashes(talk, disk):
+    for crashed in crashes(talk, disk, random_ones=3):
         states += 1
         must_be_sound(crashed, chats[-1])
-    assert states > 1000
+    assert states > 700
+
+
+def test_a_second_power_cut_while_the_first_is_made_good_loses_nothing_either() -> None:
+    def talk(disk: VirtualDisk) -> None:
+        chats.append(Chat(store_on(disk), "alice"))
+        chats[-1].begin()
+        chats[-1].prompt(list(range(264)))
+        chats[-1].end()
+        chats[-1].answer(list(range(70)))
+
+    def go_on(disk: VirtualDisk) -> None:
+        again = Chat.resumed(store_on(disk), "alice")
+        again.prompt([9] * 70)
+        again.end()
+
+    chats: list[Chat] = []
+    disk = VirtualDisk()
+    disk.make_folder(FOLDER)
+    synced = [crashed for crashed in crashes(talk, disk, random_ones=3) if chats[-1].synced >= 265]
+    before = chats[-1]
+    states = 0
+    for crashed in synced[::20]:
+        for twice in crashes(go_on, crashed, random_ones=1):
+            states += 1
+            store = store_on(twice)
+            held = store.resume("alice")
+            assert held is not None
+            assert list(held.ids[:265]) == before.ids[:265]
+            loaded = store.load(held)
+            assert loaded.tokens >= 264
+            assert Bytes(held.ids).agree(loaded)
+    assert states > 200
 
 
 def must_be_sound(disk: VirtualDisk, before: Chat) -> None:
@@ -315,7 +347,9 @@ def test_sealed_blocks_are_shared_and_counted_once_and_outlive_their_first_sessi
     assert (fork.tokens, fork.sealed, fork.blocks, list(fork.ids)) == (132, 2, held.blocks, first.ids[:132])
     assert store.bytes_on_disk - alone < 1200
     store.drop("first")
-    assert first.kv.agree(store.load(fork))
+    loaded = store.load(fork)
+    assert loaded.tokens == 132
+    assert first.kv.agree(loaded)
     store.drop("~f")
     assert (store.bytes_on_disk, disk.names_now) == (0, {})
 
@@ -353,6 +387,16 @@ def test_a_rewound_session_has_forgotten_what_came_after() -> None:
     again = Chat.resumed(store, "alice")
     again.prompt([4, 5, 6] * 70)
     again.end()
+    store.rewind("alice", 190)
+    store.prompt("alice", [8] * 20)
+    for each in (store, store_on(disk)):
+        held = each.resume("alice")
+        assert held is not None
+        assert held.tokens == each.load(held).tokens == 190
+    store.rewind("alice", 190)
+    again = Chat.resumed(store, "alice")
+    again.prompt([4, 5, 6] * 70)
+    again.end()
     assert Chat.resumed(store_on(disk), "alice").tokens == len(again.ids) - 1
 
 
@@ -384,6 +428,18 @@ def test_load_says_where_it_came_from() -> None:
         held = each.resume("alice")
         assert held is not None
         assert (held.tier, each.load(held).tier) == (tier, tier)
+
+
+def test_a_look_is_no_use() -> None:
+    disk = VirtualDisk()
+    store = store_on(disk)
+    for name in ("a", "b"):
+        short_chat(store, name, ord(name))
+    assert store.look("c") is None
+    assert store.look("a") == store.resume("a")
+    assert store.names() == ["a", "b"]
+    store.look("b")
+    assert store.names() == ["a", "b"]
 
 
 def test_a_descriptor_is_open_only_for_a_live_session() -> None:

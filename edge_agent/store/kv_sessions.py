@@ -124,6 +124,12 @@ class SessionStore:
                 notes.append(f"session {name} was computed by another build of the model: its tokens must be prefilled again")
             return self.held(session, session.restorable(), True, tuple(notes))
 
+    def look(self, name: str) -> Held | None:
+        """What ``resume`` would say, at no cost: it is no use of the session, and rows found at the start are not checked yet."""
+        with self._lock:
+            session = self.registry.sessions.get(name)
+            return self.held(session, session.restorable(), True, ()) if session else None
+
     def match(self, ids: Sequence[int]) -> Held | None:
         """The longest prefix of ``ids`` whose KV any session left here; ``None`` if not even a prelude is.
 
