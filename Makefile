@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 N ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench models env fuzz-models fuzz-cbor fuzz-fleet clean
+.PHONY: help demo test check bench bench-llama models env fuzz-models fuzz-cbor fuzz-fleet clean
 
 help:
 	@echo "make demo          four emulated boards, a real detector, two disasters"
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
+	@echo "make bench-llama   the language figures beside llama.cpp (compiles it: a quarter of an hour, once)"
 	@echo "make models        fetch the models and photographs of the catalog, build the language model"
 	@echo "make fuzz-models N=20000    mutated models against the sandbox"
 	@echo "make fuzz-cbor N=10000000   hostile bytes against the decoder"
@@ -37,6 +38,9 @@ check: $(VENV)/dev.made
 bench: $(VENV)/dev.made
 	$(BIN)/python -m tests.bench
 
+bench-llama: $(VENV)/dev.made .venv-llama/llama.made
+	SLY_LLAMA_PYTHON=$(CURDIR)/.venv-llama/bin/python $(BIN)/python -m tests.bench language
+
 models: $(VENV)/demo.made
 	$(BIN)/sly models fetch --all
 	$(BIN)/sly models build smollm2
@@ -53,7 +57,7 @@ fuzz-fleet: $(VENV)/dev.made
 	$(BIN)/python -m tests.virtual_fleet 0 $(N)
 
 clean:
-	rm -rf $(VENV) .venv-tflite-runtime demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tflite-runtime .venv-llama demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The environment is made once for each extra, and again when setup.cfg changes.
 $(VENV)/pip.made:
@@ -74,4 +78,9 @@ $(VENV)/demo.made: $(VENV)/pip.made setup.cfg pyproject.toml
 $(VENV)/dev.made: $(VENV)/demo.made
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway]'
+	@touch $@
+
+.venv-llama/llama.made:
+	@$(PYTHON) -m venv .venv-llama
+	@.venv-llama/bin/python -m pip install --quiet --disable-pip-version-check -e . llama-cpp-python==0.3.36
 	@touch $@

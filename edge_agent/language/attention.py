@@ -18,6 +18,7 @@ from edge_agent.language.ring import Ring
 
 Floats = NDArray[np.float32]
 MASKED = np.float32(-1e30)
+"""Times the least scale there is (8e-13) it still is far below any score."""
 
 
 class Workspace:
@@ -51,12 +52,7 @@ class Row:
     def attend(self, layer: int) -> None:
         p = self.p
         np.matmul(self.keys, self.q, self.p_column)  # [k, 1, n, d] @ [k, g, d, 1] -> [k, g, n, 1]
-        np.multiply(p, self.key_scales[layer], p)
-        np.maximum.reduce(p, -1, out=self.most, keepdims=True)
-        np.subtract(p, self.most, p)
-        np.exp(p, p)
-        np.add.reduce(p, -1, out=self.sum, keepdims=True)
-        np.multiply(p, self.value_scales[layer], p)
+        softened(p, self.key_scales[layer], self.value_scales[layer], self.most, self.sum)
         np.matmul(self.p_row, self.values, self.out)  # [k, g, 1, n] @ [k, 1, n, d] -> [k, g, 1, d]
         np.divide(self.out, self.sum_column, self.out)
 
@@ -104,14 +100,20 @@ class Chunk:
         np.copyto(self._rows, q)
         np.copyto(strip, whole[0])
         np.matmul(rows, strip.T, p)  # [g * T, d] @ [d, n] -> [g * T, n]
-        np.multiply(p, scales[0], p)
         np.add(self._own, self._later, self._own)
-        np.maximum.reduce(p, -1, out=self._most, keepdims=True)
-        np.subtract(p, self._most, p)
-        np.exp(p, p)
-        np.add.reduce(p, -1, out=self._sum, keepdims=True)
-        np.multiply(p, scales[1], p)
+        softened(p, scales[0], scales[1], self._most, self._sum)
         np.copyto(strip, whole[1])
         np.matmul(p, strip, rows)  # [g * T, n] @ [n, d] -> [g * T, d]
         np.divide(rows, self._sum, rows)
         np.copyto(out, self._rows)
+
+
+def softened(p: Floats, key_scales: Floats, value_scales: Floats, most: Floats, total: Floats) -> None:
+    """``[..., m, n]``, scales that broadcast to it, ``[..., m, 1]`` twice: in place ``p <- exp(p s_k - max) s_v``, its sum before
+    ``s_v`` to ``total``."""
+    np.multiply(p, key_scales, p)
+    np.maximum.reduce(p, -1, out=most, keepdims=True)
+    np.subtract(p, most, p)
+    np.exp(p, p)
+    np.add.reduce(p, -1, out=total, keepdims=True)
+    np.multiply(p, value_scales, p)

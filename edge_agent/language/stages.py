@@ -85,9 +85,12 @@ class Graph:
     def run(self, stage: int, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """``arrays`` in the order of ``INPUTS``, as many rows as the stage has room for, or fewer; outputs as of ``OUTPUTS``."""
         rows = len(arrays[0])
-        full = rows == self._rows[stage]
-        for view, array in zip(self._inputs[stage], arrays, strict=True):
-            np.copyto(view if full else view[:rows], array)
+        if rows == self._rows[stage]:
+            for view, array in zip(self._inputs[stage], arrays, strict=True):
+                np.copyto(view, array)
+        else:
+            for view, array in zip(self._inputs[stage], arrays, strict=True):
+                np.copyto(view[:rows], array)
         wrapper, subgraph = self._wrapper, self._subgraphs[stage]
         wrapper.Invoke(subgraph)
         return tuple([wrapper.tensor(wrapper, index, subgraph) for index in self._outputs[stage]])
@@ -143,12 +146,17 @@ class Stages(StageCalls):
         return logits
 
     def _run(self, stage: int, *arrays: NDArray[Any]) -> None:
+        if len(self._pieces) == 1 and not self._pieces[0].graph.static_rows:
+            graph = self._pieces[0].graph
+            graph.resize(stage, len(self._cos))
+            self._x, qkv = graph.run(stage, *arrays, self._cos, self._sin)
+            np.copyto(self._qkv, qkv)
+            return
         for piece in self._pieces:
             part = slice(piece.first, piece.last)
             count = piece.last - piece.first
-            piece.graph.resize(stage, piece.graph.static_rows or count)
-            given = [array[part] for array in (*arrays, self._cos, self._sin)]
-            x, qkv = piece.graph.run(stage, *given)
+            piece.graph.resize(stage, piece.graph.static_rows)
+            x, qkv = piece.graph.run(stage, *(array[part] for array in (*arrays, self._cos, self._sin)))
             np.copyto(self._x[part], x[:count])
             np.copyto(self._qkv[part], qkv[:count])
 
