@@ -114,7 +114,8 @@ class Weather:
     def _request(self) -> None:
         random, fleet = self._random, self._fleet
         if random.random() < 0.3:
-            self._ask(fleet.turn(random.choice((1, 10, 40, 100)), random.choice((2_000_000, 12_000_000, 60_000_000))))
+            deadline_us, session = random.choice((2_000_000, 12_000_000, 60_000_000)), random.choice(("", "s1", "s2", "s3"))
+            self._ask(fleet.turn(random.choice((1, 10, 40, 100)), deadline_us, session))
             return
         request = fleet.request(
             random.choice(DEADLINES_US),

@@ -8,11 +8,12 @@ import pytest
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.values import Status
+from edge_agent.node.events import Sensed
 from edge_agent.node.streams import PERIOD_US, end_of, turn_of
 from edge_agent.transport.loopback import Delay, Faults, Partition, Way
 from tests.scripted_speaker import answer_to
 from tests.test_fleet_sim import SECOND_US, in_fleet
-from tests.virtual_board import WORD_US, Asked, VirtualBoard, offer
+from tests.virtual_board import WORD_US, Asked, VirtualBoard, kv_of, offer
 from tests.virtual_fleet import VirtualFleet
 
 TALK = replace(offer("parrot", 500_000, task=CHAT), parallel=3)
@@ -178,3 +179,82 @@ def test_turns_and_pictures_do_not_wait_for_each_other() -> None:
         fleet.settle(10 * SECOND_US)
 
     in_fleet(scene)
+
+
+def hot(fleet: VirtualFleet, board: str) -> None:
+    """Nothing new is placed on it, and everybody knows."""
+    fleet.boards[board].feed(Sensed(84_900, 85_000))
+    fleet.run_for(2 * SECOND_US)
+
+
+def first_turn(fleet: VirtualFleet) -> None:
+    """Session s has its KV on a, and everybody knows."""
+    gather(fleet, "a", "b")
+    fleet.ask(fleet.turn(5, session="s"), "a")
+    fleet.settle(5 * SECOND_US)
+    assert fleet.boards["a"].kept == {"s": kv_of("s")}
+    fleet.run_for(2 * SECOND_US)
+
+
+def test_a_session_follows_its_next_turn_and_its_home_gives_it_up() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        first_turn(fleet)
+        near = fleet.ask(fleet.turn(5, session="s"), "b")
+        fleet.settle(5 * SECOND_US)
+        assert near.answers[0].board == "a", "the turn goes to its KV while that is cheaper"
+        hot(fleet, "a")
+        moved = fleet.ask(fleet.turn(5, session="s"), "a")
+        fleet.settle(5 * SECOND_US)
+        fleet.run_for(SECOND_US)
+        assert moved.answers[0].board == "b" and fleet.boards["b"].node.moves.counts[0] == 1
+        assert (fleet.boards["a"].kept, fleet.boards["b"].kept) == ({}, {"s": kv_of("s")})
+
+    in_fleet(scene)
+
+
+def test_a_turn_that_is_abandoned_while_its_session_moves_frees_its_place_and_never_runs() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        first_turn(fleet)
+        hot(fleet, "a")
+        for ingress in ("a", "b"):
+            asked = fleet.ask(fleet.turn(5, session="s"), ingress)
+            while not len(fleet.boards["b"].node.moves):
+                fleet.run_for(1_000)
+            handle = fleet.boards[ingress].some_handle()
+            assert handle is not None
+            fleet.boards[ingress].abandon(handle)
+            fleet.run_for(100_000)
+            assert not fleet.boards["b"].node.execution.running and not asked.parts
+        fleet.settle(5 * SECOND_US)
+
+    in_fleet(scene)
+
+
+def test_a_home_that_dies_while_its_session_moves_does_not_keep_the_turn_waiting() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        first_turn(fleet)
+        hot(fleet, "a")
+        asked = fleet.ask(fleet.turn(5, session="s"), "b")
+        fleet.run_for(3_000)
+        assert len(fleet.boards["b"].node.moves)
+        fleet.boards["a"].kill()
+        fleet.run_until(lambda: asked.settled, 10 * SECOND_US, "an answer")
+        assert asked.answers[0].board == "b" and fleet.boards["b"].node.moves.counts[:2] == (0, 1)
+
+    in_fleet(scene)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_session_moves_whole_over_a_bad_network(seed: int) -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        first_turn(fleet)
+        hot(fleet, "a")
+        delay = Delay(1_000, 30_000, 50, 300_000)
+        fleet.broker.wire.faults = Faults(delay, loss_permille=100, duplicate_permille=200, reorder_permille=300)
+        asked = fleet.ask(fleet.turn(5, session="s"), "b")
+        fleet.run_until(lambda: asked.settled, 60 * SECOND_US, "an answer")
+        assert asked.answers[0].status is Status.OK
+        moved_in, given_up, _ = fleet.boards["b"].node.moves.counts
+        assert moved_in + given_up == 1
+
+    in_fleet(scene, seed)

@@ -18,6 +18,7 @@ from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.kv import KvAsk, KvHome, KvItem, KvState, Place, session_hash
 from edge_agent.core.values import AnswerPart, EnergyKind, InferenceRequest, InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.node.events import (
@@ -30,10 +31,13 @@ from edge_agent.node.events import (
     Execute,
     Executed,
     Hosted,
+    KvChanged,
     KvFind,
+    KvFound,
     KvGave,
     KvGive,
     KvPut,
+    KvStored,
     Log,
     Partial,
     Publish,
@@ -47,7 +51,7 @@ from edge_agent.node.execution import lane_of
 from edge_agent.node.node import Node
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
-from edge_agent.node.streams import Assembly, end_tensor, turn_of
+from edge_agent.node.streams import Assembly, end_of, end_tensor, turn_of
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message, Rejected, Will
@@ -70,6 +74,7 @@ LINK = LoopbackOptions(
 )
 WORD_US = 20_000
 """What a language model takes for a word on virtual boards."""
+STORE_US, KV_TOKENS, ROWS = 2_000, 1000, b"rows"
 REFUSABLE = 255
 """A request whose input begins with this byte is refused by every engine."""
 
@@ -91,9 +96,14 @@ def echo(request: InferenceRequest, board: str, model: str, busy_us: int) -> Inf
     return InferenceResult(request.request_id, Status.OK, board, model, digest, outputs, busy_us, busy_us, EnergyKind.EMULATED)
 
 
+def kv_of(session: str) -> dict[bytes, bytes]:
+    blocks = [sha256(f"{session} {number}".encode()).digest() for number in range(7)]
+    return {ROWS: b"rows of " + session.encode(), **{name: b"block " + name for name in blocks}}
+
+
 def spoken(job: Execute, board: str) -> InferenceResult:
     """The end of a turn on a virtual board."""
-    outputs, digest = end_tensor(end_of_turn(turn_of(job.request))), sha256(job.model.encode()).digest()
+    outputs, digest = end_tensor(end_of_turn(turn_of(job.request), job.request.session)), sha256(job.model.encode()).digest()
     return InferenceResult(job.request.request_id, Status.OK, board, job.model, digest, outputs, 1, 1, EnergyKind.EMULATED)
 
 
@@ -133,6 +143,9 @@ class VirtualBoard:
         self._shown: dict[int, int] = {}
         """How many characters of its answer each local client has been given by this board."""
         self._heard: dict[str, tuple[int, Standing]] = {}
+        self.kept: dict[str, dict[bytes, bytes]] = {}
+        """On disk: of each session its blocks by name, and its rows."""
+        self._told: KvState | None = None
 
     def boot(self) -> None:
         if self.up:
@@ -141,6 +154,7 @@ class VirtualBoard:
         self.up = True
         self._running.clear()
         self._shown.clear()
+        self._told = None
         self._events: deque[Event] = deque()
         self._pumping = False
         self._heard.clear()
@@ -159,6 +173,7 @@ class VirtualBoard:
         self.fleet.note(f"{self.name} boots for the {boot_epoch}th time")
         for each in self.offers:
             self.feed(Hosted(each))
+        self._tell_kv()
         self._carry_out(self._decide(lambda: self.node.recover(self.fleet.now_us)))
         self.link = LoopbackLink(self.fleet.broker, self.name, LINK)
         self.link.open(self.feed, Will(self.node.will()))
@@ -248,9 +263,45 @@ class VirtualBoard:
                     assert_never(effect)
 
     def _move(self, effect: KvFind | KvPut | KvGive) -> None:
-        """Sessions do not move between boards that keep none."""
-        if isinstance(effect, KvGive):
-            self._later(1_000, lambda: self.feed(KvGave(effect.board, effect.ask, refusal="nothing is kept here")))
+        """The store takes a moment for each."""
+        match effect:
+            case KvFind(key, _, session, manifest):
+                names = [manifest[at : at + 32] for at in range(0, len(manifest), 32)]
+                here = self.kept.setdefault(session, {})
+                found = KvFound(key, tuple(name for name in names if name not in here), ROWS not in here)
+                self._later(STORE_US, lambda: self._stored(found))
+            case KvPut(key, _, session, item, name, payload):
+                self.kept.setdefault(session, {})[name or ROWS] = payload
+                self._later(STORE_US, lambda: self._stored(KvStored(key, item, name)))
+            case KvGive(board, ask):
+                self._later(STORE_US, lambda: self._stored(self._given(board, ask)))
+
+    def _stored(self, event: KvFound | KvStored | KvGave) -> None:
+        self.feed(event)
+        self._tell_kv()
+
+    def _given(self, board: str, ask: KvAsk) -> KvGave:
+        session = next((each for each in self.kept if session_hash(each) == ask.session), "")
+        here = self.kept.get(session, {})
+        if ROWS not in here:
+            return KvGave(board, ask, refusal="session: it is not here")
+        if ask.item is KvItem.MOVED:
+            del self.kept[session]
+            return KvGave(board, ask)
+        payload = b"".join(name for name in here if name != ROWS) if ask.item is KvItem.MANIFEST else here[ask.name or ROWS]
+        return KvGave(board, ask, payload)
+
+    def keep(self, session: str) -> None:
+        """A turn of the session has ended here: its KV is a function of its name."""
+        self.kept[session] = kv_of(session)
+        self._tell_kv()
+
+    def _tell_kv(self) -> None:
+        homes = [KvHome(session_hash(each), KV_TOKENS, Place.RAM) for each in sorted(self.kept) if ROWS in self.kept[each]]
+        state = KvState("parrot", b"f" * 32, 100, 200, 2**30, 4096, prefill_tok_s=200, homes=tuple(homes))
+        if self.up and state != self._told and "parrot" in {each.model for each in self.offers}:
+            self._told = state
+            self.feed(KvChanged(state))
 
     def _use_link(self, effect: Publish | Subscribe | Acknowledge) -> None:
         try:
@@ -308,6 +359,8 @@ class VirtualBoard:
             part = AnswerPart(job.request.request_id, length, word, number + 1)
             length += len(word)
             self._later(due_us, lambda part=part: self._said(job.key, part))  # type: ignore[misc]
+        if job.moved_from:
+            self.fleet.promise(self.kept[turn.session] == kv_of(turn.session), f"{self.name} has all of {turn.session}")
         self._later(due_us, lambda: self._said(job.key, spoken(job, self.name)))
 
     def _said(self, key: str, what: AnswerPart | InferenceResult) -> None:
@@ -317,6 +370,8 @@ class VirtualBoard:
             self.feed(Partial(key, what))
         else:
             self._executed(key, what)
+            if what.status is Status.OK and (session := end_of(what).session):
+                self.keep(session)
 
     def _cancel(self, key: str) -> None:
         """The engine breaks off; it takes a moment to say so."""
@@ -386,6 +441,7 @@ class VirtualBoard:
             ("pending requests", len(ingress), queue.max_requests),
             ("pending bytes", ingress.size_bytes, queue.max_bytes),
             ("waiting jobs", len(execution), queue.max_requests),
+            ("jobs that wait for KV", len(node.moves), execution.running),
             ("streams of parts", len(node.router.streams), 2 * queue.max_requests),
             ("waiting bytes", execution.waiting_bytes, queue.max_bytes),
             ("remembered decisions", len(node.decisions), MAX_DECISIONS),

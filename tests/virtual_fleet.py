@@ -145,11 +145,11 @@ class VirtualFleet:
             request_id, TASK, {"image": Tensor("uint8", (size_bytes,), data)}, str(model) if model else None, limits
         )
 
-    def turn(self, tokens: int = 20, deadline_us: int = 60_000_000) -> InferenceRequest:
+    def turn(self, tokens: int = 20, deadline_us: int = 60_000_000, session: str = "") -> InferenceRequest:
         """A new turn of talk, its answer ``tokens`` words that nobody else gets."""
         self._requests += 1
         request_id = sha256(f"{self.seed} {self._requests}".encode()).digest()[:16].hex()
-        turn = Turn((ChatMessage("user", f"{self._requests:x}~{request_id}"),), max_tokens=tokens)
+        turn = Turn((ChatMessage("user", f"{self._requests:x}~{request_id}"),), max_tokens=tokens, session=session)
         return turn_request(request_id, turn, None, Limits(deadline_us))
 
     def show(self, asked: Asked, part: AnswerPart) -> None:
