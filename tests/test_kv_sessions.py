@@ -221,7 +221,7 @@ def test_damage_while_the_process_runs_is_found_when_it_is_read(how: str) -> Non
         damage(disk, path, how)
         loaded = store.load(held)
         assert chat.kv.agree(loaded)
-        assert loaded.notes
+        assert 1 <= len(loaded.notes) <= 2
         assert loaded.tokens < held.tokens
 
 
