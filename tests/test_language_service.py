@@ -11,7 +11,9 @@ import os
 import signal
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from edge_agent.core.chat import ChatMessage, Finish, Sampling, Tier, Turn, Turn
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY
 from edge_agent.language.service import LanguageService
+from edge_agent.store.kv_peers import PeerKv
 from tests.speaking import LIVELY, answer, new_service, run, says, serving, until
 
 GREEDY = Sampling()
@@ -418,11 +421,114 @@ def test_a_begun_answer_goes_on_after_what_was_given(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_broken_off_turn_of_a_named_session_goes_on_and_is_not_asked_twice(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            turn, plain = await plainly_answered(service)
+            for before in ("", "Earlier."):
+                name = f"n{len(before)}"
+                if before:
+                    await answer(service, says(before, name, 8))
+                named = Turn(turn.messages, session=name, max_tokens=24)
+                whole = await answer(service, named)
+                begun = whole.text[:6]
+                again = await answer(service, replace(named, begun=begun, max_tokens=4))
+                assert again.text.startswith(begun)
+                assert again.prompt_tokens <= whole.prompt_tokens + whole.completion_tokens, "the message is there once"
+                assert service.reasons[name].startswith("rewound")
+
+    run(work())
+
+
+def test_a_store_that_fails_ends_its_turn_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", [says("hi", "good", LONG)])
+        async with serving(tmp_path / "s") as service:
+            append = service.store.append
+
+            def fails(name: str, *rest: Any, **more: Any) -> None:
+                if name == "bad" and rest[0] > 60:
+                    raise UnavailableError("disk", "no space left on device")
+                append(name, *rest, **more)
+
+            monkeypatch.setattr(service.store, "append", fails)
+            good, bad = await asyncio.gather(
+                answer(service, says("hi", "good", LONG)), answer(service, says("hi", "bad", LONG)), return_exceptions=True
+            )
+            assert isinstance(good, TurnEnd)
+            assert good.text == expected[0]
+            assert isinstance(bad, UnavailableError)
+            assert bad.subject == "disk"
+            assert service.turns.count == 0
+            monkeypatch.undo()
+            assert (await answer(service, says("again", "bad"))).completion_tokens
+
+    run(work())
+
+
+def test_a_fault_of_the_agents_own_is_told_to_everybody_and_hangs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        log: list[str] = []
+        async with serving(tmp_path, log.append) as service:
+            append = service.store.append
+
+            def broken(name: str, *rest: Any, **more: Any) -> None:
+                if rest[0] > 60:
+                    raise ZeroDivisionError
+                append(name, *rest, **more)
+
+            monkeypatch.setattr(service.store, "append", broken)
+            outcomes = await asyncio.gather(*(answer(service, says("hi", name, LONG)) for name in "ab"), return_exceptions=True)
+            assert ["fault of the agent" in str(each) for each in outcomes] == [True, True], outcomes
+            assert "ZeroDivisionError" in await service.ready()
+            assert any("ZeroDivisionError" in line for line in log)
+
+    run(work())
+
+
+def test_a_session_moves_to_another_board_and_says_there_what_it_would_have_said_here(tmp_path: Path) -> None:
+    async def work() -> None:
+        first, second = three_turns("a")[:2]
+        expected = await undisturbed(tmp_path / "stays", [first, second])
+        async with serving(tmp_path / "here") as here, serving(tmp_path / "there") as there:
+            one = await answer(here, first)
+            gives, takes = PeerKv(here.store), PeerKv(there.store)
+            manifest = gives.export("a")
+            takes.adopt(manifest)
+            for name in takes.missing(manifest).blocks:
+                takes.import_block(manifest, name, gives.export_block(name))
+            takes.import_rows(manifest, gives.export_rows(manifest))
+            two = await answer(there, second)
+            assert texts([one, two]) == expected
+            assert two.cached_tokens == one.prompt_tokens + one.completion_tokens - 1
+
+    run(work())
+
+
+def test_a_session_that_rests_gives_its_memory_back_and_one_that_answers_does_not(tmp_path: Path) -> None:
+    async def work() -> None:
+        expected = await undisturbed(tmp_path / "alone", three_turns("a")[:2])
+        async with serving(tmp_path / "s") as service:
+
+            async def also(text: str) -> None:
+                with pytest.raises(RefusedError) as caught:
+                    service.cool("a")
+                assert caught.value.subject == SESSION_BUSY
+
+            first = await answer(service, three_turns("a")[0], also)
+            assert service.hot.used_bytes > 0
+            service.cool("a")
+            assert service.hot.used_bytes == 0
+            assert texts([first, await answer(service, three_turns("a")[1])]) == expected
+
+    run(work())
+
+
 def test_figures_tell_what_is_held_and_ready_asks_the_child(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as service:
             assert await service.ready() == ""
-            end = await answer(service, says("hello there, this is a longer prompt", "a"))
+            end = await answer(service, says("hello there, this is a longer prompt" * 8, "a"))
             told = {(each.name, dict(each.labels).get("tier", "")): each.value for each in service.figures()}
             assert told["tokens_made_total", ""] == end.completion_tokens
             assert told["sessions", ""] == 1

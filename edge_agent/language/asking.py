@@ -32,8 +32,10 @@ async def _asked(child: LanguageChild, turn: Turn, limit: int) -> Asked:
     if not turn.session:
         return Asked(whole)
     following = await child.encode(messages=turn.messages, continuing=True, begun=turn.begun, limit=limit)
-    first = _before_assistant(turn.messages)
-    return Asked(whole, following, len(await child.encode(messages=first, limit=limit)) if first else 0)
+    first = _before_assistant(turn.messages) or (turn.messages if turn.begun else ())
+    opening = len(await child.encode(messages=first, limit=limit)) if first else 0
+    bare = await child.encode(messages=turn.messages, continuing=True, limit=limit) if turn.begun else ()
+    return Asked(whole, following, opening, bare)
 
 
 def _before_assistant(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

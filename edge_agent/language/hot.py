@@ -70,6 +70,9 @@ class HotSlots:
     def drop(self, slot: int) -> None:
         self._slots.pop(slot, None)
 
+    def slot_of(self, session: str) -> int | None:
+        return next((slot for slot, each in self._slots.items() if each.session == session), None)
+
     def lost(self) -> None:
         """The child died: only who talks keeps a slot, and nothing lies in it."""
         self._slots = {slot: each for slot, each in self._slots.items() if each.live}

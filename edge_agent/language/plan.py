@@ -48,12 +48,14 @@ class Past:
 class Asked:
     """The ids of a turn. ``whole``: as a conversation of its own.  ``following``: as new messages after a past.
 
-    ``opening``: how many ids of ``whole`` come before the first message of the assistant; 0 if there is none.
+    ``opening``: how many ids of ``whole`` come before the first words of the assistant; 0 if there are none.  ``bare``:
+    ``following`` without the answer's beginning, if that was given.
     """
 
     whole: tuple[int, ...]
     following: tuple[int, ...] = ()
     opening: int = 0
+    bare: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         bounded("ids of a turn", len(self.whole), 1, MAX_COUNT)
@@ -73,10 +75,6 @@ class Plan:
     keep_tokens: int
     base_tokens: int
     reason: str
-
-    @property
-    def computed_tokens(self) -> int:
-        return len(self.ids) - self.keep_tokens
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
@@ -98,7 +96,7 @@ def for_anyone(asked: Asked, past: Past | None, fresh: str) -> Plan:
     common = common_prefix(asked.whole, past.ids)
     keep = min(common, past.kv_tokens, len(asked.whole) - 1)
     if past.name.startswith(UNNAMED) and common == len(past.ids) and not past.busy:
-        return Plan(past.name, Source.OWN, past.name, asked.whole, keep, common, "the resent history is all of its session")
+        return _going_on(past, asked.whole, common, "the resent history is all of its session")
     if keep <= 0:
         return Plan(fresh, Source.NEW, "", asked.whole, 0, 0, "no session with KV begins like this")
     return Plan(fresh, Source.FORK, past.name, asked.whole, keep, keep, _why_forked(past, common))
@@ -114,16 +112,36 @@ def for_named(name: str, asked: Asked, past: Past | None) -> Plan:
     """The plan of a turn of the session ``name``, whose ``past`` is ``None`` before its first turn.
 
     The turn's messages are new ones, unless they begin with the session's own ids, or with all of the prompt of its first turn
-    and an assistant's message after it: then they are its history, resent, and it goes on from where they diverge.
+    and an assistant's words after it: then they are its history, resent, and it goes on from where they diverge.  A turn whose
+    answer has begun may be the session's last one, broken off: then that one goes on.
     """
     if past is None or not past.ids:
         return Plan(name, Source.NEW, "", asked.whole, 0, 0, "the session is new")
     common = common_prefix(asked.whole, past.ids)
-    keep = min(common, past.kv_tokens, len(asked.whole) - 1)
     if common == len(past.ids):
-        return Plan(name, Source.OWN, name, asked.whole, keep, common, "the resent history is all of the session")
+        return _going_on(past, asked.whole, common, "the resent history is all of the session")
     if 0 < asked.opening <= common:
-        return Plan(name, Source.REWOUND, name, asked.whole, keep, common, f"the resent history diverges at token {common}")
+        return _going_on(past, asked.whole, common, f"the resent history diverges at token {common}")
+    last = _last(past.ids, asked.bare)
+    if last is not None:
+        ids = (*past.ids[:last], *asked.following)
+        return _going_on(past, ids, common_prefix(ids, past.ids), "its last turn, which was broken off, goes on")
     following = asked.following[1:] if asked.following[:1] == tuple(past.ids[-1:]) else asked.following
-    ids = (*past.ids, *following)
-    return Plan(name, Source.OWN, name, ids, min(past.kv_tokens, len(ids) - 1), len(past.ids), "new messages after its own")
+    return _going_on(past, (*past.ids, *following), len(past.ids), "new messages after its own")
+
+
+def _going_on(past: Past, ids: tuple[int, ...], common: int, reason: str) -> Plan:
+    """``past`` goes on with ``ids``, of which it has ``common``: as it is, or cut to them, or to all but the last id."""
+    keep = min(common, past.kv_tokens, len(ids) - 1)
+    base = common if past.kv_tokens < len(ids) else keep
+    source = Source.OWN if base == len(past.ids) else Source.REWOUND
+    return Plan(past.name, source, past.name, ids, keep, base, reason)
+
+
+def _last(ids: Sequence[int], part: Sequence[int]) -> int | None:
+    """Where ``part`` lies in ``ids`` for the last time; ``None`` if nowhere, or if it is empty."""
+    size = len(part)
+    for at in range(len(ids) - size, -1, -1) if size else ():
+        if ids[at] == part[0] and tuple(ids[at : at + size]) == tuple(part):
+            return at
+    return None

@@ -68,7 +68,7 @@ class Pump:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._dead: Death | None = None
-        self._closing = False
+        self._closing = self._barred = False
         self._released = asyncio.Event()
         self.why = "it is being loaded"
         self.deaths = 0
@@ -93,7 +93,7 @@ class Pump:
 
         Raises what ``work`` raises, ``UnavailableError`` if there will be no child.
         """
-        if self.why and (self._closing or self._record.quarantined or self._task is None or self._task.done()):
+        if self._closing or self._barred or self._task is None or self._task.done():
             raise self._unavailable()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.append(_Call(work, done))
@@ -227,14 +227,14 @@ class Pump:
             self._quarantine(f"in quarantine after {count} deaths: {'; '.join(self._record.reasons)}")
 
     def _quarantine(self, why: str) -> None:
-        self.why = why
+        self.why, self._barred = why, True
         self._report(f"model {self._name}: {why}")
         self._lose()
 
     async def _until_released(self) -> None:
         self._released.clear()
         await self._released.wait()
-        self._record = quarantine.step(self._record, quarantine.Released())
+        self._record, self._barred = quarantine.step(self._record, quarantine.Released()), False
 
     def _lose(self) -> None:
         error = self._unavailable()

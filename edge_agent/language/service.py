@@ -45,6 +45,7 @@ SCHEME = b"sly/1/kv-int8-int4"
 """What the bytes of rows and blocks mean; part of every fingerprint."""
 PROBE_LIMIT_S = 30.0
 DRAIN_LIMIT_S = 10.0
+MAX_REASONS = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +85,8 @@ class LanguageService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.turns_served = 0
+        self.reasons: dict[str, str] = {}
+        """By session, the last ones last: where the KV of its last turn came from, and why."""
 
     async def start(self) -> None:
         """Load the model. Raises what it cannot be loaded with; nothing is left behind then."""
@@ -148,6 +151,15 @@ class LanguageService:
         self.store.close()
         self._ring.close()
 
+    def cool(self, session: str) -> None:
+        """Take a session that answers nobody out of hot memory; the store holds all of it. Raises ``RefusedError``."""
+        if session in self._busy:
+            raise RefusedError(SESSION_BUSY, session, "a session that answers nobody", "wait for its end")
+        slot = self.hot.slot_of(session)
+        if slot is not None:
+            self.hot.drop(slot)
+            self._post(lambda child: child.close_slot(slot))
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)
@@ -182,6 +194,7 @@ class LanguageService:
             if isinstance(admitted, Waits):
                 return False
             self._busy.add(chosen.session)
+            self._explain(chosen)
             self.turns.place(live, chosen, held, admitted, need_bytes)
         except SlyError as error:
             _wake(waiter, error)
@@ -196,11 +209,17 @@ class LanguageService:
         chosen = (
             plan.for_named(turn.session, asked, past) if turn.session else plan.for_anyone(asked, past, self.store.new_name())
         )
-        if chosen.computed_tokens > self.format.window_tokens:
-            raise RefusedError(
-                CONTEXT_LENGTH, f"{chosen.computed_tokens} new tokens", f"{self.format.window_tokens}", "send less at once"
-            )
+        new_tokens = len(chosen.ids) - chosen.base_tokens
+        if new_tokens > self.format.window_tokens:
+            raise RefusedError(CONTEXT_LENGTH, f"{new_tokens} new tokens", f"{self.format.window_tokens} at once", "send less")
         return chosen, held
+
+    def _explain(self, chosen: Plan) -> None:
+        """Remember why a session's last turn got the KV that it got."""
+        self.reasons.pop(chosen.session, None)
+        self.reasons[chosen.session] = f"{chosen.source.value}: {chosen.reason}"
+        while len(self.reasons) > MAX_REASONS:
+            del self.reasons[next(iter(self.reasons))]
 
     def _enqueue(self, waiter: _Waiter) -> None:
         if len(self._waiting) >= self.settings.max_waiting:

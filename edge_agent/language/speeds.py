@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from edge_agent.core.chat import Tier
 
-LEAST_TOKENS = 32
-"""Fewer say more about the overhead than about the speed."""
+LEAST_PREFILLED, LEAST_RESTORED = 256, 32
+"""Fewer tokens say more about the overhead than about the speed."""
+MARGIN = 2
+"""Computing again must promise to be so many times faster than restoring, which gives the very same bytes back."""
 
 
 class Speeds:
@@ -18,11 +20,11 @@ class Speeds:
         self.restore: dict[Tier, int] = {}
 
     def prefilled(self, tokens: int, took_us: int) -> None:
-        if tokens >= LEAST_TOKENS:
+        if tokens >= LEAST_PREFILLED:
             self.prefill = learned(self.prefill, _a_second(tokens, took_us))
 
     def restored(self, tier: Tier, tokens: int, took_us: int) -> None:
-        if tokens >= LEAST_TOKENS:
+        if tokens >= LEAST_RESTORED:
             self.restore[tier] = learned(self.restore.get(tier, 0), _a_second(tokens, took_us))
 
     def restore_us(self, tokens: int, tier: Tier = Tier.RAM) -> int:
@@ -32,7 +34,7 @@ class Speeds:
     def restoring_pays(self, tier: Tier, tokens: int) -> bool:
         """The tier rule: restoring beats recomputing iff it gives more tokens a second. What was never measured, pays."""
         known = self.restore.get(tier, 0)
-        return not known or not self.prefill or known > self.prefill
+        return not known or not self.prefill or MARGIN * known > self.prefill
 
 
 def learned(old: int, new: int) -> int:

@@ -19,7 +19,7 @@ from edge_agent.language.hot import HotSlots
 from edge_agent.language.live import LiveTurn, Phase
 from edge_agent.language.plan import Plan, Source
 from edge_agent.language.pump import Work
-from edge_agent.language.speeds import Speeds
+from edge_agent.language.speeds import LEAST_PREFILLED, Speeds
 from edge_agent.store.kv_sessions import Held, Loaded, SessionStore
 
 NOT_LOADED = Loaded(0, 0, b"", (), b"", Tier.NONE)
@@ -63,6 +63,8 @@ class Turns:
         self._hot.take(admitted, plan.session, need_bytes, self._now_us())
         for each in admitted.parked:
             self._close_slot(each.slot)
+        for note in held.notes if held is not None and plan.source is not Source.NEW else ():
+            live.note(note)
         if plan.source is Source.NEW:
             if self._store.resume(plan.session) is None:
                 self._store.create(plan.session)
@@ -114,6 +116,8 @@ class Turns:
         if loaded.tokens:
             live.tier, live.times.restore_us = loaded.tier, live.times.restore_us + took_us
             self._speeds.restored(loaded.tier, loaded.tokens, took_us)
+            size_bytes = self.parked_bytes(loaded.tokens)
+            self._store.speeds = self._store.speeds.after_restore(loaded.tier, size_bytes, took_us)
         return loaded.tokens
 
     async def _loaded(self, live: LiveTurn, most_tokens: int) -> Loaded:
@@ -172,7 +176,10 @@ class Turns:
         computed = live.prompt_tokens - live.cached_tokens
         self.tokens_computed += computed
         self.tokens_cached += live.cached_tokens
-        self._speeds.prefilled(computed, live.times.first_us - live.times.begun_us)
+        took_us = live.times.first_us - live.times.begun_us
+        self._speeds.prefilled(computed, took_us)
+        if computed >= LEAST_PREFILLED:
+            self._store.speeds = self._store.speeds.after_prefill(computed, took_us)
 
     def parked_bytes(self, tokens: int) -> int:
         """What a session of so many tokens takes when it is parked."""
