@@ -35,6 +35,7 @@ from models.llama import LITERT, TFLITE_RUNTIME, VARIANTS, build, quantized, row
 from models.llama_gguf import LlamaGguf
 from models.smooth import ALPHA, STEPS_AN_OCTAVE, on_grid, scales, smoothed
 from models.tokenizer import Tokenizer
+from models.whole_file import written_whole
 from tests import llama_reference as reference
 from tests.fetched import smollm2, smollm2_gguf
 from tests.gguf_writer import TINY_GGUF, gguf, tiny_gguf, tiny_metadata, tiny_tensors
@@ -344,6 +345,16 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RefusedError):
         tiny_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="torn"), written_whole(path) as file:
+        file.write(b"half")
+        raise ValueError("torn")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -406,6 +406,7 @@ def swapped(data: bytes) -> bytes:
         ("a byte past the vocabulary", changed(8, lambda data: b"\xff\xff\xff\x7f" + data[4:])),
         ("a special token past the vocabulary", changed(9, lambda _: [10**6])),
         ("a special token for a byte", changed(9, lambda _: [0, 1, 2, 10])),
+        ("a special token that merges make", changed(9, lambda _: [0, 1, 2, 3 + 256])),
         ("a negative stop", changed(10, lambda _: [-1])),
         ("too many begins", changed(11, lambda _: [0] * 5000)),
         ("a template without roles", changed(12, lambda entry: entry | {3: {}})),
