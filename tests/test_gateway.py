@@ -23,7 +23,7 @@ from edge_agent.core.errors import ConfigError, UnavailableError
 from edge_agent.gateway.errors import ApiError
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.metrics import GatewayMetrics, Histogram
-from edge_agent.gateway.openai import read_request
+from edge_agent.gateway.openai_request import read_request
 from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY, UNKNOWN_MODEL, Figure
 from tests.needs import needs_module
 from tests.scripted_talker import LONG_S, MODEL, ScriptedTalker, Served, served

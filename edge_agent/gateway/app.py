@@ -29,8 +29,10 @@ from edge_agent.gateway.access import Access
 from edge_agent.gateway.body import read_body
 from edge_agent.gateway.errors import RETRY_S, SESSION_HEADER, ApiError, bad_request, draining, told
 from edge_agent.gateway.metrics import CONTENT_TYPE, GatewayMetrics
-from edge_agent.gateway.openai import DONE, Asked, Writer, event, model_list, model_object, read_request, to_json
-from edge_agent.gateway.talker import Parts, Talker
+from edge_agent.gateway.openai import Writer, model_list, model_object
+from edge_agent.gateway.openai_request import Asked, read_request
+from edge_agent.gateway.outgoing import Out, error_response, http_error_response, json_response, stream
+from edge_agent.gateway.talker import Talker
 
 READY_S = 10.0
 READY_FRESH_S = 1.0
@@ -64,7 +66,7 @@ class Door:
         ]
 
     def _handlers(self) -> dict[object, object]:
-        return {ApiError: _api_error, HTTPException: _http_error, Exception: self._fault}
+        return {ApiError: error_response, HTTPException: http_error_response, Exception: self._fault}
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -79,18 +81,18 @@ class Door:
         try:
             self._access.check(path, headers.get("host", "localhost"), headers.get("authorization", ""))
         except ApiError as error:
-            await _api_error(request, error)(scope, receive, counted)
+            await error_response(request, error)(scope, receive, counted)
             return
         await self._routes(scope, receive, counted)
 
     # small routes
 
     async def _models(self, request: Request) -> Response:
-        return _json(model_list(self._talker.models(), self._started))
+        return json_response(model_list(self._talker.models(), self._started))
 
     async def _model(self, request: Request) -> Response:
         self._check_model(request.path_params["name"])
-        return _json(model_object(request.path_params["name"], self._started))
+        return json_response(model_object(request.path_params["name"], self._started))
 
     def _check_model(self, name: str) -> None:
         known = self._talker.models()
@@ -142,7 +144,7 @@ class Door:
         try:
             asked = read_request(await read_body(request, self._max_body_bytes), chat, _session(request))
             self._check_model(asked.model)
-            await self._while_wanted(request, _Out(send), asked, arrived_s)
+            await self._while_wanted(request, Out(send), asked, arrived_s)
         except ClientDisconnect:
             self.metrics.turns["cancelled"] += 1
         finally:
@@ -150,7 +152,7 @@ class Door:
             if not self.metrics.served_now:
                 self.empty.set()
 
-    async def _while_wanted(self, request: Request, out: _Out, asked: Asked, arrived_s: float) -> None:
+    async def _while_wanted(self, request: Request, out: Out, asked: Asked, arrived_s: float) -> None:
         """Answer until it is done, the client has gone or the door ends its turns, whichever comes first."""
         work = asyncio.ensure_future(self._answer(out, asked, arrived_s))
         gone = asyncio.ensure_future(_gone(request.receive))
@@ -169,16 +171,16 @@ class Door:
         else:
             work.result()
 
-    async def _answer(self, out: _Out, asked: Asked, arrived_s: float) -> None:
+    async def _answer(self, out: Out, asked: Asked, arrived_s: float) -> None:
         headers = {SESSION_HEADER: asked.turn.session} if asked.turn.session else {}
         writer = Writer(asked, f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}", int(time.time()))
         try:
             async with aclosing(self._parts(asked, arrived_s)) as parts:
                 if asked.stream:
-                    await _stream(out, writer, parts, headers)
+                    await stream(out, writer, parts, headers)
                 else:
                     end = [part async for part in parts if isinstance(part, TurnEnd)][0]
-                    await out.whole(_json(writer.whole(end), headers=headers))
+                    await out.whole(json_response(writer.whole(end), headers=headers))
         except SlyError as error:
             self.metrics.turns["refused" if isinstance(error, RefusedError) else "failed"] += 1
             await out.fail(told(error))
@@ -204,7 +206,7 @@ class Door:
     async def _fault(self, request: Request, error: Exception) -> Response:
         self._say(f"gateway: {request.method} {request.scope['path']} failed: {error!r}")
         message = "this board failed; its log says how"
-        return _api_error(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error"))
+        return error_response(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message, "internal_error"))
 
 
 class _Post:
@@ -215,58 +217,6 @@ class _Post:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._door.serve(Request(scope, receive), send, self._chat)
-
-
-class _Out:
-    """The answer to one POST on its way out: whole, or event by event."""
-
-    def __init__(self, send: Send) -> None:
-        self._send, self._begun = send, False
-
-    async def whole(self, response: Response) -> None:
-        await self._begin(response.status_code, response.raw_headers)
-        await self._data(bytes(response.body), more=False)
-
-    async def events(self, *values: dict[str, object]) -> None:
-        await self._data(b"".join(map(event, values)), more=True)
-
-    async def begin_stream(self, headers: dict[str, str]) -> None:
-        known = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        raw = Response(None, HTTPStatus.OK, known, "text/event-stream").raw_headers
-        await self._begin(HTTPStatus.OK, [(name, value) for name, value in raw if name != b"content-length"])
-
-    async def done(self) -> None:
-        await self._data(DONE, more=False)
-
-    async def fail(self, error: ApiError) -> None:
-        """The error as a status if that is still possible (raised for the handler), else as the last event."""
-        if not self._begun:
-            raise error
-        await self._data(event(error.body()), more=False)
-
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self._begun = True
-        await self._send({"type": "http.response.start", "status": int(status), "headers": headers})
-
-    async def _data(self, data: bytes, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-async def _stream(out: _Out, writer: Writer, parts: Parts, headers: dict[str, str]) -> None:
-    """Every part as an event. Nothing is begun before there is a first part, so that a refusal keeps its status."""
-    part = await anext(parts)
-    await out.begin_stream(headers)
-    await out.events(*writer.beginning())
-    told_chars = 0
-    while isinstance(part, TurnPart):
-        if part.text:
-            told_chars += len(part.text)
-            await out.events(writer.part(part.text))
-        part = await anext(parts)
-    if rest := part.text[told_chars:]:
-        await out.events(writer.part(rest))
-    await out.events(*writer.ending(part))
-    await out.done()
 
 
 async def _word_of(talker: Talker) -> str:
@@ -296,22 +246,3 @@ def _label(path: str) -> str:
     """A path as a label: one of the routes, whatever a client asks for."""
     known = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/healthz", "/readyz", "/metrics")
     return next((route for route in known if path == route or path.startswith(f"{route}/")), "other")
-
-
-def _json(value: dict[str, object], status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, "application/json")
-
-
-def _api_error(request: Request, error: ApiError) -> Response:
-    headers = error.headers()
-    if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
-        headers["Connection"] = "close"
-    return _json(error.body(), error.status, headers)
-
-
-def _http_error(request: Request, error: HTTPException) -> Response:
-    status = HTTPStatus(error.status_code)
-    message = f"{request.method} {shown(request.scope['path'])}: {status.phrase.lower()}"
-    response = _json(ApiError(status, message, status.phrase.lower().replace(" ", "_")).body(), status)
-    response.headers.update(error.headers or {})
-    return response
