@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,30 @@ def test_an_error_over_http_is_one_line(door: Served, token: Path, script: str, 
     done = sly("chat", "--url", door.url, "--token-file", token, script)
     assert done.returncode == cli.USAGE_ERROR and named in done.stderr
     assert done.stderr.startswith("sly: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        (b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n', "cut off"),
+        (b"data: half\n\n", "a JSON object"),
+        (b"data: " + b"[" * 2**20 + b"\n\n", "an endless line"),
+        (b'data: {"error": {"message": "a\\u001b[2Jb"}}\n\n', "a [2Jb"),
+    ],
+    ids=["cut off", "no JSON", "endless", "error"],
+)
+def test_a_server_that_breaks_its_word_is_told_in_one_line(told: bytes, named: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [*SLY, "chat", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--model", "m", "say a"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+            client, _ = server.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + told)
+                client.shutdown(socket.SHUT_WR)
+                _, said = asking.communicate(timeout=60)
+    assert asking.returncode == cli.USAGE_ERROR
+    assert said.startswith("sly: ") and named in said and said.count("\n") == 1 and "\x1b" not in said
 
 
 def test_without_its_token_a_board_refuses(door: Served) -> None:
