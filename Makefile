@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 N ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-llama models env fuzz-models fuzz-cbor fuzz-fleet clean
+.PHONY: help demo test check bench bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a real detector, two disasters"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz-models N=20000    mutated models against the sandbox"
 	@echo "make fuzz-cbor N=10000000   hostile bytes against the decoder"
 	@echo "make fuzz-fleet N=10000     seeded faults against a virtual fleet"
+	@echo "make long-session N=100000  one session of SmolLM2, its perplexity and memory every tenth"
 	@echo "make clean         remove the environment and caches"
 
 demo: $(VENV)/demo.made
@@ -55,6 +56,9 @@ fuzz-cbor: $(VENV)/dev.made
 
 fuzz-fleet: $(VENV)/dev.made
 	$(BIN)/python -m tests.virtual_fleet 0 $(N)
+
+long-session: $(VENV)/dev.made
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.long_session $(N)
 
 clean:
 	rm -rf $(VENV) .venv-tflite-runtime .venv-llama demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
