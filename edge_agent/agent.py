@@ -111,6 +111,8 @@ class Agent:
         self._link: Link | None = None
         self.stop_requested = asyncio.Event()
         self.faulty = False
+        self.gateway_port = 0
+        """Where the gateway listens; 0 without one."""
         self._broken = False
         """A decision was lost half-way: the node and the ledger may differ, and only a new start makes them agree."""
 
@@ -230,6 +232,7 @@ class Agent:
             gateway = HttpGateway(config.gateway, self, self.say)
             await gateway.start()
             self._closers.append(gateway.close)
+            self.gateway_port = gateway.port
             self.say(f"the gateway listens on {config.gateway.host}:{gateway.port}")
         self._spawn(self._tick_for_ever(), "tick")
         self._spawn(self._sense_for_ever(), "sense")

@@ -1,4 +1,4 @@
-"""The local queue: bounded, in order, one at a time, nothing begun too late, and its running sums never drift."""
+"""The local queue: bounded, in order, as many at a time as a lane has room for, nothing begun too late, no sum that drifts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
@@ -203,3 +204,68 @@ def test_deadlines_that_are_moved_for_ever_take_no_more_room() -> None:
 
 def test_a_job_is_what_its_request_weighs() -> None:
     assert job(1, size_bytes=77).size_bytes == 77 == replace(job(2, size_bytes=77)).size_bytes
+
+
+# lanes
+
+
+def talk_job(number: int, *, model: str = "parrot", ingress: str = "a") -> Job:
+    return replace(job(number, model=model, ingress=ingress), request=replace(job(number).request, task=CHAT))
+
+
+def talking(parallel: int) -> Execution:
+    execution = hosting("m")
+    execution.host(replace(offer("parrot", 1_000, task=CHAT), parallel=parallel))
+    return execution
+
+
+def begun(execution: Execution, now_us: int = 0) -> list[str]:
+    keys = []
+    while start := execution.start_next(now_us):
+        keys.append(start.key)
+    return keys
+
+
+def test_a_language_model_runs_as_many_turns_as_it_says_beside_one_picture() -> None:
+    execution = talking(3)
+    turns, pictures = [talk_job(i) for i in range(5)], [job(i) for i in range(10, 13)]
+    started = []
+    for each in (*pictures, *turns):
+        execution.enqueue(each)
+        started += begun(execution)
+    assert started == [each.key for each in (pictures[0], *turns[:3])]
+    execution.finish(turns[1].key, echo(turns[1].request, "a", "parrot", 1), 10)
+    assert begun(execution) == [turns[3].key] and execution.running == 4
+    execution.finish(pictures[0].key, echo(pictures[0].request, "a", "m", 1), 10)
+    assert begun(execution) == [pictures[1].key]
+
+
+def test_a_turn_waits_for_nothing_while_there_is_a_place_and_then_for_its_share_of_the_work() -> None:
+    execution = talking(4)
+    waits = []
+    for i in range(6):
+        waits.append(execution.queue_us(0, "parrot"))
+        execution.enqueue(talk_job(i))
+        begun(execution)
+    assert waits == [0, 0, 0, 0, 1_000, 1_250] and execution.queue_us(0) == 0
+    assert execution.queue_us(400, "parrot") == (4 * 600 + 2 * 1_000) // 4
+
+
+def test_a_request_that_is_asked_for_again_while_its_first_run_is_not_over_waits_for_its_end() -> None:
+    execution = talking(4)
+    for _ in range(2):
+        execution.enqueue(talk_job(1))
+        begun(execution)
+    assert execution.running == 1 and len(execution) == 1
+    execution.finish(talk_job(1).key, echo(talk_job(1).request, "a", "parrot", 1), 10)
+    assert begun(execution) == [talk_job(1).key]
+
+
+def test_the_bounds_of_the_queue_hold_over_all_lanes() -> None:
+    execution = talking(1)
+    for i in range(3):
+        execution.enqueue(talk_job(i))
+        execution.enqueue(job(10 + i))
+        begun(execution)
+    execution.enqueue(talk_job(7))
+    assert len(execution) == QUEUE.max_requests and "5 requests wait" in execution.full(8)

@@ -15,6 +15,7 @@ from edge_agent.core.chat import CHAT, ChatMessage, Turn
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import UnavailableError
+from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place, session_hash
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, failure
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
@@ -29,6 +30,13 @@ from edge_agent.node.events import (
     Execute,
     Executed,
     Hosted,
+    KvChanged,
+    KvFind,
+    KvFound,
+    KvGave,
+    KvGive,
+    KvPut,
+    KvStored,
     Log,
     Partial,
     Publish,
@@ -868,3 +876,121 @@ def test_a_late_answer_that_does_not_begin_with_what_was_shown_is_dropped(desk: 
     late = InferenceResult(turn(1).request_id, Status.OK, "b", "parrot", outputs=end_tensor(end_of_turn(turn_of(turn(1)))))
     effects = desk.deliver(reply(late))
     assert not of(Reply, effects) and "another's beginning" in of(Log, effects)[0].text
+
+
+# a turn that waits for the KV of its session
+
+
+KV = KvState("parrot", b"f" * 32, 100, 200, 2**30, 4096)
+HOME = replace(KV, homes=(KvHome(session_hash("s"), 1000, Place.RAM),))
+
+
+def waiting_for_kv(desk: Desk) -> tuple[str, KvAsk]:
+    """Turn 1 of session s was placed here, and its KV is on b: the job's key, and what b was asked."""
+    desk.feed(Hosted(TALK))
+    desk.feed(KvChanged(KV))
+    desk.feed(LinkUp(session_present=False))
+    desk.deliver(presence("b"))
+    desk.deliver(record("b", kv=(HOME,), serving=False, offers=(TALK,)))
+    asked = replace(turn(1), session="s")
+    effects = desk.deliver(dispatch(replace(asked, model="parrot"), ingress="c"))
+    assert not of(Execute, effects)
+    return f"c/{asked.request_id}", asked_of_b(effects)
+
+
+def asked_of_b(effects: list[Effect]) -> KvAsk:
+    (sent,) = [each for each in of(Publish, effects) if "/kv/" in each.message.topic]
+    assert sent.message.topic == TOPICS.kv("b", "a")
+    signed = verify1(sent.message.payload, MEMBERS_BY_KID, wire.AAD_KV_ASK)
+    return wire.decode_kv_ask(signed.payload, "b")
+
+
+def kv_answer(answer: KvAnswer, board: str = "b", addressee: str = "a", signer: str = "") -> Message:
+    payload = sign1(wire.encode_kv_answer(answer, addressee), SIGNERS[signer or board], wire.AAD_KV_ANSWER)
+    return Message(TOPICS.kv(addressee, board), payload)
+
+
+def kv_ask(ask: KvAsk, board: str = "b", addressee: str = "a") -> Message:
+    return Message(TOPICS.kv(addressee, board), sign1(wire.encode_kv_ask(ask, addressee), SIGNERS[board], wire.AAD_KV_ASK))
+
+
+MANIFEST_HERE = KvAnswer(session_hash("s"), KvItem.MANIFEST, payload=b"manifest")
+
+
+def test_a_turn_begins_when_its_sessions_kv_is_here_and_the_home_is_told(desk: Desk) -> None:
+    key, ask = waiting_for_kv(desk)
+    assert (ask.item, ask.session, ask.fingerprint) == (KvItem.MANIFEST, session_hash("s"), b"f" * 32)
+    (find,) = of(KvFind, desk.deliver(kv_answer(MANIFEST_HERE)))
+    assert (find.key, find.model, find.session, find.manifest) == (key, "parrot", "s", b"manifest")
+    assert asked_of_b(desk.feed(KvFound(key, (b"n" * 32,), rows=False))).name == b"n" * 32
+    block = KvAnswer(session_hash("s"), KvItem.BLOCK, b"n" * 32, b"block")
+    (put,) = of(KvPut, desk.deliver(kv_answer(block)))
+    assert put.payload == b"block"
+    effects = desk.feed(KvStored(key, KvItem.BLOCK, b"n" * 32))
+    (begun,) = of(Execute, effects)
+    assert (begun.key, begun.moved_from) == (key, "b") and asked_of_b(effects).item is KvItem.MOVED
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Delivered(kv_answer(KvAnswer(session_hash("s"), KvItem.MANIFEST, refusal="it is not here")), 77),
+        Delivered(presence("b", Standing.OFFLINE), 77),
+        Tick(),
+    ],
+)
+def test_a_turn_whose_kv_does_not_come_begins_without_it(desk: Desk, trouble: Event) -> None:
+    key, _ = waiting_for_kv(desk)
+    (begun,) = of(Execute, desk.feed(trouble, after_us=8 * SECOND_US if isinstance(trouble, Tick) else 0))
+    assert (begun.key, begun.moved_from) == (key, "")
+
+
+def test_a_turn_that_is_broken_off_while_it_waits_for_kv_is_answered_and_never_begins(desk: Desk) -> None:
+    key, _ = waiting_for_kv(desk)
+    effects = desk.deliver(cancellation(1, ingress="c"))
+    assert not of(Cancel, effects) and desk.node.execution.running == 0
+    assert "broken off" in told(of(Publish, effects)[0].message, "c").reason
+    assert not of(KvFind, desk.deliver(kv_answer(MANIFEST_HERE)))
+    assert not of(Execute, desk.feed(Tick(), after_us=9 * SECOND_US)), key
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        kv_answer(MANIFEST_HERE, signer="c"),
+        replace(kv_answer(MANIFEST_HERE, addressee="c"), topic=TOPICS.kv("a", "b")),
+        replace(kv_answer(MANIFEST_HERE), topic=TOPICS.kv("a", "c")),
+        replace(kv_answer(MANIFEST_HERE), payload=kv_answer(MANIFEST_HERE).payload[:-1]),
+        replace(kv_ask(KvAsk(bytes(16), bytes(32), KvItem.ROWS)), topic=TOPICS.kv("a", "c")),
+        kv_ask(KvAsk(bytes(16), bytes(32), KvItem.ROWS), board="a"),
+    ],
+)
+def test_a_kv_message_that_is_wrong_is_dropped_logged_and_acknowledged(desk: Desk, wrong: Message) -> None:
+    waiting_for_kv(desk)
+    effects = desk.deliver(wrong)
+    assert of(Log, effects) and desk.acknowledged(effects) and not of(KvFind, effects) and not of(KvGive, effects)
+    assert of(KvFind, desk.deliver(kv_answer(MANIFEST_HERE)))
+
+
+def test_what_another_board_asks_of_a_session_is_read_and_sent_to_it(desk: Desk) -> None:
+    desk.meet("b")
+    ask = KvAsk(session_hash("s"), b"f" * 32, KvItem.ROWS)
+    (give,) = of(KvGive, desk.deliver(kv_ask(ask)))
+    (sent,) = of(Publish, desk.feed(KvGave(give.board, give.ask, b"rows")))
+    signed = verify1(sent.message.payload, MEMBERS_BY_KID, wire.AAD_KV_ANSWER)
+    assert sent.message.topic == TOPICS.kv("b", "a")
+    assert wire.decode_kv_answer(signed.payload, "b") == KvAnswer(session_hash("s"), KvItem.ROWS, payload=b"rows")
+    large = KvGave("b", KvAsk(session_hash("s"), b"f" * 32, KvItem.ROWS), bytes(MAX_PAYLOAD_BYTES))
+    (sent,) = of(Publish, desk.feed(large))
+    signed = verify1(sent.message.payload, MEMBERS_BY_KID, wire.AAD_KV_ANSWER)
+    assert "do not fit into one message" in wire.decode_kv_answer(signed.payload, "b").refusal
+
+
+def test_the_record_says_what_the_language_models_hold_and_what_a_turn_waits(desk: Desk) -> None:
+    talking(desk)
+    desk.feed(KvChanged(HOME))
+    desk.deliver(dispatch(replace(turn(3), model="parrot")))
+    (state,) = desk.node._record(1, desk.now_us).kv
+    assert state.homes == HOME.homes and state.queue_us == 2 * TALK.busy_us // 2
+    desk.feed(Withdrawn("parrot", "gone"))
+    assert not desk.node._record(1, desk.now_us).kv

@@ -17,7 +17,7 @@ from edge_agent.core import wire
 from edge_agent.core.cbor import Tag, decode, encode
 from edge_agent.core.cose import Signer, decode_sign1, sign1
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.kv import KvHome, KvState, Place
+from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor
 from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
 from edge_agent.gossip.presence import AAD as PRESENCE_AAD
@@ -92,6 +92,14 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
         by_code(lambda data: wire.decode_part(data, "b")),
     ),
     "cancellation": (wire.encode_cancel("ab" * 16, "b"), by_code(lambda data: wire.decode_cancel(data, "b"))),
+    "kv-ask": (
+        wire.encode_kv_ask(KvAsk(bytes(16), bytes(32), KvItem.MANIFEST), "b"),
+        by_code(lambda data: wire.decode_kv_ask(data, "b")),
+    ),
+    "kv-answer": (
+        wire.encode_kv_answer(KvAnswer(bytes(16), KvItem.BLOCK, bytes(32), b"x"), "b"),
+        by_code(lambda data: wire.decode_kv_answer(data, "b")),
+    ),
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
@@ -166,6 +174,11 @@ BOUNDS = [
     ("answer-part", 2, 2**20, 2**20 + 1),
     ("answer-part", 3, "x" * 16_384, ""),
     ("answer-part", 4, 2**20, 2**20 + 1),
+    ("kv-ask", 1, b"x" * 16, bytes(15)),
+    ("kv-ask", 2, b"x" * 32, bytes(31)),
+    ("kv-ask", 3, 3, 4),
+    ("kv-answer", 4, b"x" * 32, bytes(31)),
+    ("kv-answer", 3, 1, 4),
     ("cancellation", 1, bytes(16), bytes(15)),
     ("request", 7, "s:1", "s 1"),
     ("request", 1, bytes(16), bytes(17)),

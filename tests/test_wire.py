@@ -10,6 +10,7 @@ from edge_agent.core import wire
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.cose import Signer, sign1
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.kv import KvAnswer, KvAsk, KvItem
 from edge_agent.core.values import (
     MAX_ANSWER_CHARS,
     MAX_ANSWER_TOKENS,
@@ -28,11 +29,15 @@ from tests.drawn import board_ids, parts, requests, results
 REQUEST = InferenceRequest("ab" * 16, "detect_faces", {"image": Tensor("uint8", (2,), b"\1\2")})
 RESULT = InferenceResult("ab" * 16, Status.OK, "b", "small", bytes(32), {"boxes": Tensor("float32", (0, 4), b"")})
 PART = AnswerPart("ab" * 16, 7, "ü", 3)
+ASK = KvAsk(bytes(16), bytes(32), KvItem.BLOCK, b"n" * 32)
+ANSWER = KvAnswer(bytes(16), KvItem.BLOCK, b"n" * 32, b"payload")
 MESSAGES = [
     pytest.param(wire.encode_request(REQUEST, "a"), wire.decode_request, id="request"),
     pytest.param(wire.encode_result(RESULT, "a"), wire.decode_result, id="result"),
     pytest.param(wire.encode_part(PART, "a"), wire.decode_part, id="part"),
     pytest.param(wire.encode_cancel("ab" * 16, "a"), wire.decode_cancel, id="cancellation"),
+    pytest.param(wire.encode_kv_ask(ASK, "a"), wire.decode_kv_ask, id="KV ask"),
+    pytest.param(wire.encode_kv_answer(ANSWER, "a"), wire.decode_kv_answer, id="KV answer"),
 ]
 
 
@@ -64,6 +69,26 @@ def test_a_part_and_a_cancellation_for_another_board_are_refused(read: object) -
         read(data, "a")  # type: ignore[operator]
 
 
+def test_what_is_asked_of_a_session_and_what_is_given_come_back_as_they_were_and_are_told_apart() -> None:
+    signer = Signer(b"b" * 32, bytes(32))
+    refused = KvAnswer(bytes(16), KvItem.ROWS, refusal="it is not here")
+    assert wire.decode_kv_ask(wire.encode_kv_ask(ASK, "a" * 32), "a" * 32) == ASK
+    for answer in (ANSWER, refused):
+        data = wire.encode_kv_answer(answer, "a" * 32)
+        assert wire.decode_kv_answer(data, "a" * 32) == answer
+        assert not wire.is_kv_ask(sign1(data, signer, wire.AAD_KV_ANSWER))
+    ask = sign1(wire.encode_kv_ask(ASK, "a" * 32), signer, wire.AAD_KV_ASK)
+    assert wire.is_kv_ask(ask) and len(ask) <= wire.MAX_KV_ASK_BYTES
+
+
+@pytest.mark.parametrize("item", [4, -1])
+def test_an_item_that_does_not_exist_is_refused_with_those_that_do(item: int) -> None:
+    entry = decode(wire.encode_kv_ask(ASK, "a"))
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError, match="0 manifest, 1 block, 2 rows or 3 moved"):
+        wire.decode_kv_ask(encode({**entry, 3: item}), "a")
+
+
 def test_the_longest_part_there_is_fits_and_is_told_from_a_result() -> None:
     signer = Signer(b"b" * 32, bytes(32))
     longest = AnswerPart("ab" * 16, MAX_ANSWER_CHARS, "\U0001f600" * MAX_PART_CHARS, MAX_ANSWER_TOKENS)
@@ -83,7 +108,14 @@ def test_what_is_meant_for_another_board_is_refused(request: InferenceRequest, b
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_are_refused(data: bytes) -> None:
-    for read in (wire.decode_request, wire.decode_result, wire.decode_part, wire.decode_cancel):
+    for read in (
+        wire.decode_request,
+        wire.decode_result,
+        wire.decode_part,
+        wire.decode_cancel,
+        wire.decode_kv_ask,
+        wire.decode_kv_answer,
+    ):
         with pytest.raises(RefusedError):
             read(data, "a")
 
@@ -115,7 +147,7 @@ def test_a_key_that_is_missing_or_unknown_or_of_another_type_is_refused(data: by
 def test_a_request_id_of_another_length_is_refused(data: bytes, read: object, request_id: bytes) -> None:
     entry = decode(data)
     assert isinstance(entry, dict)
-    with pytest.raises(RefusedError, match="request id"):
+    with pytest.raises(RefusedError, match="request id|KV a.* session length"):
         read(encode({**entry, 1: request_id}), "a")  # type: ignore[operator]
 
 
