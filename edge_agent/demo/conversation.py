@@ -23,6 +23,7 @@ FIRST = PROSE + "\nWhat did the lamp burn in 1962? Answer in one sentence."
 SECOND = "And how many watts does the board use?"
 THIRD = "Who came down the stairs?"
 ANSWER_TOKENS = 48
+AFTER_KILL = "after the restart"
 MOST_RECOMPUTED = 64
 UNKNOWN = "You are a careful reader who answers in one sentence."
 HOME, TWIN = Member("kitchen", "raspberry_pi_5"), Member("twin", "raspberry_pi_5")
@@ -47,23 +48,22 @@ def converse(folder: Path, story: Story) -> list[Asked]:
     say(f"Act 4: {LANGUAGE_MODEL} reads a text and is asked about it; its plug is pulled; it is asked again")
     with LocalFleet(folder / "talk", [HOME, TWIN], [LANGUAGE_MODEL], 0, name="talk") as fleet:
         fleet.start()
-        asked = list(_play(fleet, story))
+        asked = list(_play(fleet))
         codes = fleet.stop()
     story.promise(codes == [0, 0], f"both agents drain and end cleanly (codes {codes})")
     _judge(story, asked)
     return asked
 
 
-def _play(fleet: LocalFleet, story: Story) -> Iterator[Asked]:
+def _play(fleet: LocalFleet) -> Iterator[Asked]:
     with Client(fleet.socket_of(HOME.board)) as client:
         past = [_told(_ask(client, "reads the text", FIRST)), _told(_ask(client, "is asked again", SECOND))]
     yield from past
     fleet.kill(HOME.board)
-    story.incident(f"{HOME.board} killed (SIGKILL)")
+    say(f"  {HOME.board} is killed (SIGKILL) and started again")
     fleet.start([HOME.board])
-    story.incident(f"{HOME.board} is up again")
     with Client(fleet.socket_of(HOME.board)) as client:
-        yield _told(_ask(client, "after the restart", THIRD))
+        yield _told(_ask(client, AFTER_KILL, THIRD))
     with Client(fleet.socket_of(TWIN.board)) as client:
         for question in (FIRST, SECOND):
             _ask(client, "twin", question)

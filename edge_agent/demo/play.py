@@ -20,7 +20,7 @@ from edge_agent.broker_client import BrokerClient
 from edge_agent.client import Client, request_for_picture
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.values import InferenceRequest, Limits, Status
-from edge_agent.demo.conversation import LANGUAGE_MODEL, converse, talk_json, talk_table
+from edge_agent.demo.conversation import AFTER_KILL, LANGUAGE_MODEL, Asked, converse, talk_json, talk_table
 from edge_agent.demo.report import closing_json, closing_table, promises
 from edge_agent.demo.story import Served, Story, say, show_progress
 from edge_agent.local_fleet import LocalFleet, Member
@@ -56,7 +56,7 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
             print(json.dumps(closing_json(story, BOARDS) | {"talk": talk_json(asked)}))
         else:
             print(closing_table(story, BOARDS), talk_table(asked), promises(story), sep="\n")
-        _draw(output, picture, story)
+        _draw(output, picture, story, asked)
     finally:
         for log in folder.glob("**/agent.log"):
             shutil.copy(log, output / f"{log.parent.name}.log")
@@ -227,14 +227,17 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{board} {number}" for board, number in sorted(counter.items()))
 
 
-def _draw(output: Path, picture: bytes, story: Story) -> None:
+def _draw(output: Path, picture: bytes, story: Story, asked: list[Asked]) -> None:
+    from edge_agent.demo.talk_chart import draw_talk
     from edge_agent.demo.timeline import draw_timeline
     from edge_agent.drawing import draw
 
     last = next(each for each in reversed(story.served) if each.result.status is Status.OK)
     draw(output / "faces.png", picture, last.result)
     draw_timeline(output / "timeline.png", story, BOARDS)
-    say(f"pictures: {output / 'faces.png'} {output / 'timeline.png'}; logs: {output}/*.log")
+    draw_talk(output / "talk.png", asked, AFTER_KILL)
+    pictures = " ".join(str(output / name) for name in ("faces.png", "timeline.png", "talk.png"))
+    say(f"pictures: {pictures}; logs: {output}/*.log")
 
 
 def _free_port() -> int:
