@@ -123,6 +123,17 @@ def test_a_block_is_sealed_when_the_block_after_it_is_full() -> None:
         assert sorted(one.blocks) == list(range(sealed_blocks(tokens)))
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 4, 9])
+def test_sealing_leaves_the_rows_that_stay_as_they_were(blocks: int) -> None:
+    one = session()
+    one.read(text(block_start(blocks) - 1, TINY.vocabulary))
+    one.decoder.step([_segment(one, [1])])
+    staying = (block_start(blocks - 1), block_start(blocks))
+    before = one.ring.rows(*staying)
+    assert [block for block, _ in one.ring.seal()] == [blocks - 2]
+    assert one.ring.rows(*staying) == before
+
+
 def test_the_window_never_grows_past_its_slots() -> None:
     one = session()
     most = 0
