@@ -1,8 +1,9 @@
 """The agent's side of one hosted language model: turns in, streams of text out, sessions that outlive every process.
 
-Owns the way of a turn: encode -> plan (whose KV) -> admission by bytes -> into a ring slot -> steps -> journal -> client.
-Rules: an id is shown only after it and the KV before it were written to the journal; the ring is a cache of the store, so an idle
-session gives way at no cost and a dead child loses nothing; one turn a session; whoever leaves holds nothing.
+Owns the way of a turn: encode -> plan (whose KV) -> admission by bytes -> into a ring slot -> steps -> journal -> client, and the
+life of what that takes.  Rules: an id is shown only after it and the KV before it were written to the journal; the ring is a
+cache of the store, so an idle session gives way at no cost and a dead child loses nothing; one turn a session; whoever leaves holds
+nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import randbits
@@ -21,16 +21,16 @@ from typing import Any
 
 from edge_agent.core.chat import Sampling, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import LanguageSection
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import SlyError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, KvFormat
-from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY, Figure
-from edge_agent.language import measured, plan
-from edge_agent.language.admission import Room, Waits
+from edge_agent.gateway.talker import DRAINING, Figure
+from edge_agent.language import measured
+from edge_agent.language.admission import Room
+from edge_agent.language.admitting import Admitting
 from edge_agent.language.asking import asked_ids
 from edge_agent.language.child import Death, LanguageChild
 from edge_agent.language.hot import HotSlots
 from edge_agent.language.live import LiveTurn, Phase, Times
-from edge_agent.language.plan import Asked, Past, Plan
 from edge_agent.language.pump import Pump, Work
 from edge_agent.language.ring_memory import MAX_SLOTS, RingMemory
 from edge_agent.language.shape import ModelShape
@@ -38,23 +38,13 @@ from edge_agent.language.speeds import Speeds
 from edge_agent.language.turns import Turns
 from edge_agent.runtime import quarantine
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
-from edge_agent.store.kv_sessions import Held, SessionStore
+from edge_agent.store.kv_sessions import SessionStore
 from models.language_card import LanguageCard
 
 SCHEME = b"sly/1/kv-int8-int4"
 """What the bytes of rows and blocks mean; part of every fingerprint."""
 PROBE_LIMIT_S = 30.0
 DRAIN_LIMIT_S = 10.0
-MAX_REASONS = 256
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A turn that waits for room. ``started`` is set when it has some."""
-
-    live: LiveTurn
-    asked: Asked
-    started: asyncio.Future[Plan] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class LanguageService:
@@ -79,14 +69,12 @@ class LanguageService:
         record = quarantine.Record(engine.max_deaths, engine.death_window)
         self.pump = Pump(card.name, self._new_child, self.turns, record, report)
         self._curve: tuple[tuple[int, int], ...] = ()
-        self._busy: set[str] = set()
-        self._waiting: deque[_Waiter] = deque()
+        window_tokens = self.format.window_tokens
+        self.admitting = Admitting(self.store, self.hot, self.turns, window_tokens, language.max_waiting)
         self._under_way: set[LiveTurn] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.turns_served = 0
-        self.reasons: dict[str, str] = {}
-        """By session, the last ones last: where the KV of its last turn came from, and why."""
 
     async def start(self) -> None:
         """Load the model. Raises what it cannot be loaded with; nothing is left behind then."""
@@ -106,7 +94,7 @@ class LanguageService:
         live = LiveTurn(turn, _seeded(turn.sampling), Times(now_us()))
         if self._closing:
             raise UnavailableError(DRAINING, "this board is stopping", "ask another one")
-        self._claim(turn.session)
+        self.admitting.claim(turn.session)
         self._under_way.add(live)
         try:
             await self._begin(live)
@@ -138,8 +126,7 @@ class LanguageService:
         """End live turns with what they have, make their sessions durable, end the child."""
         self._closing = True
         stopping = UnavailableError(DRAINING, "this board is stopping; what was said is kept", "ask another one")
-        for waiter in list(self._waiting):
-            _wake(waiter, stopping)
+        self.admitting.turn_away(stopping)
         for live in list(self._under_way):
             self._end_in_child(live, stopping)
         with suppress(SlyError, TimeoutError):
@@ -153,8 +140,7 @@ class LanguageService:
 
     def cool(self, session: str) -> None:
         """Take a session that answers nobody out of hot memory; the store holds all of it. Raises ``RefusedError``."""
-        if session in self._busy:
-            raise RefusedError(SESSION_BUSY, session, "a session that answers nobody", "wait for its end")
+        self.admitting.must_rest(session)
         slot = self.hot.slot_of(session)
         if slot is not None:
             self.hot.drop(slot)
@@ -162,86 +148,19 @@ class LanguageService:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.admitting)
 
     # a turn's way in
 
     async def _begin(self, live: LiveTurn) -> None:
         asked = await self.pump.call(lambda child: asked_ids(child, live.turn, self._limit_tokens))
-        waiter = _Waiter(live, asked)
-        if self._waiting or not self._starts(waiter):
-            self._enqueue(waiter)
-        try:
-            chosen = await waiter.started
-        finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-                self._admit_waiting()
+        chosen = await self.admitting.place(live, asked)
         await self.pump.call(lambda child: self.turns.begin(live, chosen, child))
 
     @property
     def _limit_tokens(self) -> int:
         """Of a whole conversation as it is sent; what of it may be new is bounded by the window."""
         return max(self.shape.context_tokens, 8 * self.format.window_tokens)
-
-    def _starts(self, waiter: _Waiter) -> bool:
-        """Give the turn its session and its slot, if there is room. A refusal ends its waiting."""
-        live = waiter.live
-        try:
-            chosen, held = self._planned(live.turn, waiter.asked)
-            need_bytes = self.hot.need_bytes(len(chosen.ids) + live.turn.max_tokens)
-            admitted = self.hot.admit(need_bytes, chosen.session)
-            if isinstance(admitted, Waits):
-                return False
-            self._busy.add(chosen.session)
-            self._explain(chosen)
-            self.turns.place(live, chosen, held, admitted, need_bytes)
-        except SlyError as error:
-            _wake(waiter, error)
-            return True
-        if not waiter.started.done():
-            waiter.started.set_result(chosen)
-        return True
-
-    def _planned(self, turn: Turn, asked: Asked) -> tuple[Plan, Held | None]:
-        held = self.store.resume(turn.session) if turn.session else self.store.match(asked.whole)
-        past = Past(held.name, held.ids, held.tokens, held.name in self._busy) if held is not None else None
-        chosen = (
-            plan.for_named(turn.session, asked, past) if turn.session else plan.for_anyone(asked, past, self.store.new_name())
-        )
-        new_tokens = len(chosen.ids) - chosen.base_tokens
-        if new_tokens > self.format.window_tokens:
-            raise RefusedError(CONTEXT_LENGTH, f"{new_tokens} new tokens", f"{self.format.window_tokens} at once", "send less")
-        return chosen, held
-
-    def _explain(self, chosen: Plan) -> None:
-        """Remember why a session's last turn got the KV that it got."""
-        self.reasons.pop(chosen.session, None)
-        self.reasons[chosen.session] = f"{chosen.source.value}: {chosen.reason}"
-        while len(self.reasons) > MAX_REASONS:
-            del self.reasons[next(iter(self.reasons))]
-
-    def _enqueue(self, waiter: _Waiter) -> None:
-        if len(self._waiting) >= self.settings.max_waiting:
-            raise UnavailableError(
-                KV_ROOM, f"{self._room_words(waiter)}, and {len(self._waiting)} turns wait already", "try later"
-            )
-        self._waiting.append(waiter)
-
-    def _room_words(self, waiter: _Waiter) -> str:
-        need_bytes = self.hot.need_bytes(len(waiter.asked.whole) + waiter.live.turn.max_tokens)
-        return f"{need_bytes} bytes needed, {self.hot.used_bytes} of {self.hot.room.size_bytes} in use"
-
-    def _admit_waiting(self) -> None:
-        """First come, first served: the first that does not fit keeps the others waiting."""
-        while self._waiting and self._starts(self._waiting[0]):
-            self._waiting.popleft()
-
-    def _claim(self, session: str) -> None:
-        if session and session in self._busy:
-            raise RefusedError(SESSION_BUSY, session, "one turn at a time", "wait for its end")
-        if session:
-            self._busy.add(session)
 
     # a turn's way out
 
@@ -259,9 +178,8 @@ class LanguageService:
             self._post(lambda child: self.turns.cancel(live, error, child))
 
     def _freed(self, live: LiveTurn) -> None:
-        self._busy -= {live.session, live.turn.session}
         self.turns_served += 1
-        self._admit_waiting()
+        self.admitting.freed(live)
 
     # the child
 
@@ -308,11 +226,6 @@ def now_us() -> int:
 def _seeded(sampling: Sampling) -> Sampling:
     """A turn that goes on in another child draws alike: the agent chooses the seed."""
     return sampling if sampling.greedy or sampling.seed is not None else replace(sampling, seed=randbits(63))
-
-
-def _wake(waiter: _Waiter, error: SlyError) -> None:
-    if not waiter.started.done():
-        waiter.started.set_exception(error)
 
 
 async def _nothing(child: LanguageChild) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from edge_agent.core.chat import Finish, Tier
-from edge_agent.core.errors import SlyError, UnavailableError
-from edge_agent.core.kv import SINK_TOKENS, KvFormat, block_start, sealed_blocks
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.kv import KvFormat
 from edge_agent.language.admission import Admitted
 from edge_agent.language.child import ChildDiedError, LanguageChild, StepReply, TurnEvent
 from edge_agent.language.hot import HotSlots
+from edge_agent.language.journals import Journals
 from edge_agent.language.live import LiveTurn, Phase
 from edge_agent.language.plan import Plan, Source
 from edge_agent.language.pump import Work
@@ -36,10 +37,10 @@ class Turns:
         now_us: Callable[[], int], spawn: Callable[[Coroutine[Any, Any, None]], None],
         post: Callable[[Work[object]], None], freed: Callable[[LiveTurn], None],
     ) -> None:  # fmt: skip
-        self._store, self._hot, self._speeds, self._format, self._speculate = store, hot, speeds, kv_format, speculate
+        self._store, self._hot, self._speeds, self._speculate = store, hot, speeds, speculate
         self._now_us, self._spawn, self._post, self._freed = now_us, spawn, post, freed
         self._placed: dict[int, LiveTurn] = {}
-        self._syncing: set[str] = set()
+        self._journals = Journals(store, kv_format, spawn)
         self.tokens_made = self.tokens_computed = self.tokens_cached = 0
 
     def live(self) -> int:
@@ -109,16 +110,24 @@ class Turns:
         """Bring the session's first ``most_tokens`` tokens into its slot, or as many as are sound; how many."""
         started_us = self._now_us()
         loaded = await self._loaded(live, most_tokens)
-        history = live.ids[: loaded.tokens]
-        await child.open(live.slot, loaded.tokens, loaded.prelude, loaded.blocks, loaded.rows, history)
+        try:
+            await self._open_with(live, loaded, child)
+        except RefusedError as error:
+            live.note(f"what is stored of the session was refused, and it is computed anew: {error}")
+            loaded = NOT_LOADED
+            await self._open_with(live, loaded, child)
         self._hot.holds(live.slot, loaded.tokens)
         took_us = self._now_us() - started_us
         if loaded.tokens:
             live.tier, live.times.restore_us = loaded.tier, live.times.restore_us + took_us
             self._speeds.restored(loaded.tier, loaded.tokens, took_us)
-            size_bytes = self.parked_bytes(loaded.tokens)
+            size_bytes = self._journals.parked_bytes(loaded.tokens)
             self._store.speeds = self._store.speeds.after_restore(loaded.tier, size_bytes, took_us)
         return loaded.tokens
+
+    async def _open_with(self, live: LiveTurn, loaded: Loaded, child: LanguageChild) -> None:
+        history = live.ids[: loaded.tokens]
+        await child.open(live.slot, loaded.tokens, loaded.prelude, loaded.blocks, loaded.rows, history)
 
     async def _loaded(self, live: LiveTurn, most_tokens: int) -> Loaded:
         held = self._store.resume(live.session) if most_tokens else None
@@ -157,15 +166,10 @@ class Turns:
         elif event.finish is not None:
             self._over(live, event.finish)
         elif event.sealed:
-            self._sync_soon(live.session)
+            self._journals.sync_soon(live.session)
 
     def _journal(self, live: LiveTurn, event: TurnEvent) -> None:
-        if event.ids or event.rows:
-            self._store.append(live.session, len(live.ids), event.ids, event.rows, event.first_row)
-        if event.prelude:
-            self._store.prelude(live.session, event.prelude)
-        for each in event.sealed:
-            self._store.seal(live.session, each.block, each.payload)
+        self._journals.write(live.session, len(live.ids), event)
         live.ids += event.ids
         live.kv_tokens = event.tokens
         self.tokens_made += len(event.ids)
@@ -181,15 +185,6 @@ class Turns:
         if computed >= LEAST_PREFILLED:
             self._store.speeds = self._store.speeds.after_prefill(computed, took_us)
 
-    def parked_bytes(self, tokens: int) -> int:
-        """What a session of so many tokens takes when it is parked."""
-        if tokens < SINK_TOKENS:
-            return 0
-        sealed = sealed_blocks(tokens)
-        visible = min(sealed, self._format.window_blocks)
-        rows = tokens - block_start(sealed)
-        return self._format.prelude_bytes + visible * self._format.block_bytes + rows * self._format.row_bytes
-
     # ends
 
     def _over(self, live: LiveTurn, outcome: Finish | SlyError) -> None:
@@ -199,14 +194,14 @@ class Turns:
 
     async def _finish(self, live: LiveTurn, outcome: Finish | SlyError) -> None:
         try:
-            await asyncio.to_thread(self._store.sync, live.session)
+            await self._journals.sync(live.session)
         except SlyError as error:
             outcome = error
         if live.phase is Phase.FREED:
             return
         self._hot.rests(live.slot, self._now_us())
         if isinstance(outcome, Finish):
-            live.end(outcome, self.parked_bytes(live.kv_tokens), self._now_us())
+            live.end(outcome, self._journals.parked_bytes(live.kv_tokens), self._now_us())
         else:
             live.fail(outcome)
         self._free(live)
@@ -224,18 +219,6 @@ class Turns:
         if live.pinned:
             live.pinned = False
             self._store.unpin(live.session)
-
-    def _sync_soon(self, session: str) -> None:
-        """A block was sealed: make the session durable beside the steps, one sync at a time."""
-        if session not in self._syncing:
-            self._syncing.add(session)
-            self._spawn(self._sync(session))
-
-    async def _sync(self, session: str) -> None:
-        try:
-            await asyncio.to_thread(self._store.sync, session)
-        finally:
-            self._syncing.discard(session)
 
     async def cancel(self, live: LiveTurn, error: SlyError, child: LanguageChild) -> None:
         """End a turn with ``error``; what it acknowledged is kept."""
