@@ -24,6 +24,8 @@ class Rival:
         self._model = api.llama_model_load_from_file(str(gguf).encode(), api.llama_model_default_params())
         settings = api.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = context_tokens * sessions, sessions
+        if sessions > 1 and hasattr(settings, "kv_unified"):
+            settings.kv_unified = True  # else every sequence is a batch of its own
         settings.n_batch = settings.n_ubatch = BATCH_TOKENS
         settings.n_threads = settings.n_threads_batch = threads
         self._context = api.llama_init_from_model(self._model, settings)
