@@ -10,6 +10,7 @@ from edge_agent.language.batching import SLOWDOWN, TILE_TOKENS, CostCurve, Need,
 from edge_agent.language.speculation import MAX_GUESSES
 
 FLAT_TO_FOUR = CostCurve(((1, 4100), (4, 5000), (8, 6800), (32, 14_000), (64, 23_000)))
+FIRST_TILE = TILE_TOKENS + 4
 STEEP = CostCurve(((1, 1000), (2, 2000), (64, 64_000)))
 
 
@@ -32,7 +33,7 @@ def turns(draw: st.DrawFn) -> list[Need]:
     ]  # fmt: skip
 
 
-@given(turns(), curves(), st.integers(-1, 63), st.integers(TILE_TOKENS, 68))
+@given(turns(), curves(), st.integers(-1, 63), st.integers(FIRST_TILE, 68))
 def test_laws_of_a_step(needs: list[Need], curve: CostCurve, last: int, most_chunk: int) -> None:
     shares = plan(needs, curve, last, most_chunk)
     by_slot = {each.slot: each for each in needs}
@@ -50,8 +51,8 @@ def test_laws_of_a_step(needs: list[Need], curve: CostCurve, last: int, most_chu
         whole = min(need.prompt, need.room)
         assert piece.rows == need.prompt or (need.room - piece.rows) % TILE_TOKENS == 0, "cut where any company may cut"
         if not decoding:
-            assert piece.rows == whole or piece.rows > most_chunk - TILE_TOKENS, "alone, a prompt gets all that fits"
-        elif piece.rows > TILE_TOKENS:
+            assert piece.rows == whole or piece.rows > most_chunk - TILE_TOKENS >= 0, "alone, a prompt gets all that fits"
+        elif piece.rows > (FIRST_TILE if need.room > 64 else TILE_TOKENS):
             assert curve.us(rows + piece.rows) <= SLOWDOWN * curve.us(rows), "the step's time stays in its bound"
 
 
@@ -91,6 +92,7 @@ def test_a_long_prompt_beside_a_speaker_is_cut_small_and_alone_it_is_not() -> No
     assert speaker == Share(0, 1, False)
     assert piece.rows == 2 * TILE_TOKENS
     assert plan([Need(0, 64), Need(1, 68, 3000)], FLAT_TO_FOUR)[1].rows == 4 + 2 * TILE_TOKENS
+    assert plan([Need(0, 64), Need(1, 68, 3000)], STEEP)[1].rows == FIRST_TILE
     assert plan([Need(0, 64), Need(1, 5, 3000)], FLAT_TO_FOUR)[1].rows == 5
     assert plan([Need(0, 64), Need(1, 64, 9)], FLAT_TO_FOUR)[1].rows == 9
 

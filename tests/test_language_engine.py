@@ -117,7 +117,7 @@ def answer(made: Engine, prompt: Sequence[int], slot: int = 0, **options: Any) -
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 180), st.booleans(), st.integers(16, 68))
+@given(st.integers(1, 300), st.integers(1, 180), st.booleans(), st.integers(20, 68))
 def test_an_agent_that_takes_every_event_has_all_that_a_restore_needs(
     prompt: int, count: int, speculate: bool, most_chunk: int
 ) -> None:
@@ -289,8 +289,8 @@ def test_a_step_that_fails_ends_the_turns_and_what_was_told_still_holds() -> Non
 
 
 def test_a_cancelled_turn_tells_the_rows_that_were_not_told_and_the_slot_goes_on() -> None:
-    made = engine(most_chunk=16)
-    whole, _ = answer(engine(most_chunk=16), text(100, 8), max_tokens=10, speculate=False)
+    made = engine(most_chunk=20)
+    whole, _ = answer(engine(most_chunk=20), text(100, 8), max_tokens=10, speculate=False)
     kept = begin(made, 0, text(100, 8), speculate=False)
     run(made, {0: kept}, 5)
     assert 0 < kept.tokens < 100 and not kept.rows

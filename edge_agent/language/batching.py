@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from edge_agent.core.kv import BLOCK_TOKENS
 from edge_agent.core.values import bounded
 from edge_agent.language.speculation import MAX_GUESSES
 
 SLOWDOWN = 4
 TILE_TOKENS = 16
-"""Blocks are whole tiles; the first has the sinks as well."""
+"""Blocks are whole tiles; the first tile of all has the sinks as well."""
 GAIN_PERMILLE = 1050
 """Guesses must promise this much of what is made without them: what they cost beside the stages is not in the curve."""
 MAX_CURVE_POINTS = 64
@@ -103,7 +104,7 @@ class Share:
 
 
 def plan(needs: Sequence[Need], curve: CostCurve, last_prompt: int = -1, most_chunk: int = 64) -> tuple[Share, ...]:
-    """One step. ``last_prompt``: the slot whose prompt got a piece last; ``most_chunk``: the largest piece, at least a tile."""
+    """One step. ``last_prompt``: the slot whose prompt got a piece last; ``most_chunk``: the largest piece, a tile or more."""
     decoding = [each for each in needs if not each.prompt]
     guesses = _guesses(decoding, curve)
     shares = [Share(each.slot, 1 + guesses[each.slot], False) for each in decoding]
@@ -146,5 +147,5 @@ def _chunk(need: Need, others: int, curve: CostCurve, most_chunk: int) -> int:
     fitting = most_chunk if not others else curve.most_rows(SLOWDOWN * curve.us(others), others + most_chunk) - others
     if wanted <= fitting:
         return wanted
-    first = need.room % TILE_TOKENS or TILE_TOKENS
+    first = need.room - (BLOCK_TOKENS - TILE_TOKENS) if need.room > BLOCK_TOKENS else need.room % TILE_TOKENS or TILE_TOKENS
     return min(wanted, first + max(0, fitting - first) // TILE_TOKENS * TILE_TOKENS)
