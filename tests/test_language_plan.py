@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edge_agent.core.chat import Tier
 from edge_agent.core.errors import RefusedError
 from edge_agent.language.admission import Admitted, Resident, Room, Waits, admit, giving_way, hot_bytes, window_tokens
+from edge_agent.language.hot import HotSlots
 from edge_agent.language.plan import Asked, Past, Source, common_prefix, for_anyone, for_named
 from edge_agent.language.shape import ModelShape, ring_bytes
 from edge_agent.language.speeds import LEAST_PREFILLED, LEAST_RESTORED, Speeds
@@ -132,6 +133,19 @@ def test_hot_bytes_bound_what_a_ring_touches(tokens: int, window_blocks: int) ->
     assert size_bytes >= min(tokens, window_tokens(window_blocks)) * SMOLLM2.row_bytes
     assert size_bytes <= hot_bytes(SMOLLM2, window_blocks, tokens + 1)
     assert size_bytes <= 2 * ring_bytes(SMOLLM2, window_blocks) + 4 * 4096 * SMOLLM2.strips
+
+
+def test_after_a_death_nothing_lies_in_the_rings_and_who_talks_keeps_the_slot() -> None:
+    hot = HotSlots(SMOLLM2, 8, Room(2, 2**30), lambda tokens: tokens)
+    for slot, name in enumerate("ab"):
+        admitted = hot.admit(100, name)
+        assert isinstance(admitted, Admitted)
+        hot.take(admitted, name, 100, 0)
+        hot.holds(slot, 50)
+    hot.rests(0, 1)
+    hot.lost()
+    assert [each.session for each in hot.residents()] == ["b"]
+    assert (hot.tokens_of("a"), hot.tokens_of("b")) == (0, 0)
 
 
 # speeds

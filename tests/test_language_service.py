@@ -20,6 +20,7 @@ import pytest
 from edge_agent.core.chat import ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY
+from edge_agent.language.child import StepReply
 from edge_agent.language.service import LanguageService
 from edge_agent.store.kv_peers import PeerKv
 from tests.speaking import LIVELY, answer, new_service, run, says, serving, until
@@ -222,6 +223,23 @@ def test_a_turn_that_waits_and_is_given_up_leaves_its_place_to_the_next(tmp_path
     run(work())
 
 
+def test_sessions_that_gave_way_hold_no_memory(tmp_path: Path) -> None:
+    async def work() -> None:
+        probe = new_service(tmp_path / "probe")
+        small_bytes, large_bytes = probe.hot.need_bytes(60), probe.hot.need_bytes(400)
+        await probe.close()
+        assert small_bytes < large_bytes <= 2 * small_bytes
+        async with serving(tmp_path / "s", hot_bytes=3 * small_bytes) as service:
+            for name in "abc":
+                await answer(service, says("hi", name, 4))
+            assert len(service.hot.residents()) == 3
+            await answer(service, says("x" * 300, "big", 60))
+            assert len(service.hot.residents()) == 2
+            assert os.fstat(service.ring.fd).st_blocks * 512 <= service.hot.used_bytes, "as the system counts"
+
+    run(work())
+
+
 def test_more_new_tokens_than_the_window_are_a_matter_of_context_and_leave_no_trace(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as service:
@@ -292,6 +310,7 @@ def test_a_child_that_dies_between_turns_is_replaced_and_its_sessions_come_from_
             first = await answer(service, three_turns("a")[0])
             os.kill(pid_of(service), signal.SIGKILL)
             await until(lambda: service.pump.deaths == 1 and not service.pump.why)
+            assert service.hot.used_bytes == 0, "nothing lies in the rings of a new child"
             second = await answer(service, three_turns("a")[1])
             assert texts([first, second]) == expected
             assert second.tier is Tier.RAM
@@ -352,6 +371,32 @@ def test_a_client_that_goes_while_its_prompt_is_read_holds_nothing(tmp_path: Pat
                 await until(lambda: service.turns.count == 0)
                 service.store.drop("a")
             assert (await answer(service, says("hi", "a"))).completion_tokens
+
+    run(work())
+
+
+def test_what_was_read_of_a_prompt_is_kept_when_its_client_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            turn = Turn(prompt="z" * 370, session="a", max_tokens=8)
+            task = asyncio.create_task(answer(service, turn))
+            take, read = service.turns.take, 0
+
+            def heard(reply: StepReply) -> None:
+                nonlocal read
+                take(reply)
+                read = max(read, *(event.tokens for event in reply.events if not event.ids), 0)
+                task.cancel()
+
+            monkeypatch.setattr(service.turns, "take", heard)
+            await asyncio.wait([task])
+            await until(lambda: service.turns.count == 0)
+            monkeypatch.undo()
+            held = service.store.resume("a")
+            assert held is not None
+            assert held.tokens >= read > 0
+            end = await answer(service, turn)
+            assert end.cached_tokens == held.tokens
 
     run(work())
 
@@ -458,8 +503,9 @@ def test_a_store_that_fails_ends_its_turn_and_no_other(tmp_path: Path, monkeypat
 
             monkeypatch.setattr(service.store, "append", fails)
             good, bad = await asyncio.gather(
-                answer(service, says("hi", "good", LONG)), answer(service, says("hi", "bad", LONG)), return_exceptions=True
+                answer(service, says("hi", "good", LONG)), answer(service, says("hi", "bad", 4000)), return_exceptions=True
             )
+            assert (await service.pump.call(lambda child: child.step())).live == 0, "the child knows that it is over"
             assert isinstance(good, TurnEnd)
             assert good.text == expected[0]
             assert isinstance(bad, UnavailableError)

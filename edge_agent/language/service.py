@@ -2,8 +2,8 @@
 
 Owns the way of a turn: encode -> plan (whose KV) -> admission by bytes -> into a ring slot -> steps -> journal -> client, and the
 life of what that takes.  Rules: an id is shown only after it and the KV before it were written to the journal; the ring is a
-cache of the store, so an idle session gives way at no cost and a dead child loses nothing; one turn a session; whoever leaves holds
-nothing.
+cache of the store, so an idle session gives way at no cost and a dead child loses nothing; one turn a session; whoever leaves
+holds nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LanguageService:
         self.format = kv_format(card, self._engine.runtime, language.window_tokens)
         self.store = SessionStore(state / "kv" / card.name, self.format, language.ram_bytes, language.disk_bytes, report=report)
         slots = min(language.max_sessions, MAX_SLOTS)
-        self._ring = RingMemory(self.shape, self.format.window_blocks, slots)
+        self.ring = RingMemory(self.shape, self.format.window_blocks, slots)
         self.speeds = Speeds()
         self.hot = HotSlots(self.shape, self.format.window_blocks, Room(slots, language.hot_bytes), self.speeds.restore_us)
         self.turns = Turns(
@@ -81,7 +81,7 @@ class LanguageService:
         try:
             await self.pump.start()
         except BaseException:
-            self._ring.close()
+            self.ring.close()
             self.store.close()
             raise
 
@@ -136,7 +136,7 @@ class LanguageService:
             await asyncio.wait(set(self._tasks))
         await self.pump.close()
         self.store.close()
-        self._ring.close()
+        self.ring.close()
 
     def cool(self, session: str) -> None:
         """Take a session that answers nobody out of hot memory; the store holds all of it. Raises ``RefusedError``."""
@@ -184,7 +184,7 @@ class LanguageService:
     # the child
 
     async def _new_child(self, on_death: Callable[[Death], None]) -> LanguageChild:
-        child = await LanguageChild.start(self.card, self._folder, self._engine, self._ring, on_death, self._curve)
+        child = await LanguageChild.start(self.card, self._folder, self._engine, self.ring, on_death, self._curve)
         self._curve = child.account.curve
         return child
 
