@@ -50,6 +50,7 @@ class Pair:
         self.asked: list[KvAsk] = []
         self.logs: list[str] = []
         self.now_us = self.most_under_way = 0
+        self.there_when_rows_were_asked = -1
         self.cut = False
 
     def begin(self, limit_us: int = LIMIT_US) -> None:
@@ -63,6 +64,8 @@ class Pair:
                 self.wire += [(board, *each)] * (0 if self.cut else copies)
                 if isinstance(each[1], KvAsk):
                     self.asked.append(each[1])
+                    if each[1].item is KvItem.ROWS:
+                        self.there_when_rows_were_asked = len(self.shelf["away"].blocks)
             else:
                 self.do(board, each)
         under_way = [len(f.asked) + len(f.storing) for f in self.moving["away"]._fetches.values()]
@@ -125,7 +128,7 @@ def test_a_session_moves_whole_and_its_home_gives_it_up_then(blocks: int) -> Non
     assert pair.ended == [(KEY, "home")]
     assert pair.shelf["away"] == Shelf.full(blocks) and pair.shelf["home"] == Shelf()
     assert len(pair.asked) == 1 + blocks + 1 + 1, "manifest, each block once, rows, moved"
-    assert pair.most_under_way <= WINDOW_ITEMS
+    assert pair.most_under_way <= WINDOW_ITEMS and pair.there_when_rows_were_asked == blocks
     assert (pair.moving["away"].moved_in, pair.moving["home"].moved_out) == (1, 1)
 
 

@@ -787,7 +787,7 @@ def talking(desk: Desk) -> None:
 
 def test_parts_of_the_board_that_has_the_turn_reach_the_client_in_order_and_of_no_other(desk: Desk) -> None:
     talking(desk)
-    assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 2, "b"), "c"))), "c was not asked"
+    assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 0, "xy"), "c"))), "c was not asked"
     assert not of(ReplyPart, desk.deliver(part_message(part_of(1, 2, "c", 3))))
     shown = of(ReplyPart, desk.deliver(part_message(part_of(1, 0, "ab", 2))))
     assert [(each.handle, each.part.offset, each.part.text) for each in shown] == [(1, 0, "ab"), (1, 2, "c")]
