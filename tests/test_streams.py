@@ -162,8 +162,9 @@ def test_the_result_of_the_last_board_counts_the_tokens_of_those_before() -> Non
     turn = turn_of(taken_up(request, assembly))
     assert shown(assembly, part(8, "hello1 ", 1)) and assembly.tokens == 2
     result = InferenceResult(REQUEST_ID, Status.OK, "b", "parrot", outputs=end_tensor(end_of_turn(turn)))
-    end = end_of(counted(result, assembly.base_tokens))
+    end = end_of(counted(result, assembly.base_tokens, request))
     assert end.completion_tokens == 10 and end.text == end_of_turn(turn_of(request)).text
+    assert end_of(counted(result, 5, request)).completion_tokens == 10, "never more than were asked for"
 
 
 def test_an_answer_whose_last_token_was_shown_has_ended_whoever_was_lost() -> None:

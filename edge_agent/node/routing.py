@@ -115,7 +115,8 @@ class Router:
         elif result.status is Status.OK and pending.placed_on != board and not _continues(pending, result):
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, the client has seen another's beginning")
         elif result.status in (Status.OK, Status.REFUSED):
-            yield from self._resolve(pending, counted(result, pending.begun_tokens.get(board, 0)))
+            base_tokens = pending.begun_tokens.get(board, 0)
+            yield from self._resolve(pending, counted(result, base_tokens, pending.request))
         elif pending.placed_on == board:
             yield from self._leave(pending, result.reason, now_us)
 

@@ -70,12 +70,17 @@ def all_shown(request: InferenceRequest, shown: Assembly) -> TurnEnd | None:
     return TurnEnd(shown.text, Finish.LENGTH, 0, 0, shown.tokens, session=turn.session, notes=(note,))
 
 
-def counted(result: InferenceResult, base_tokens: int) -> InferenceResult:
-    """The result of a board that went on with an answer, counting the tokens of the boards before it too."""
+def counted(result: InferenceResult, base_tokens: int, request: InferenceRequest) -> InferenceResult:
+    """The result of a board that went on with an answer, counting the tokens of the boards before it too.
+
+    A board that had this request in an earlier life of its ingress repeats the answer of then, which may have gone on from
+    elsewhere: so the count is at most what was asked for.
+    """
     if not base_tokens or result.status is not Status.OK:
         return result
     end = end_of(result)
-    return replace(result, outputs=end_tensor(replace(end, completion_tokens=end.completion_tokens + base_tokens)))
+    tokens = min(end.completion_tokens + base_tokens, turn_of(request).max_tokens)
+    return replace(result, outputs=end_tensor(replace(end, completion_tokens=tokens)))
 
 
 class Assembly:
