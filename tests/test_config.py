@@ -45,6 +45,13 @@ def test_the_defaults_are_pinned() -> None:
         },
         "models": {"serve": (), "folder": ""},
         "engine": {"runtime": "auto", "threads": 1, "memory_bytes": 4 * 2**30, "max_deaths": 3},
+        "language": {
+            "window_tokens": 2048, "hot_bytes": 192 * 2**20, "ram_bytes": 32 * 2**20, "disk_bytes": 512 * 2**20,
+            "max_sessions": 16, "max_waiting": 64, "speculate": True,
+        },
+        "gateway": {
+            "on": False, "host": "127.0.0.1", "port": 8080, "token": "", "max_body_bytes": 512 * 2**10, "max_requests": 32,
+        },
         "queue": {"max_requests": 1024, "max_bytes": 64 * 2**20},
         "policy": {
             "energy_us_per_mj": 200, "lateness_factor": 10, "quality_us_per_permille": 20, "link_bytes_per_ms": 10_000,
