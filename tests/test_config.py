@@ -74,8 +74,8 @@ def test_a_required_setting_that_is_missing_is_named(missing: str) -> None:
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
-    error = refusal({**LEAST, "gateway": {"on": True}})
-    assert error.subject == "section [gateway]" and all(f"[{name}]" in error.allowed for name in SECTIONS)
+    error = refusal({**LEAST, "radio": {"on": True}})
+    assert error.subject == "section [radio]" and all(f"[{name}]" in error.allowed for name in SECTIONS)
 
 
 @pytest.mark.parametrize("section", list(SECTIONS))
