@@ -29,7 +29,7 @@ class Kept:
         self.prompt_end = len(self.ids)
         return prompt
 
-    def take(self, event: TurnEvent, cancelled: bool = False) -> None:
+    def take(self, event: TurnEvent, cancelled: bool = False, steps: int = 1) -> None:
         before = self.tokens
         self.ids += event.ids
         assert self.tokens <= event.tokens <= len(self.ids), "nothing is in KV that was not told"
@@ -47,7 +47,7 @@ class Kept:
         if self.tokens < self.prompt_end:
             assert not event.ids and not event.rows and not event.text, "nothing is told of an answer while a prompt is read"
         else:
-            assert len(event.ids) == 1 + event.accepted <= 1 + event.drafted or event.over
+            assert len(event.ids) == steps + event.accepted <= steps + event.drafted or event.over
             assert self.tokens == len(self.ids) - 1, "the last id is pending, all others are in KV"
             self.must_be_whole()
 

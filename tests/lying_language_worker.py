@@ -28,12 +28,12 @@ def _exit() -> Answer:
 LIES: dict[str, Callable[[], Answer]] = {
     "nothing": lambda: (None, []),
     "no list": lambda: ({1: 2}, []),
-    "more turns than slots": lambda: ([[], 1, 99], []),
-    "a slot that is none": lambda: ([[[99, *EVENT[1:]]], 1, 1], []),
-    "an unknown token": lambda: ([[[*EVENT[:2], [2**31], *EVENT[3:]]], 1, 1], []),
-    "bulk that nobody named": lambda: ([[EVENT], 1, 1], [b"x" * 100]),
-    "rows that did not come": lambda: ([[[*EVENT[:8], 10**9, *EVENT[9:]]], 1, 1], []),
-    "a million events": lambda: ([[EVENT] * 1000, 1, 1], []),
+    "more turns than slots": lambda: ([[], 1, 99, 1], []),
+    "a slot that is none": lambda: ([[[99, *EVENT[1:]]], 1, 1, 1], []),
+    "an unknown token": lambda: ([[[*EVENT[:2], [2**31], *EVENT[3:]]], 1, 1, 1], []),
+    "bulk that nobody named": lambda: ([[EVENT], 1, 1, 1], [b"x" * 100]),
+    "rows that did not come": lambda: ([[[*EVENT[:8], 10**9, *EVENT[9:]]], 1, 1, 1], []),
+    "a million events": lambda: ([[EVENT] * 1000, 1, 1, 1], []),
 }
 DEATHS = {"hang": _hang, "exit": _exit}
 MORE = ("tensors", "handshake", "no cbor")

@@ -21,6 +21,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, block_start
 from edge_agent.language import child as language_child
 from edge_agent.language.child import ChildDiedError, Death, LanguageChild
+from edge_agent.language.events import MAX_BURST_US
 from edge_agent.language.ring_memory import RingMemory
 from edge_agent.language.shape import ModelShape
 from edge_agent.runtime import doorbell
@@ -31,6 +32,7 @@ from tests.kept_sessions import Kept
 from tests.lying_language_worker import LIES, MORE
 from tests.rings import text
 from tests.sandboxes import each_runtime, run
+from tests.slow_language_worker import STEP_US
 from tests.tiny_llama import TINY, RandomWeights, tiny_tokenizer
 
 WINDOW, SLOTS = 3, 4
@@ -78,13 +80,15 @@ async def begun(child: LanguageChild, slot: int, ids: list[int], kept: Kept | No
     return kept
 
 
-async def finished(child: LanguageChild, kept: dict[int, Kept], steps: int = 10_000) -> dict[int, Finish | None]:
+async def finished(
+    child: LanguageChild, kept: dict[int, Kept], steps: int = 10_000, burst_us: int = 0
+) -> dict[int, Finish | None]:
     """Step until nobody wants more."""
     ends = {}
     for _ in range(steps):
-        reply = await child.step()
+        reply = await child.step(burst_us)
         for event in reply.events:
-            kept[event.slot].take(event)
+            kept[event.slot].take(event, steps=reply.steps)
             assert not event.failed
             ends[event.slot] = event.finish
         if not reply.live:
@@ -244,6 +248,67 @@ def test_calls_get_their_turn_between_two_steps(model: Model) -> None:
             await asyncio.gather(stepping(), asking())
             calls = [index for index, each in enumerate(order) if each == "call"]
             assert calls[-1] <= 5 * 3, order
+
+    run(story())
+
+
+@each_runtime
+def test_bursts_give_the_very_answer_of_single_steps_in_fewer_calls(model: Model, runtime: str) -> None:
+    async def story() -> None:
+        async with started(model, replace(SETTINGS, runtime=runtime)) as child:
+            plain, calls = await answered(child, text(90, 200), max_tokens=150), 0
+            kept, live = await begun(child, 1, text(90, 200), max_tokens=150), 1
+            while live:
+                reply = await child.step(MAX_BURST_US)
+                live, calls = reply.live, calls + 1
+                for event in reply.events:
+                    kept.take(event, steps=reply.steps)
+            assert (kept.ids, kept.text, kept.blocks) == (plain.ids, plain.text, plain.blocks)
+            assert calls < 20
+
+    run(story())
+
+
+def test_a_call_that_waits_ends_the_burst(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_child, "WORKER", "tests.slow_language_worker")
+
+    async def story() -> None:
+        async with started(model) as child:
+            kept = await begun(child, 0, [5] * 30, max_tokens=1000, speculate=False)
+            await finished(child, {0: kept}, 1)
+            burst = asyncio.create_task(child.step(MAX_BURST_US))
+            while not child.stepping:
+                await asyncio.sleep(0)
+            await child.encode("who speaks?", limit=50)
+            assert burst.done(), "calls keep their order"
+            hurried = await burst
+            burst = asyncio.create_task(child.step(MAX_BURST_US))
+            while not child.stepping:
+                await asyncio.sleep(0)
+            child.hurry()
+            second = await burst
+            patient = await child.step(MAX_BURST_US)
+            for reply in (hurried, second, patient):
+                for event in reply.events:
+                    kept.take(event, steps=reply.steps)
+            assert hurried.steps <= 2 and second.steps <= 2 < patient.steps, "a hurry is spent with its burst"
+
+    run(story())
+
+
+def test_a_burst_exceeds_its_bound_by_no_more_than_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_child, "WORKER", "tests.slow_language_worker")
+
+    async def story() -> None:
+        async with started(model) as child:
+            await begun(child, 0, [5] * 30, max_tokens=1000, speculate=False)
+            await child.step()
+            for burst_us in (0, 10_000, STEP_US, 3 * STEP_US):
+                reply = await child.step(burst_us)
+                assert reply.steps <= -(-burst_us // STEP_US) + (not burst_us)
+            for wrong in (-1, MAX_BURST_US + 1):
+                with pytest.raises(RefusedError, match="burst_us"):
+                    await child.step(wrong)
 
     run(story())
 

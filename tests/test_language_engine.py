@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, repeat
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 
 from edge_agent.core.chat import Finish, Sampling
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.kv import block_start, sealed_blocks
 from edge_agent.language.batching import CostCurve
+from edge_agent.language.costs import Costs
 from edge_agent.language.decoder import Decoder, Segment
 from edge_agent.language.engine import Decodes, Engine, Options
-from edge_agent.language.events import TurnEvent, bulk_of, from_bodies, to_body
+from edge_agent.language.events import MAX_BURST_IDS, TurnEvent, bulk_of, from_bodies, to_body
+from edge_agent.language.handshake import step_bytes
 from edge_agent.language.ring import Ring
 from edge_agent.language.shape import ModelShape, ring_bytes
+from edge_agent.language.speculation import MAX_GUESSES
 from edge_agent.language.stages import open_stages
 from models.llama import LITERT, build
 from models.tokenizer import Tokenizer
@@ -69,6 +74,13 @@ class Scripted:
         return logits
 
 
+class Told(Costs):
+    """What steps really take here is nothing to plan by."""
+
+    def took(self, rows: int, us: int) -> None:
+        assert rows >= 1 and us >= 0
+
+
 @pytest.fixture(scope="module")
 def lively(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """A real model whose next token depends on all before it, on the runtime that gives a row the same bits in any company."""
@@ -79,17 +91,21 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder(open_stages(interpreter, str(path), LIVELY, 1, LITERT), LIVELY)
 
 
-def engine(decoder: Decodes | None = None, curve: CostCurve = FLAT, stop_ids: Sequence[int] = (), most_chunk: int = 64) -> Engine:
+def shifted(token: int) -> bytes:
+    return bytes(((token + 64) % 256,))
+
+
+def engine(
+    decoder: Decodes | None = None, curve: CostCurve = FLAT, stop_ids: Sequence[int] = (), most_chunk: int = 64,
+    token_bytes: Callable[[int], bytes] = shifted,
+) -> Engine:  # fmt: skip
     shape = decoder.shape if isinstance(decoder, Decoder) else TINY
 
     def ring(slot: int) -> Ring:
         return Ring(bytearray(ring_bytes(shape, WINDOW)), shape, WINDOW)
 
-    def token_bytes(token: int) -> bytes:
-        return bytes(((token + 64) % 256,))
-
     real = decoder or Decoder(NumpyStages(), TINY)
-    return Engine(real, ring, lambda slot: None, token_bytes, frozenset(stop_ids), curve, 8, most_chunk)
+    return Engine(real, ring, lambda slot: None, token_bytes, frozenset(stop_ids), Told(curve), 8, most_chunk)
 
 
 def begin(made: Engine, slot: int, prompt: Sequence[int], kept: Kept | None = None, **options: Any) -> Kept:
@@ -211,15 +227,14 @@ def test_the_last_token_that_may_be_made_is_the_last() -> None:
 
 def test_a_turn_goes_on_in_the_middle_of_a_character_and_of_a_stop_text() -> None:
     euro = dict(enumerate("€".encode()))
-    made = engine(Scripted(lambda ids: len(ids)))
-    made._token_bytes = lambda token: bytes((euro.get(token - 5, 33),))
+    made = engine(Scripted(lambda ids: len(ids)), token_bytes=lambda token: bytes((euro.get(token - 5, 33),)))
     made.open(0, 0)
     made.begin(0, [0, 1, 2, 3, 4, 5, 6], Options(max_tokens=3, answered=(5, 6), begun="x"))
-    assert "".join(made.step().events[0].text for _ in range(3)) == "€!!"
+    assert "".join(made.step().events[0].text for _ in range(4)) == "€!!"
     made.close(0)
     made.open(0, 0)
     made.begin(0, [0, 1, 2, 3, 4, 5, 6, 7], Options(max_tokens=9, answered=(5, 6, 7), stop=("€!!",)))
-    events = [made.step().events[0] for _ in range(2)]
+    events = [made.step().events[0] for _ in range(3)][1:]
     assert [(each.text, each.finish) for each in events] == [("", None), ("", Finish.STOP)]
 
 
@@ -332,7 +347,109 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
 
 def test_a_step_with_nobody_live_is_empty() -> None:
     stepped = engine().step()
-    assert (stepped.events, stepped.rows, stepped.live) == ([], 0, 0)
+    assert (stepped.events, stepped.rows, stepped.live, stepped.steps) == ([], 0, 0, 0)
+
+
+# bursts
+
+
+def patience(steps: Iterator[int]) -> Callable[[], bool]:
+    """Goes on for so many steps more."""
+    left = iter(range(next(steps)))
+    return lambda: next(left, None) is not None
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 140), st.booleans(), st.integers(0, 2))
+def test_a_burst_changes_no_id_no_text_no_row_and_no_sealed_byte(
+    lively: Decoder, bursts: list[int], prompt: int, speculate: bool, company: int
+) -> None:
+    def talked(steps: Iterator[int]) -> dict[int, Kept]:
+        made = engine(lively)
+        prompts = {slot: text(prompt if not slot else 3 * slot, 200, slot) for slot in range(1 + company)}
+        kept = {
+            slot: begin(made, slot, ids, max_tokens=90 + slot, speculate=speculate, sampling=Sampling(900 * slot, seed=slot))
+            for slot, ids in prompts.items()
+        }
+        while made.live:
+            stepped = made.step(patience(steps))
+            assert len({event.slot for event in stepped.events}) == len(stepped.events)
+            for event in stepped.events:
+                kept[event.slot].take(event, steps=stepped.steps)
+        return kept
+
+    plain, burst = talked(repeat(0)), talked(cycle(bursts))
+    for slot, each in plain.items():
+        other = burst[slot]
+        assert (other.ids, other.text, other.tokens) == (each.ids, each.text, each.tokens)
+        assert (other.prelude, other.blocks) == (each.prelude, each.blocks)
+        last = range(block_start(sealed_blocks(each.tokens)), each.tokens)
+        assert [other.rows[position] for position in last] == [each.rows[position] for position in last]
+
+
+def test_a_burst_ends_where_somebody_waits_for_what_happened() -> None:
+    made = engine(Scripted(lambda ids: len(ids) % 13), most_chunk=20)
+    kept = {
+        0: begin(made, 0, text(50, 60), max_tokens=90, speculate=False),
+        1: begin(made, 1, [3], max_tokens=7, speculate=False),
+    }
+    while made.live:
+        before = {slot: each.tokens for slot, each in kept.items()}
+        stepped = made.step(lambda: True)
+        for event in stepped.events:
+            was_reading = before[event.slot] < kept[event.slot].prompt_end
+            kept[event.slot].take(event, steps=stepped.steps)
+            assert stepped.steps == 1 or not was_reading, "the first id is told at once, and a piece of a prompt ends a burst"
+            assert len(event.sealed) <= 1 and len(event.rows) <= 128 * TINY.row_bytes
+            if event.finish:
+                assert len(kept[event.slot].ids) == kept[event.slot].prompt_end + (7 if event.slot else 90)
+    assert len(kept[0].blocks) == 1
+
+
+def test_a_burst_of_many_is_bounded_by_what_the_arena_holds() -> None:
+    made = engine(Scripted(lambda ids: len(ids) % 13))
+    kept = {slot: begin(made, slot, [1, 2, 3], max_tokens=100) for slot in range(8)}
+    most_ids = most_bytes = 0
+    while made.live:
+        stepped = made.step(lambda: True)
+        most_ids = max(most_ids, sum(len(event.ids) for event in stepped.events))
+        most_bytes = max(most_bytes, sum(map(len, bulk_of(stepped.events))))
+        for event in stepped.events:
+            kept[event.slot].take(event, steps=stepped.steps)
+    assert MAX_BURST_IDS <= most_ids < MAX_BURST_IDS + 8 * (1 + MAX_GUESSES)
+    assert most_bytes <= step_bytes(TINY, 8)
+
+
+def test_a_step_that_fails_late_in_a_burst_loses_nothing_of_the_steps_before_it() -> None:
+    model = Scripted(lambda ids: len(ids) % 7)
+    made = engine(model)
+    kept = {slot: begin(made, slot, [1, 2, 3, 4, 5, slot], max_tokens=60) for slot in (0, 1)}
+    run(made, kept, 3)
+
+    def failing() -> bool:
+        model.fails = stepping.pop()
+        return True
+
+    stepping = [True, False, False]
+    stepped = made.step(failing)
+    assert (stepped.steps, stepped.live) == (3, 2)
+    for event in stepped.events:
+        kept[event.slot].take(event, steps=3)
+    with pytest.raises(RuntimeError, match="no step now"):
+        made.step()
+    assert made.live == 0
+    for slot, each in kept.items():
+        assert each.ids == [1, 2, 3, 4, 5, slot, *(n % 7 for n in range(6, len(each.ids)))]
+
+
+def test_a_turn_that_fails_in_a_burst_has_told_the_rows_of_the_steps_before_it() -> None:
+    made = engine(Scripted(lambda ids: None if len(ids) > 20 else 2))
+    kept = begin(made, 0, [9] * 8, speculate=False)
+    run(made, {0: kept}, 1)
+    (event,) = made.step(lambda: True).events
+    kept.take(event)
+    assert event.failed and len(event.ids) == 12 == len(event.rows) // TINY.row_bytes
+    kept.must_be_whole()
 
 
 def told() -> list[TurnEvent]:
@@ -394,8 +511,7 @@ def test_smollm2_quotes_a_text_in_fewer_steps_with_the_very_ids_that_it_says_wit
     prompt = tokenizer.encode(QUOTED * 3)
     steps, ids = {}, {}
     for speculate in (False, True):
-        made = engine(decoder, most_chunk=68)
-        made._token_bytes = tokenizer.token_bytes
+        made = engine(decoder, most_chunk=68, token_bytes=tokenizer.token_bytes)
         kept = begin(made, 0, prompt, max_tokens=60, speculate=speculate)
         steps[speculate] = 0
         while made.live:

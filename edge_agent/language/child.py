@@ -2,7 +2,8 @@
 
 Rules:
 
-* calls run one at a time, first come first served: ``encode`` and ``begin`` get their turn between two steps;
+* calls run one at a time, first come first served: ``encode`` and ``begin`` get their turn between two steps, and a burst of
+  steps ends for them;
 * a caller that gives up leaves its call running; a step whose caller gave up is not lost: the next ``step`` gives its reply;
 * what the child says is decoded strictly; one that says what a sound child would not say is killed;
 * the ring memory is the agent's: it stays when a child dies, and the next child maps it;
@@ -27,7 +28,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import packed_ids, unpacked_ids
 from edge_agent.core.values import bounded
 from edge_agent.language import events
-from edge_agent.language.events import SealedBlock, StepReply, TurnEvent
+from edge_agent.language.events import MAX_BURST_US, SealedBlock, StepReply, TurnEvent
 from edge_agent.language.handshake import Account, Order, step_bytes
 from edge_agent.language.ring_memory import RingMemory
 from edge_agent.language.shape import ModelShape
@@ -105,6 +106,11 @@ class LanguageChild:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the child is at a step."""
+        return self._stepping is not None and self._child.busy
 
     async def encode(
         self,
@@ -185,14 +191,16 @@ class LanguageChild:
         body = [slot, drawing, max_tokens, list(stop), speculate, begun[-BEGUN_CHARS:], len(prompt)]
         await self._call("begin", body, [packed_ids(prompt), packed_ids(answered)])
 
-    async def step(self) -> StepReply:
+    async def step(self, burst_us: int = 0) -> StepReply:
         """One batched step of all live turns; an empty reply if there is none.
 
-        Raises ``ChildDiedError``; ``UnavailableError`` if the step failed as a whole: every turn is then over, and the slots
-        hold what was reported.
+        For ``burst_us`` more steps follow it, while all live turns decode and none of them ends or seals a block; ``hurry``
+        and every other call end that.  Raises ``ChildDiedError``; ``UnavailableError`` if the step failed as a whole: every
+        turn is then over, and the slots hold what was reported.
         """
         if self._stepping is None:
-            self._stepping = asyncio.get_running_loop().create_task(self._step(), name=f"step of {self._model}")
+            bounded("burst_us", burst_us, 0, MAX_BURST_US, "µs")
+            self._stepping = asyncio.get_running_loop().create_task(self._step(burst_us), name=f"step of {self._model}")
         task = self._stepping
         try:
             return await asyncio.shield(task)
@@ -200,14 +208,20 @@ class LanguageChild:
             if task.done() and self._stepping is task:
                 self._stepping = None
 
-    async def _step(self) -> StepReply:
-        reply = await self._child.call_through("step", None, (), self._limit_us)
+    def hurry(self) -> None:
+        """Somebody waits for the child: a burst that is under way ends after the step that it is at."""
+        if self._stepping is not None:
+            self._child.hurry()
+
+    async def _step(self, burst_us: int) -> StepReply:
+        reply = await self._child.call_through("step", burst_us, (), self._limit_us)
         return await self._sound(lambda: self._step_reply(reply))
 
     def _step_reply(self, reply: Reply) -> StepReply:
-        bodies, rows, live = items(reply.body, "step", 3)
+        bodies, rows, live, steps = items(reply.body, "step", 4)
         told = events.from_bodies(bodies, reply.bulk, self._shape, self._ring.slots)
-        return StepReply(told, reply.elapsed_us, natural(rows), bounded("live turns", live, 0, self._ring.slots))
+        bounded("live turns", live, 0, self._ring.slots)
+        return StepReply(told, reply.elapsed_us, natural(rows), live, natural(steps))
 
     async def cancel(self, slot: int) -> TurnEvent:
         """End the slot's turn; its KV stays. The event carries every unsealed row that no event has carried yet."""
@@ -233,6 +247,7 @@ class LanguageChild:
         await self._child.close()
 
     async def _call(self, verb: str, body: object, bulk: Iterable[Part]) -> Reply:
+        self.hurry()
         return await self._child.call(verb, body, bulk, self._limit_us)
 
     async def _sound(self, read: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""What one batched step of the engine child gave each turn, as values and as bytes.
+"""What the steps of one call of the engine child gave each turn, as values and as bytes: one event a turn.
 
 Rules: frozen; no NumPy, for both sides of the doorbell read this.  An event's body is a short list; its bulk bytes (packed rows,
 sealed blocks, the prelude) lie one after another in the reply's bulk in the order of the events, so sizes alone place them.
@@ -19,7 +19,10 @@ from edge_agent.core.values import bounded
 from edge_agent.language.shape import ModelShape
 
 MAX_EVENT_IDS = 256
-"""Ids that one step may give one turn; a step makes one and what was guessed."""
+"""Ids that one call may give one turn; a step makes one and what was guessed."""
+MAX_BURST_IDS = 64
+"""After so many ids, of all turns, a call makes no further step; so what is told fits the arena."""
+MAX_BURST_US = 1_000_000
 MAX_EVENT_CHARS = 65_536
 MAX_EVENT_SEALED = 2
 MAX_EVENT_ROWS = 2 * BLOCK_TOKENS
@@ -36,11 +39,11 @@ class SealedBlock:
 
 @dataclass(frozen=True, slots=True)
 class TurnEvent:
-    """What one step did for the turn in ``slot``.
+    """What one call, of one step or several, did for the turn in ``slot``.
 
     ``tokens``: how many are in KV now.  ``ids``: new acknowledged ids; the last one was sampled and is not in KV yet, and the one
     that ended an answer is among them.  ``text``: whole characters that may be shown now.  ``finish``: why the turn is over.
-    ``drafted``, ``accepted``: guesses of this step.  ``rows``: packed rows of the positions ``first_row`` to ``tokens - 1``,
+    ``drafted``, ``accepted``: guesses of these steps.  ``rows``: packed rows of the positions ``first_row`` to ``tokens - 1``,
     b"" while a prompt is prefilled; the first event after the prompt carries all unsealed rows.  ``sealed``: blocks that were
     sealed in this step, oldest first.  ``prelude``: the sinks, once, when they are full.  ``failed``: why the turn could not
     go on ("" if it did); its KV stays at ``tokens``.
@@ -67,12 +70,16 @@ class TurnEvent:
 
 @dataclass(frozen=True, slots=True)
 class StepReply:
-    """One step of all live turns. ``rows``: how many the stages computed.  ``live``: turns that want another step."""
+    """Steps of all live turns. ``rows``: how many the stages computed.  ``live``: turns that want another step.
+
+    ``steps``: how many there were; in each of them every turn that decodes made an id, and those that came of a guess.
+    """
 
     events: tuple[TurnEvent, ...]
     elapsed_us: int
     rows: int
     live: int
+    steps: int
 
 
 def to_body(event: TurnEvent) -> list[object]:

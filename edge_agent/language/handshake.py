@@ -12,7 +12,7 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS
 from edge_agent.core.values import bounded
 from edge_agent.language.batching import MAX_CURVE_POINTS, MAX_STEP_US, CostCurve
-from edge_agent.language.events import checked_ids
+from edge_agent.language.events import MAX_BURST_IDS, checked_ids
 from edge_agent.language.shape import ModelShape
 from edge_agent.language.speculation import MAX_GUESSES
 from edge_agent.runtime.doorbell import items, natural, printable
@@ -48,9 +48,9 @@ class Order:
 
 
 def step_bytes(shape: ModelShape, slots: int) -> int:
-    """The most bulk bytes of one step's events: rows and a block a turn, and one prompt's end with all unsealed rows."""
+    """The most bulk bytes of one call's events: rows and a block a turn, and one prompt's end with all unsealed rows."""
     turn = (1 + MAX_GUESSES) * shape.row_bytes + shape.block_bytes
-    return slots * turn + 2 * BLOCK_TOKENS * shape.row_bytes + shape.block_bytes + shape.prelude_bytes
+    return slots * turn + (MAX_BURST_IDS + 2 * BLOCK_TOKENS) * shape.row_bytes + shape.block_bytes + shape.prelude_bytes
 
 
 @dataclass(frozen=True, slots=True)

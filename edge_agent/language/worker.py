@@ -15,7 +15,8 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import packed_ids, unpacked_ids
 from edge_agent.language import events, measuring
 from edge_agent.language.batching import CostCurve
+from edge_agent.language.costs import Costs
 from edge_agent.language.decoder import Decoder
 from edge_agent.language.engine import Engine, Options
 from edge_agent.language.handshake import Account, Order
@@ -74,10 +76,10 @@ class _Opening:
 
 
 class LanguageWorker:
-    """The verbs, over one engine."""
+    """The verbs, over one engine. ``asked`` says whether the agent has something to say, or nothing any more."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, block_bytes: int) -> None:
-        self._engine, self._tokenizer, self._block_bytes = engine, tokenizer, block_bytes
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, block_bytes: int, asked: Callable[[], bool]) -> None:
+        self._engine, self._tokenizer, self._block_bytes, self._asked = engine, tokenizer, block_bytes, asked
         self._opening: dict[int, _Opening] = {}
 
     @property
@@ -144,9 +146,11 @@ class LanguageWorker:
         return None, []
 
     def step(self, body: Any, bulk: memoryview) -> Answer:
-        """-> [events, rows, live turns]; bulk: the events'."""
-        stepped = self._engine.step()
-        return [[events.to_body(each) for each in stepped.events], stepped.rows, stepped.live], events.bulk_of(stepped.events)
+        """For how many µs steps may follow the first one -> [events, rows, live turns, steps]; bulk: the events'."""
+        until_ns = time.monotonic_ns() + 1000 * body
+        stepped = self._engine.step(lambda: time.monotonic_ns() < until_ns and not self._asked())
+        bodies = [events.to_body(each) for each in stepped.events]
+        return [bodies, stepped.rows, stepped.live, stepped.steps], events.bulk_of(stepped.events)
 
     def cancel(self, body: Any, bulk: memoryview) -> Answer:
         """slot -> its last event; bulk: the event's."""
@@ -165,7 +169,7 @@ def start(model_fd: int, ring_fd: int, worker: VerbWorker) -> Verb:
 
     def verb(body: object, bulk: memoryview) -> Answer:
         order = Order.from_body(body)
-        verbs, account = _start(order, bytes(bulk), model_fd, ring_fd)
+        verbs, account = _start(order, bytes(bulk), model_fd, ring_fd, worker.asked)
         worker.verbs = verbs
         worker.cpu_limit_s = -(-order.invoke_limit_us // 10**6) * order.threads + 1
         return account.to_body(), []
@@ -173,7 +177,9 @@ def start(model_fd: int, ring_fd: int, worker: VerbWorker) -> Verb:
     return verb
 
 
-def _start(order: Order, tokenizer_bytes: bytes, model_fd: int, ring_fd: int) -> tuple[dict[str, Verb], Account]:
+def _start(
+    order: Order, tokenizer_bytes: bytes, model_fd: int, ring_fd: int, asked: Callable[[], bool]
+) -> tuple[dict[str, Verb], Account]:
     runtime, module = interpreter_module(order.runtime)
     module.Interpreter(model_content=WARM_UP_MODEL).allocate_tensors()
     version = importlib.import_module(runtime).__version__
@@ -187,12 +193,12 @@ def _start(order: Order, tokenizer_bytes: bytes, model_fd: int, ring_fd: int) ->
     decoder = Decoder(stages, order.shape, order.threads)
     curve = _tested(decoder, memory, CostCurve(order.curve) if order.curve else None)
     engine = Engine(
-        decoder, memory.ring, memory.free, tokenizer.token_bytes, tokenizer.stop_ids, curve, order.slots,
+        decoder, memory.ring, memory.free, tokenizer.token_bytes, tokenizer.stop_ids, Costs(curve), order.slots,
         LITERT_CHUNK if runtime == "ai_edge_litert" else STATIC_CHUNK,
     )  # fmt: skip
     _settle_memory()
     account = Account(f"{runtime} {version}", layers, resident_bytes(account_fd), tuple(sorted(tokenizer.stop_ids)), curve.points)
-    return LanguageWorker(engine, tokenizer, order.shape.block_bytes).verbs, account
+    return LanguageWorker(engine, tokenizer, order.shape.block_bytes, asked).verbs, account
 
 
 def _tested(decoder: Decoder, memory: Memory, curve: CostCurve | None) -> CostCurve:

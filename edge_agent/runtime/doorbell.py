@@ -27,6 +27,8 @@ REMEMBERED = 8
 HEAD = struct.Struct(">QQ")
 HANDSHAKE = 0
 """The sequence number of the answer to ``Order``."""
+HURRY = b"\x00"
+"""A message without an answer: a call that may end early is to do so."""
 
 
 @dataclass(frozen=True, slots=True)

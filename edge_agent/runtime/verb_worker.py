@@ -28,10 +28,22 @@ class VerbWorker:
         self.verbs, self.cpu_limit_s = verbs, 0
         self._arena = memoryview(arena)
         self._cpu_due_s = 0.0
+        self._channel: socket.socket | None = None
 
     def serve(self, channel: socket.socket) -> None:
+        self._channel = channel
         while message := channel.recv(MAX_DOORBELL_BYTES):
-            channel.send(self.answer(message))
+            if message != doorbell.HURRY:
+                channel.send(self.answer(message))
+
+    def asked(self) -> bool:
+        """Whether something waits in the socket, or it was closed: a call that may end early is to do so."""
+        assert self._channel is not None, "there is no call before it is served"
+        try:
+            self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
 
     def answer(self, message: bytes) -> bytes:
         call = doorbell.decode_call(message, len(self._arena))

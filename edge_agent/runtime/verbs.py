@@ -8,6 +8,7 @@ What a body means is checked by who asked; ``breach`` ends a child whose answer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -60,6 +61,12 @@ class VerbChild(WatchedChild):
                 raise RefusedError(f"call {verb}", f"{len(message)} bytes", f"at most {MAX_DOORBELL_BYTES}")
             self._sequence += 1
             return await self._reply(await self._ask(message, limit_us))
+
+    def hurry(self) -> None:
+        """Let a call that may end early do so; nothing if none is under way."""
+        if self.busy and self.alive:
+            with contextlib.suppress(OSError):
+                self._channel.send(doorbell.HURRY)
 
     async def _reply(self, answer: Answer) -> Reply:
         said = answer.reply

@@ -111,7 +111,7 @@ class WatchedChild:
         try:
             self._channel.send(message)
         except OSError:
-            self.kill("its socket is closed")
+            self._loop.call_later(1.0, self.kill, "its socket is closed")
         return await answer
 
     def _overdue(self, limit_us: int) -> None:
