@@ -40,7 +40,7 @@ def main(tokens: int, window_blocks: int = 16) -> int:
     for tenth in range(1, 11):
         while ring.tokens < tokens * tenth // 10:
             ids = [text[n % len(text)] for n in range(ring.tokens, ring.tokens + ring.room + 1)]
-            (rows,) = session.decoder.step([Segment(ring, ids[:-1], "all")])
+            (rows,) = session.decoder.step([Segment(ring, ids[:-1], "all", prompt=True)])
             ring.seal()
             rows -= rows.max(-1, keepdims=True)
             surprises += (np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), ids[1:]]).tolist()

@@ -22,12 +22,12 @@ class Session:
         self.ids: list[int] = []
         self.blocks: dict[int, bytes] = {}
 
-    def read(self, ids: Sequence[int], step: int = 64) -> NDArray[np.float32]:
+    def read(self, ids: Sequence[int], step: int = 64, prompt: bool = True) -> NDArray[np.float32]:
         """Append ``ids``, at most ``step`` at a time; the logits after each."""
         logits = [np.empty((0, self.shape.vocabulary), np.float32)]
         while ids:
             count = min(step, self.ring.room, len(ids))
-            logits += self.decoder.step([Segment(self.ring, ids[:count], "all")])
+            logits += self.decoder.step([Segment(self.ring, ids[:count], "all", prompt)])
             self.ids += ids[:count]
             self.seal()
             ids = ids[count:]
@@ -41,7 +41,7 @@ class Session:
         ids = []
         for _ in range(count):
             ids.append(int(logits.argmax()))
-            logits = self.read(ids[-1:])[-1]
+            logits = self.read(ids[-1:], prompt=False)[-1]
         return ids
 
     def parked(self) -> tuple[bytes, list[bytes], bytes]:

@@ -54,17 +54,62 @@ def test_decoded_rows_are_the_same_bits_whatever_shares_their_step(
     segments = [Segment(each.ring, ids, "all") for each, ids in zip(together, guesses, strict=True)]
     if beside_a_prompt:
         prompt = Session(decoder, decoder.shape, 2)
-        segments.insert(len(segments) // 2, Segment(prompt.ring, text(40, 64), "none"))
+        segments.insert(len(segments) // 2, Segment(prompt.ring, text(40, 64), "none", prompt=True))
     logits = [each for each in decoder.step(segments) if len(each)]
     for one, ids, each, other in zip(logits, guesses, together, apart, strict=True):
         assert np.array_equal(one, alone(other, ids))
         assert same_ring(each.ring, other.ring)
 
 
-def test_a_prompt_read_in_chunks_gives_what_reading_token_by_token_gives(decoder: Decoder) -> None:
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 150), st.booleans()), min_size=1, max_size=5), st.data())
+def test_a_prompt_gives_the_same_bits_wherever_it_is_cut_and_whatever_was_generated_before(
+    decoder: Decoder, parts: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    whole, cut = sessions(decoder, [0, 0])
+    for seed, (count, generated) in enumerate(parts):
+        ids = text(count, decoder.shape.vocabulary, seed)
+        if generated:
+            assert np.array_equal(whole.read(ids, DECODE_ROWS, prompt=False), cut.read(ids, 1, prompt=False))
+            continue
+        pieces = [np.empty((0, decoder.shape.vocabulary), np.float32)]
+        while ids:
+            length = data.draw(st.integers(1, len(ids)))
+            pieces.append(cut.read(ids[:length]))
+            ids = ids[length:]
+        one = whole.read(text(count, decoder.shape.vocabulary, seed))
+        assert np.array_equal(one, np.concatenate(pieces))
+    assert same_ring(whole.ring, cut.ring)
+
+
+def test_a_prompt_read_in_company_gives_what_it_gives_alone(decoder: Decoder) -> None:
+    lengths = [0, 97, 200]
+    together, apart = sessions(decoder, lengths), sessions(decoder, lengths)
+    ids = [text(count, decoder.shape.vocabulary, count) for count in (50, 35, 60)]
+    for _ in range(2):
+        logits = decoder.step([Segment(each.ring, part, "all", True) for each, part in zip(together, ids, strict=True)])
+        for one, part, each, other in zip(logits, ids, together, apart, strict=True):
+            each.seal()
+            assert np.array_equal(one, other.read(part))
+            assert same_ring(each.ring, other.ring)
+        ids = [text(each.ring.room, decoder.shape.vocabulary, 5) for each in together]
+
+
+def test_what_the_memory_of_a_ring_held_before_changes_no_bit(decoder: Decoder) -> None:
+    clean, soiled = sessions(decoder, [0, 0])
+    soiled.ring.values[...] = -128
+    soiled.ring.scales[...] = np.nan
+    for _ in range(3):
+        ids = text(70, decoder.shape.vocabulary)
+        assert np.array_equal(clean.read(ids, 7), soiled.read(ids, 7))
+        assert np.array_equal(clean.read(ids[:3], prompt=False), soiled.read(ids[:3], prompt=False))
+    assert same_ring(clean.ring, soiled.ring)
+
+
+def test_read_and_generated_tokens_give_nearly_the_same(decoder: Decoder) -> None:
     ids = text(300, decoder.shape.vocabulary)
     chunks, steps = sessions(decoder, [0, 0])
-    one, other = chunks.read(ids), steps.read(ids, 1)
+    one, other = chunks.read(ids), steps.read(ids, 1, prompt=False)
     cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
     assert cosine.mean() > 0.99
     assert cosine.min() > 0.9
@@ -73,7 +118,11 @@ def test_a_prompt_read_in_chunks_gives_what_reading_token_by_token_gives(decoder
 def test_logits_come_in_the_order_that_was_asked_and_only_those(decoder: Decoder) -> None:
     one, two, three = sessions(decoder, [70, 9, 200])
     prompt, step, guess = decoder.step(
-        [Segment(one.ring, text(20, 64), "last"), Segment(two.ring, [5], "none"), Segment(three.ring, [1, 2, 3], "all")]
+        [
+            Segment(one.ring, text(20, 64), "last", prompt=True),
+            Segment(two.ring, [5], "none"),
+            Segment(three.ring, [1, 2, 3], "all"),
+        ]
     )
     assert [len(each) for each in (prompt, step, guess)] == [1, 0, 3]
     assert np.array_equal(guess, alone(sessions(decoder, [0, 0, 200])[2], [1, 2, 3]))
@@ -85,5 +134,7 @@ def test_a_step_needs_a_segment_and_one_of_each_ring(decoder: Decoder) -> None:
         with pytest.raises(ValueError, match="one of each ring"):
             decoder.step(wrong)
     with pytest.raises(ValueError, match="takes 1 to 58"):
-        Segment(one.ring, [1] * 59)
+        Segment(one.ring, [1] * 59, prompt=True)
+    with pytest.raises(ValueError, match=f"takes 1 to {DECODE_ROWS}"):
+        Segment(one.ring, [1] * (DECODE_ROWS + 1))
     assert one.ring.tokens == 10

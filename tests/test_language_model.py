@@ -119,15 +119,27 @@ def test_perplexity_of_a_session_parked_and_restored_once_is_near_the_float_refe
     assert same_ring(again.session.ring, second.session.ring)
 
 
+def test_a_prompt_is_the_same_bits_wherever_it_is_cut(runtime: str) -> None:
+    made = [Session(decoder(runtime), decoder(runtime).shape, 2) for _ in range(4)]
+    whole, *cut = made
+    one = whole.read(ids()[:150])
+    for each, step in zip(cut, (1, 13, 50), strict=True):
+        assert np.array_equal(one, each.read(ids()[:150], step))
+        assert same_ring(whole.ring, each.ring)
+
+
 def test_guesses_and_neighbours_change_no_bit_of_a_row(runtime: str) -> None:
     made = [Session(decoder(runtime), decoder(runtime).shape, 2) for _ in range(4)]
     one, other, beside, prompt = made
     for each, count in ((one, 150), (other, 150), (beside, 70)):
         each.read(ids()[:count])
-    guessed = ids()[150:154]
-    together, _, _ = decoder(runtime).step(
-        [Segment(one.ring, guessed, "all"), Segment(prompt.ring, ids()[:30], "none"), Segment(beside.ring, [5], "last")]
-    )
-    alone = np.concatenate([other.read([each]) for each in guessed])
+    guessed, piece = ids()[150:154], Segment(prompt.ring, ids()[:30], "none", prompt=True)
+    together, _, _ = decoder(runtime).step([Segment(one.ring, guessed, "all"), piece, Segment(beside.ring, [5], "last")])
+    alone = np.concatenate([other.read([each], prompt=False) for each in guessed])
     assert np.array_equal(together, alone)
     assert same_ring(one.ring, other.ring)
+    prompt.seal()
+    prompt.read(ids()[30:90])
+    whole = Session(decoder(runtime), decoder(runtime).shape, 2)
+    whole.read(ids()[:90])
+    assert same_ring(prompt.ring, whole.ring)

@@ -64,9 +64,9 @@ def test_a_session_that_is_parked_at_every_token_holds_what_the_one_that_never_s
 def test_the_ring_does_not_depend_on_how_many_tokens_a_step_decodes(steps: list[int]) -> None:
     ids = text(sum(steps), TINY.vocabulary)
     one, other = session(1), session(1)
-    one.read(ids, 1)
+    one.read(ids, 1, prompt=False)
     for count in steps:
-        other.read(ids[:count])
+        other.read(ids[:count], prompt=False)
         ids = ids[count:]
     assert same_ring(one.ring, other.ring)
 
@@ -79,9 +79,9 @@ def test_a_rejected_guess_leaves_no_trace() -> None:
     kept = one.ring.tokens
     one.decoder.step([_segment(one, [1, 2, 3, 4, 5])])
     one.ring.truncate(kept + 2)
-    other.read([1, 2])
+    other.read([1, 2], prompt=False)
     assert same_ring(one.ring, other.ring)
-    assert np.array_equal(one.read([9]), other.read([9]))
+    assert np.array_equal(one.read([9], prompt=False), other.read([9], prompt=False))
 
 
 def test_sinks_are_rejected_like_any_guess() -> None:

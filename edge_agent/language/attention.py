@@ -3,7 +3,9 @@
 Rules: everything is attended in its int8 form, a row itself and its neighbours included; the key scales multiply the scores and
 the value scales the probabilities, so "dequantization" is one int8 -> float copy.  ``Rows`` computes each row by itself
 (matrix times vector over exactly the slots that it sees): its bits do not depend on how many rows are computed with it.
-``Chunk`` uses matrix products, whose last bits do depend on the number of rows: it is for prompts.
+``Tiles`` uses matrix products, whose last bits depend on their shape: so a prompt is computed in tiles that lie at fixed
+positions, each by products of one shape, whatever part of it is new.  What a row gives depends on its position, the tokens
+before it, and whether it was generated (``Rows``) or read (``Tiles``).
 Both are made once a step and keep their views of the ring for all layers: what is done a layer is arithmetic alone.
 
 Letters: L layers, k KV heads, g query heads a KV head, d head_dim, n slots seen, T rows.
@@ -14,6 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.kv import SINK_TOKENS
+from edge_agent.language.batching import TILE_TOKENS
 from edge_agent.language.ring import Ring
 
 Floats = NDArray[np.float32]
@@ -74,38 +78,68 @@ class Rows:
             row.attend(layer)
 
 
-class Chunk:
-    """As ``Rows``, by matrix products, one KV head after another so that its scores stay in a core's cache."""
+class Tile:
+    """Rows of one tile of a prompt, by matrix products over the whole tile: they do not depend on how much of it is new.
 
-    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
+    ``q [T, k * g, d]`` and ``out [T, k * g * d]`` are those of the positions ``first`` to ``last - 1``; ``strips [2, k, >= n, d]``.
+    """
+
+    def __init__(self, ring: Ring, first: int, last: int, strips: Floats, q: Floats, out: Floats, space: Workspace) -> None:
         k, g, d = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim
-        count, first = len(q), ring.slot(ring.tokens)
-        n = first + count
-        self._whole, self._scales = ring.values[:, :, :, :n], ring.scales[:, :, :, :n]
-        self._q = q.reshape(count, k, g, d).transpose(1, 2, 0, 3)
-        self._out = out.reshape(count, k, g, d).transpose(1, 2, 0, 3)
-        self._strip = space.floats("strips", n, d)
-        self._rows = space.floats("queries", g, count, d)
-        self._p = space.floats("scores", g * count, n)
-        self._own = self._p.reshape(g, count, n)[..., first:]
-        self._most, self._sum = space.floats("most", g * count, 1), space.floats("sum", g * count, 1)
-        self._later = np.triu(np.full((count, count), MASKED, np.float32), 1)
+        start, end = tile_of(first)
+        rows, n = end - start, ring.slot(end - 1) + 1
+        self._q, self._out = (each.reshape(last - first, k, g, d).transpose(1, 2, 0, 3) for each in (q, out))
+        self._rows = space.floats("queries", k, g * rows, d)
+        self._new = self._rows.reshape(k, g, rows, d)[:, :, first - start : last - start]
+        self._padded = last - first < rows
+        self._p = space.floats("scores", k, g * rows, n)
+        self._own = self._p.reshape(k, g, rows, n)[..., n - rows :]
+        self._later = np.triu(np.full((rows, rows), MASKED, np.float32), 1)
+        self._keys, self._values = strips[0, :, :n].swapaxes(1, 2), strips[1, :, :n]
+        self._key_scales, self._value_scales = ring.scales[:, 0, :, None, :n], ring.scales[:, 1, :, None, :n]
+        self._most, self._sum = space.floats("most", k, g * rows, 1), space.floats("sum", k, g * rows, 1)
+        ring.scales[..., ring.slot(last - 1) + 1 : n] = 1  # what the slots after the last row hold is masked, and must be numbers
 
     def attend(self, layer: int) -> None:
-        for head in range(len(self._q)):
-            self._attend(self._whole[layer, :, head], self._scales[layer, :, head], self._q[head], self._out[head])
-
-    def _attend(self, whole: NDArray[np.int8], scales: Floats, q: Floats, out: Floats) -> None:
-        p, strip, rows = self._p, self._strip, self._rows.reshape(len(self._p), -1)
-        np.copyto(self._rows, q)
-        np.copyto(strip, whole[0])
-        np.matmul(rows, strip.T, p)  # [g * T, d] @ [d, n] -> [g * T, n]
+        p, rows = self._p, self._rows
+        if self._padded:
+            rows.fill(0)
+        np.copyto(self._new, self._q)
+        np.matmul(rows, self._keys, p)  # [k, g * tile, d] @ [k, d, n] -> [k, g * tile, n]
         np.add(self._own, self._later, self._own)
-        softened(p, scales[0], scales[1], self._most, self._sum)
-        np.copyto(strip, whole[1])
-        np.matmul(p, strip, rows)  # [g * T, n] @ [n, d] -> [g * T, d]
+        softened(p, self._key_scales[layer], self._value_scales[layer], self._most, self._sum)
+        np.matmul(p, self._values, rows)  # [k, g * tile, n] @ [k, n, d] -> [k, g * tile, d]
         np.divide(rows, self._sum, rows)
-        np.copyto(out, self._rows)
+        np.copyto(self._out, self._new)
+
+
+class Tiles:
+    """As ``Rows``, for a piece of a prompt, tile after tile."""
+
+    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
+        k, d, tokens = ring.shape.kv_heads, ring.shape.head_dim, ring.tokens
+        last = tokens + len(q)
+        n = ring.slot(tile_of(last - 1)[1] - 1) + 1
+        self._whole = ring.values[:, :, :, :n]
+        self._strips = space.floats("strips", 2, k, n, d)
+        self._tiles = []
+        first = tokens
+        while first < last:
+            end = min(tile_of(first)[1], last)
+            part = slice(first - tokens, end - tokens)
+            self._tiles.append(Tile(ring, first, end, self._strips, q[part], out[part], space))
+            first = end
+
+    def attend(self, layer: int) -> None:
+        np.copyto(self._strips, self._whole[layer])
+        for tile in self._tiles:
+            tile.attend(layer)
+
+
+def tile_of(position: int) -> tuple[int, int]:
+    """The first position of a position's tile, and of the next one: the first tile has the sinks as well."""
+    end = SINK_TOKENS + (max(0, position - SINK_TOKENS) // TILE_TOKENS + 1) * TILE_TOKENS
+    return (end - TILE_TOKENS if end > SINK_TOKENS + TILE_TOKENS else 0), end
 
 
 def softened(p: Floats, key_scales: Floats, value_scales: Floats, most: Floats, total: Floats) -> None:

@@ -1,7 +1,7 @@
 """One step of the model for rows of several sessions at once.
 
-Rules: a step appends its rows to their rings and seals nothing.  Rows of segments of at most ``DECODE_ROWS`` give the same bits
-whatever shares their step; longer segments are pieces of a prompt and are computed by matrix products.
+Rules: a step appends its rows to their rings and seals nothing.  What a row gives depends on its position, the tokens before it
+and whether it is a prompt's; not on what shares its step, nor on where a prompt was cut.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.kv import SINK_TOKENS
-from edge_agent.language.attention import Chunk, Rows, Workspace
+from edge_agent.language.attention import Rows, Tiles, Workspace
 from edge_agent.language.int8 import quantize
 from edge_agent.language.ring import Ring
 from edge_agent.language.rope import Rope
@@ -28,19 +28,20 @@ DECODE_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The next tokens of one ring, at most ``ring.room``, and the rows whose logits are wanted."""
+    """The next tokens of one ring, at most ``ring.room``, and the rows whose logits are wanted.
+
+    ``prompt``: a piece of one; else what was generated, or may be, at most ``DECODE_ROWS``.
+    """
 
     ring: Ring
     ids: Sequence[int]
     wanted: Wanted = "last"
+    prompt: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.ids) <= self.ring.room:
-            raise ValueError(f"a segment of {len(self.ids)} tokens; the ring takes 1 to {self.ring.room} now")
-
-    @property
-    def decodes(self) -> bool:
-        return len(self.ids) <= DECODE_ROWS
+        most = self.ring.room if self.prompt else min(DECODE_ROWS, self.ring.room)
+        if not 1 <= len(self.ids) <= most:
+            raise ValueError(f"a segment of {len(self.ids)} tokens; the ring takes 1 to {most} now")
 
 
 class Lane:
@@ -54,7 +55,7 @@ class Lane:
         self._whole, self._scales = whole.transpose(1, 2, 0, 3), scales.transpose(1, 2, 0)
         self._values_to, self._scales_to = ring.values[:, :, :, slots], ring.scales[:, :, :, slots]
         self._sinks = ring.tokens < SINK_TOKENS
-        self.attention = (Rows if segment.decodes else Chunk)(ring, qkv[:, : ring.shape.heads], o, space)
+        self.attention = (Tiles if segment.prompt else Rows)(ring, qkv[:, : ring.shape.heads], o, space)
 
     def append(self, layer: int) -> None:
         np.copyto(self._values_to[layer], self._whole, "unsafe")
@@ -75,7 +76,7 @@ class Decoder:
         """Append every segment to its ring; logits ``[0, 1 or T, vocabulary]`` a segment, in their order."""
         if len({id(each.ring) for each in segments}) != len(segments) or not segments:
             raise ValueError("a step has at least one segment, and one of each ring")
-        order = sorted(range(len(segments)), key=lambda n: not segments[n].decodes)
+        order = sorted(range(len(segments)), key=lambda n: segments[n].prompt)
         bounds = np.cumsum([0, *(len(segments[n].ids) for n in order)])
         places = {n: slice(int(bounds[i]), int(bounds[i + 1])) for i, n in enumerate(order)}
         rows = [(segments[n], places[n]) for n in order]
@@ -90,7 +91,7 @@ class Decoder:
         ids = np.concatenate([np.asarray(each.ids, np.int32) for each, _ in rows])
         positions = np.concatenate([each.ring.tokens + np.arange(len(each.ids)) for each, _ in rows])
         cos, sin = self._rope.angles(positions)
-        qkv = stages.start(ids, cos, sin, sum(len(each.ids) for each, _ in rows if each.decodes))
+        qkv = stages.start(ids, cos, sin, sum(len(each.ids) for each, _ in rows if not each.prompt))
         o = np.empty((len(ids), shape.heads * shape.head_dim), np.float32)
         kv = qkv[:, shape.heads :].reshape(len(ids), 2, shape.kv_heads, shape.head_dim)
         whole, scales = np.empty_like(kv), np.empty(kv.shape[:-1], np.float32)

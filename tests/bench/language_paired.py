@@ -167,7 +167,7 @@ def _fill(session: Session, ids: list[int]) -> None:
     ring = session.ring
     while ring.tokens < len(ids):
         last = min(len(ids), ring.tokens + ring.room)
-        session.decoder.step([Segment(ring, ids[ring.tokens : last], "last" if last == len(ids) else "none")])
+        session.decoder.step([Segment(ring, ids[ring.tokens : last], "last" if last == len(ids) else "none", True)])
         session.seal()
 
 
