@@ -9,13 +9,16 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from board_support.board import BoardSettings
+from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.hosting import language_models, model_files
+from edge_agent.node.settings import NodeSettings
+from edge_agent.runtime.settings import EngineSettings
 from edge_agent.store.identity import load_or_make_seed
+from edge_agent.store.ledger import Ledger
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.tls import TlsFiles
@@ -75,6 +78,46 @@ async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
 def signer_of(config: AgentConfig) -> Signer:
     """The board's key, made at the first start. Raises ``SlyError`` for a folder or a key that cannot be used."""
     return Signer(config.board.id.encode(), load_or_make_seed(private_folder(config) / "identity.key"))
+
+
+def node_settings(config: AgentConfig, signer: Signer, board: Board, ledger: Ledger) -> NodeSettings:
+    """Of the boot that begins now, which the ledger counts. Raises as ``members_of`` does."""
+    members = members_of(config, signer)
+    with ledger.transaction():
+        boot_epoch = ledger.increment("boot_epoch")
+    return NodeSettings(
+        board=config.board.id,
+        boot_epoch=boot_epoch,
+        signer=signer,
+        hardware=getattr(board.probe(), "hardware_model", ""),
+        emulated=board.emulated,
+        fleet=config.fleet.name,
+        members=members,
+        policy=config.policy,
+        queue=config.queue,
+    )
+
+
+def members_of(config: AgentConfig, signer: Signer) -> dict[str, bytes]:
+    """Public keys of the fleet, this board's included. Raises ``ConfigError`` if the fleet knows this board by another."""
+    members = {name: bytes.fromhex(key) for name, key in config.fleet.members.items()}
+    if members.setdefault(config.board.id, signer.public_key) != signer.public_key:
+        raise ConfigError(
+            f"[fleet.members] {config.board.id}",
+            "another public key than this board's own",
+            signer.public_key.hex(),
+            "give the fleet this key, or the board its identity.key back",
+        )
+    return members
+
+
+def engine_settings(config: AgentConfig) -> EngineSettings:
+    return EngineSettings(
+        runtime=config.engine.runtime,
+        threads=config.engine.threads,
+        memory_bytes=config.engine.memory_bytes,
+        max_deaths=config.engine.max_deaths,
+    )
 
 
 def private_folder(config: AgentConfig) -> Path:

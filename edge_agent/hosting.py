@@ -27,7 +27,7 @@ from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, Infer
 from edge_agent.node.events import Execute, KvFind, KvFound, KvGave, KvGive, KvPut, KvStored
 from edge_agent.node.streams import end_tensor, turn_of
 from edge_agent.runtime.settings import EngineSettings
-from edge_agent.runtime.supervisor import EngineSupervisor
+from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
 from edge_agent.store.blobs import BlobStore
 from models.card import Card
 from models.catalog import card as card_named
@@ -85,6 +85,10 @@ class Host:
         )
         self.speak(offer, speaker)
         return offer
+
+    def quarantined(self, model: str) -> bool:
+        """Whether this picture model has killed its engine too often."""
+        return self._supervisor.state(model) is EngineState.QUARANTINED
 
     async def execute(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
         """Run one job; every way it can fail is a result with its reason. ``emit`` takes the parts of an answer as they come."""

@@ -63,7 +63,7 @@ async def agents(
             }
             running[board] = await Agent(AgentConfig.from_mapping(config), lambda text: None).__aenter__()
         for agent in running.values():
-            await agent._until(lambda agent=agent: agent.node.online_boards == len(ports) or not all(ports.values()))  # type: ignore[misc]
+            await agent.work.until(lambda agent=agent: agent.node.online_boards == len(ports) or not all(ports.values()))  # type: ignore[misc]
         yield running
     finally:
         for agent in running.values():
@@ -100,7 +100,7 @@ async def alone(folder: Path, models: Path, *turns: Turn) -> list[TurnEnd]:
 async def make_hot(agent: Agent) -> None:
     """Nothing new is placed on this board any more."""
     agent.board.read_sensors = lambda now_us: Sensors(84_900, 85_000)  # type: ignore[method-assign]
-    await agent._read_sensors()
+    await agent.heartbeat.read_sensors()
 
 
 async def knows_home(agent: Agent, board: str, session: str) -> None:
@@ -108,7 +108,7 @@ async def knows_home(agent: Agent, board: str, session: str) -> None:
         records = {record.board: record for record in agent.node.fleet.records()}
         return any(state.home(session_hash(session)) for state in records[board].kv)
 
-    await agent._until(known)
+    await agent.work.until(known)
 
 
 def test_talk_is_served_by_the_board_that_has_the_model_and_streams_to_the_one_that_was_asked(
@@ -119,7 +119,7 @@ def test_talk_is_served_by_the_board_that_has_the_model_and_streams_to_the_one_t
             ports = {"a": broker.port, "b": broker.port}
             async with agents(tmp_path, models, ports, {"a": []}) as running:
                 a, b = running["a"], running["b"]
-                await a._until(lambda: bool(a.models()))
+                await a.work.until(lambda: bool(a.models()))
                 parts = 0
                 async for part in a.talk(turn(QUESTION, 200)):
                     if isinstance(part, TurnEnd):
@@ -130,7 +130,7 @@ def test_talk_is_served_by_the_board_that_has_the_model_and_streams_to_the_one_t
                 await knows_home(a, "b", "s")
                 again = (await said(a, turn("And now?", 10)))[1]
                 assert again.cached_tokens >= end.prompt_tokens + end.completion_tokens - 1
-                assert await a.ready() == "" and not a._host.speakers and b.node.idle
+                assert await a.ready() == "" and not a.host.speakers and b.node.idle
 
     play(scene)
 
@@ -153,9 +153,9 @@ def test_a_turn_that_is_placed_elsewhere_takes_its_sessions_kv_along_and_nothing
                 assert end.text == text == expected[1].text, "the same greedy answer"
                 assert (end.tier, end.recomputed_tokens, end.cached_tokens) == (Tier.PEER, 0, expected[1].cached_tokens)
                 assert b.node.moves.counts[0] == 1
-                await a._until(lambda: a.node.moves.counts[2] == 1)
-                assert [kept[0] for kept in b._host.speakers["tiny"].sessions()] == ["s"]
-                assert not a._host.speakers["tiny"].sessions(), "its home has given it up"
+                await a.work.until(lambda: a.node.moves.counts[2] == 1)
+                assert [kept[0] for kept in b.host.speakers["tiny"].sessions()] == ["s"]
+                assert not a.host.speakers["tiny"].sessions(), "its home has given it up"
                 assert (await said(a, third))[1].text == expected[2].text
 
     play(scene)
@@ -169,15 +169,15 @@ def test_a_session_outlives_its_agent_is_listed_and_can_be_forgotten(tmp_path: P
             assert (await said(running["a"], first))[1].text == expected[0].text
         async with agents(tmp_path, models, {"a": 0}) as running:
             a = running["a"]
-            (kept,) = await a._handle_call("sessions", None)  # type: ignore[misc]
+            (kept,) = await a.verbs.handle("sessions", None)  # type: ignore[misc]
             tokens = expected[0].prompt_tokens + expected[0].completion_tokens - 1
             assert kept[:2] == ["s", tokens] and kept[2] > 0 and kept[3] == "disk"
             end = (await said(a, second))[1]
             assert (end.text, end.recomputed_tokens, end.tier) == (expected[1].text, 0, Tier.DISK)
-            await a._handle_call("drop", "s")
-            assert await a._handle_call("sessions", None) == []
+            await a.verbs.handle("drop", "s")
+            assert await a.verbs.handle("sessions", None) == []
             with pytest.raises(RefusedError, match="session: got s"):
-                await a._handle_call("drop", "s")
+                await a.verbs.handle("drop", "s")
             assert (await said(a, first))[1].text == expected[0].text, "a session of this name begins anew"
 
     play(scene)
@@ -212,15 +212,15 @@ def test_a_holder_that_goes_in_the_middle_of_a_move_leaves_a_turn_that_computes_
                 a, b = running["a"], running["b"]
                 await said(a, first)
                 await knows_home(b, "a", "s")
-                give = a._host.give
+                give = a.host.give
 
                 async def vanish(effect: KvGive) -> KvGave:
                     relay.cut()
                     return await give(effect)
 
-                a._host.give = vanish  # type: ignore[method-assign]
+                a.host.give = vanish  # type: ignore[method-assign]
                 await make_hot(a)
-                await b._until(lambda: any(each.headroom_mdegc == 100 for each in b.node.fleet.records()))
+                await b.work.until(lambda: any(each.headroom_mdegc == 100 for each in b.node.fleet.records()))
                 end = (await said(b, second))[1]
                 assert end.text and end.cached_tokens == 0 and b.node.moves.counts[:2] == (0, 1)
             relay.close()

@@ -136,7 +136,7 @@ def test_a_board_that_drains_takes_no_turn_and_finishes_those_it_has(tmp_path: P
     async def scene(agent: Agent, parrot: Parrot) -> None:
         talk = asyncio.create_task(heard(agent, turn()))
         await parrot.held.wait()
-        draining = asyncio.create_task(agent._drain())
+        draining = asyncio.create_task(agent.drain())
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError, match="draining: "):
             await heard(agent, turn())

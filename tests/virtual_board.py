@@ -1,4 +1,4 @@
-"""One board on virtual time: the shell around ``Node`` that ``edge_agent/agent.py`` is in production.
+"""One board on virtual time: the shell around ``Node`` that ``edge_agent/shell`` is in production.
 
 Owns the transaction around the decisions, the effects after it (what cannot be published comes back as ``Rejected``), the engine
 as a delay, and the checks that every event must pass.  Rule: a killed board keeps its ledger and nothing else.

@@ -1,0 +1,52 @@
+"""The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``status``, ``sessions``, ``drop``.
+
+Rules: a body that is not the verb's is refused like a verb that does not exist.
+"""
+
+from __future__ import annotations
+
+from edge_agent.core import wire
+from edge_agent.core.clock import Clock
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import REQUEST_ID, checked
+from edge_agent.hosting import Host
+from edge_agent.node.node import Node
+from edge_agent.node.report import decision_report, fleet_report
+from edge_agent.shell.answers import Answers
+from edge_agent.shell.jobs import Jobs
+from edge_agent.shell.work_loop import WorkLoop
+
+
+class Verbs:
+    def __init__(self, node: Node, work: WorkLoop, clock: Clock, host: Host, answers: Answers, jobs: Jobs) -> None:
+        self._node, self._work, self._clock = node, work, clock
+        self._host, self._answers, self._jobs = host, answers, jobs
+
+    async def handle(self, verb: str, body: object) -> object:
+        """The answer to one call. Raises ``RefusedError``."""
+        match verb, body:
+            case "infer", bytes():
+                result = await self._answers.submit(wire.decode_request(body, wire.LOCAL))
+                return wire.encode_result(result, wire.LOCAL)
+            case "explain", str():
+                return self._explained(body)
+            case "status", int() | None:
+                await self._work.until(lambda: self._node.online_boards >= (body or 1))
+                return fleet_report(self._node, self._clock.monotonic_us())
+            case "sessions", None:
+                return [list(kept) for speaker in self._host.speakers.values() for kept in speaker.sessions()]
+            case "drop", str():
+                await self._drop(body)
+                return None
+        raise RefusedError("call", verb, "infer, explain, status, talk, sessions or drop")
+
+    def _explained(self, request_id: str) -> object:
+        decision = self._node.router.decisions.get(checked(REQUEST_ID, "request id", request_id))
+        if decision is None:
+            raise RefusedError(f"request {request_id}", "an id that is not remembered here", "one of the last requests")
+        return decision_report(decision)
+
+    async def _drop(self, session: str) -> None:
+        if not any([await speaker.drop(session) for speaker in self._host.speakers.values()]):
+            raise RefusedError("session", session, "one that is kept here", "see: sly sessions list")
+        self._jobs.tell_kv()
