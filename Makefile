@@ -1,4 +1,4 @@
-# make demo    the environment, then four emulated boards answer, lose a board, lose the broker (under a minute)
+# make demo    the environment, then four emulated boards answer, lose a board and the broker; one talks, and its plug is pulled
 # make test    the environment, then every test
 # make help    the rest
 
@@ -11,7 +11,7 @@ N ?= 20000
 .PHONY: help demo test check bench bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
 
 help:
-	@echo "make demo          four emulated boards, a real detector, two disasters"
+	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
