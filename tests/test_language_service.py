@@ -290,7 +290,7 @@ def test_a_child_that_is_killed_in_the_middle_of_turns_loses_and_repeats_nothing
             async def strike(text: str) -> None:
                 nonlocal parts
                 parts += 1
-                if parts in (5, 70, 130):
+                if parts in (3, 9, 15):
                     os.kill(pid_of(service), signal.SIGKILL)
 
             ends = await asyncio.gather(*(answer(service, turn, strike) for turn in turns))
@@ -575,6 +575,54 @@ def test_a_session_that_rests_gives_its_memory_back_and_one_that_answers_does_no
             service.cool("a")
             assert service.hot.used_bytes == 0
             assert texts([first, await answer(service, three_turns("a")[1])]) == expected
+
+    run(work())
+
+
+def test_sessions_are_listed_as_a_turn_would_find_them_the_last_used_first(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+            ends = [await answer(service, says("hi", name)) for name in ("a", "b", "")]
+            service.cool("a")
+            for _ in range(3):
+                service.sessions(9)
+            hot, cooled = service.sessions(9)
+            assert [hot.name, cooled.name] == ["b", "a"], "who lists them does not use them, and unnamed ones are nobody's affair"
+            assert [hot.tier, cooled.tier] == [Tier.HOT, Tier.RAM]
+            held = [end.prompt_tokens + end.completion_tokens - 1 for end in ends]
+            assert [cooled.tokens, hot.tokens] == held[:2]
+            assert service.sessions(1) == [hot]
+            assert 0 < cooled.size_bytes == service.store.bytes_of("a")
+            before = cooled
+        async with serving(tmp_path) as service:
+            (again,) = [each for each in service.sessions(9) if each.name == "a"]
+            assert again == replace(before, tier=Tier.DISK), "with the time of its last use"
+            end = await answer(service, says("go on", "a"))
+            assert end.cached_tokens == again.tokens
+
+    run(work())
+
+
+def test_a_session_that_is_forgotten_is_nowhere_and_one_that_answers_cannot_be(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as service:
+
+            async def also(text: str) -> None:
+                with pytest.raises(RefusedError) as caught:
+                    await service.forget("a")
+                assert caught.value.subject == SESSION_BUSY
+
+            first = await answer(service, says("hi", "a"), also)
+            forgetting = asyncio.create_task(service.forget("a"))
+            await asyncio.sleep(0)
+            with pytest.raises(RefusedError, match=SESSION_BUSY):
+                await answer(service, says("hi", "a"))
+            assert await forgetting
+            assert not await service.forget("a"), "it is not here any more"
+            assert await service.ready() == ""
+            assert os.fstat(service.ring.fd).st_blocks == service.hot.used_bytes == 0
+            assert service.sessions(9) == service.store.names() == []
+            assert (await answer(service, says("hi", "a"))).text == first.text, "a session of this name begins anew"
 
     run(work())
 

@@ -878,6 +878,14 @@ def test_a_late_answer_that_does_not_begin_with_what_was_shown_is_dropped(desk: 
     assert not of(Reply, effects) and "another's beginning" in of(Log, effects)[0].text
 
 
+def test_the_end_of_a_turn_that_was_told_to_end_is_no_news_but_a_second_one_is(desk: Desk) -> None:
+    talking(desk)
+    assert of(Publish, desk.feed(Abandoned(1)))
+    ended = failure(turn(1).request_id, Status.FAILED, "b", "broken off")
+    assert not of(Log, desk.deliver(reply(ended)))
+    assert "late answer" in of(Log, desk.deliver(reply(ended)))[0].text
+
+
 # a turn that waits for the KV of its session
 
 

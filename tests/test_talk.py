@@ -20,10 +20,15 @@ from tests.scripted_speaker import REFUSED_PROMPT, TALK_OFFER, Parrot, answer_to
 WAIT_S = 60.0
 
 
-def in_agent(folder: Path, scene: Callable[[Agent, Parrot], Awaitable[None]], parrot: Callable[[], Parrot] = Parrot) -> None:
+def in_agent(
+    folder: Path,
+    scene: Callable[[Agent, Parrot], Awaitable[None]],
+    parrot: Callable[[], Parrot] = Parrot,
+    log: Callable[[str], None] = lambda text: None,
+) -> None:
     async def play() -> None:
         config = {"board": {"id": "kitchen", "backend": "jalapeno"}, "state": {"folder": str(folder)}}
-        async with asyncio.timeout(WAIT_S), Agent(AgentConfig.from_mapping(config), lambda text: None) as agent:
+        async with asyncio.timeout(WAIT_S), Agent(AgentConfig.from_mapping(config), log) as agent:
             speaker = parrot()
             agent.host_speaker(TALK_OFFER, speaker)
             await scene(agent, speaker)
@@ -84,7 +89,9 @@ def test_four_turns_run_at_once_and_the_fifth_waits_for_a_place(tmp_path: Path) 
     in_agent(tmp_path, scene, lambda: Parrot(hold_after=3))
 
 
-def test_a_client_that_leaves_frees_its_place_at_once(tmp_path: Path) -> None:
+def test_a_client_that_leaves_frees_its_place_at_once_and_its_turns_end_is_no_news(tmp_path: Path) -> None:
+    log: list[str] = []
+
     async def scene(agent: Agent, parrot: Parrot) -> None:
         async with aclosing(agent.talk(turn())) as parts:
             await anext(parts)
@@ -95,7 +102,8 @@ def test_a_client_that_leaves_frees_its_place_at_once(tmp_path: Path) -> None:
         parrot.hold_after = None
         assert (await heard(agent, turn()))[0]
 
-    in_agent(tmp_path, scene, lambda: Parrot(hold_after=3))
+    in_agent(tmp_path, scene, lambda: Parrot(hold_after=3), log.append)
+    assert log and not [line for line in log if "dropped" in line]
 
 
 def test_a_turn_that_is_abandoned_before_it_runs_leaves_nothing(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ class Admitting:
         if session:
             self._busy.add(session)
 
+    def release(self, session: str) -> None:
+        """Take back a ``claim`` that no turn took over."""
+        self._busy.discard(session)
+
+    def busy(self, session: str) -> bool:
+        return session in self._busy
+
     async def place(self, live: LiveTurn, asked: Asked) -> Plan:
         """Wait for room, and give the turn its session and its slot.
 

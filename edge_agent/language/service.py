@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import randbits
 from typing import Any
 
-from edge_agent.core.chat import Sampling, Turn, TurnEnd, TurnPart
+from edge_agent.core.chat import Sampling, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import LanguageSection
 from edge_agent.core.errors import SlyError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, KvFormat
@@ -38,7 +38,7 @@ from edge_agent.language.speeds import Speeds
 from edge_agent.language.turns import Turns
 from edge_agent.runtime import quarantine
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
-from edge_agent.store.kv_sessions import SessionStore
+from edge_agent.store.kv_sessions import KeptSession, SessionStore
 from models.language_card import LanguageCard
 
 SCHEME = b"sly/1/kv-int8-int4"
@@ -138,9 +138,33 @@ class LanguageService:
         self.store.close()
         self.ring.close()
 
+    def sessions(self, most: int) -> list[KeptSession]:
+        """The named sessions that were used last, the last one first, each where a turn of it would find its KV now."""
+        kept = self.store.kept(most)
+        hot = {each.name: self.hot.tokens_of(each.name) for each in kept}
+        return [replace(each, tokens=hot[each.name], tier=Tier.HOT) if hot[each.name] else each for each in kept]
+
     def cool(self, session: str) -> None:
         """Take a session that answers nobody out of hot memory; the store holds all of it. Raises ``RefusedError``."""
         self.admitting.must_rest(session)
+        self._cool(session)
+
+    async def forget(self, session: str) -> bool:
+        """Forget a session that answers nobody, durably and with its memory; ``False`` if it is not here.
+
+        Raises ``RefusedError`` (``SESSION_BUSY``) while it talks, ``UnavailableError`` if the store cannot.
+        """
+        if self.store.look(session) is None:
+            return False
+        self.admitting.claim(session)
+        try:
+            self._cool(session)
+            await asyncio.to_thread(self.store.drop, session)
+        finally:
+            self.admitting.release(session)
+        return True
+
+    def _cool(self, session: str) -> None:
         slot = self.hot.slot_of(session)
         if slot is not None:
             self.hot.drop(slot)

@@ -67,7 +67,7 @@ class Turns:
         for note in held.notes if held is not None and plan.source is not Source.NEW else ():
             live.note(note)
         if plan.source is Source.NEW:
-            if self._store.resume(plan.session) is None:
+            if self._store.look(plan.session) is None:
                 self._store.create(plan.session)
         elif plan.source is Source.FORK:
             assert held is not None

@@ -55,6 +55,8 @@ class Router:
         self._remembered = 0
         self._tickets = tickets
         self._dispatched: dict[int, str] = {}
+        self._broken_off: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """By request and board: what was told to end, so that its end is no news."""
         self._silent: dict[str, tuple[int, int]] = {}
         """Boards that did not answer in time, each with the version of its last record then: a later one clears it."""
 
@@ -108,7 +110,10 @@ class Router:
     def outcome(self, result: InferenceResult, board: str, now_us: int) -> Iterator[Effect]:
         """``board``, this one or another, has answered a request of this ingress."""
         pending = self.ingress.get(result.request_id)
-        if pending is None:
+        told_to_end = self._broken_off.pop((result.request_id, board), ...) is None
+        if pending is None and told_to_end:
+            yield from ()
+        elif pending is None:
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, it was answered before")
         elif not pending.was_given_to(board):
             yield Log(f"answer of {board} to request {result.request_id}: dropped, that board was not asked")
@@ -267,11 +272,18 @@ class Router:
             return
         for board in boards:
             if board == self._board and self._execution.running_job(self._key(pending.request)) is not None:
+                self._tell_to_end(pending, board)
                 yield Cancel(self._key(pending.request))
             elif board not in ("", self._board) and not self.link_state:
+                self._tell_to_end(pending, board)
                 yield Publish(self._voice.cancel(pending.request.request_id, board), next(self._tickets))
         if not self.link_state:
             pending.unheard, pending.may_answer = [], False
+
+    def _tell_to_end(self, pending: Pending, board: str) -> None:
+        self._broken_off[pending.request.request_id, board] = None
+        if len(self._broken_off) > MAX_DECISIONS:
+            self._broken_off.popitem(last=False)
 
     def _answer(self, pending: Pending, result: InferenceResult) -> Iterator[Effect]:
         client = pending.client

@@ -59,6 +59,19 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class KeptSession:
+    """A named session that is here. ``tokens`` of it are in KV, and lie in ``tier``; ``size_bytes`` on disk are of all that it
+    needs, shared or not; ``used_s``: when it was last written, in seconds since 1970.
+    """
+
+    name: str
+    tokens: int
+    size_bytes: int
+    tier: Tier
+    used_s: int
+
+
 def common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many ids both begin with."""
     return next(

@@ -52,6 +52,12 @@ class ParkedSession:
         """Of the files that are this session's alone."""
         return self.log.file.size_bytes + sum(rows.file.size_bytes for rows in self.rows.values())
 
+    @property
+    def used_s(self) -> int:
+        """When its log was last written, in seconds since 1970; 0 if it is gone."""
+        facts = self._disk.facts(self.log.file.path)
+        return facts.mtime_s if facts is not None else 0
+
     def append_bytes(self, ids: int, rows_bytes: int) -> int:
         """The most that appending so much may add on disk, temporary files included."""
         count = rows_bytes // self._format.row_bytes

@@ -31,7 +31,7 @@ from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, KvFormat, block_start
 from edge_agent.core.values import DIGEST_BYTES, SESSION_NAME, checked
 from edge_agent.store.files import Disk, reaching
 from edge_agent.store.kv_blocks import NO_PARENT, file_bytes
-from edge_agent.store.kv_held import Held, Loaded, common, parent_name
+from edge_agent.store.kv_held import Held, KeptSession, Loaded, common, parent_name
 from edge_agent.store.kv_journal import MAX_HEAD_BYTES, added_bytes
 from edge_agent.store.kv_match import begins_with_all_of, longest
 from edge_agent.store.kv_parked import ParkedSession
@@ -39,7 +39,7 @@ from edge_agent.store.kv_registry import Registry
 from edge_agent.store.kv_room import Room
 from edge_agent.store.kv_tiers import Restorable, Speeds, restorable
 
-__all__ = ["Held", "Loaded", "SessionStore"]
+__all__ = ["Held", "KeptSession", "Loaded", "SessionStore"]
 
 MAX_DAMAGES = 1024
 """After so many damaged files in one session, nothing of it is restored."""
@@ -81,6 +81,12 @@ class SessionStore:
         """Of all sessions, the last used first."""
         with self._lock:
             return sorted(self.registry.sessions, key=lambda name: (-self.registry.sessions[name].last_use, name))
+
+    def kept(self, most: int) -> list[KeptSession]:
+        """The named sessions that were used last, the last one first; it is no use of them."""
+        with self._lock:
+            named = [name for name in self.names() if self.registry.sessions[name].named]
+            return [self._account(self.registry.sessions[name]) for name in named[:most]]
 
     @staticmethod
     def new_name() -> str:
@@ -317,6 +323,11 @@ class SessionStore:
         return Held(
             session.name, session.ids[:], here.tokens, here.sealed, root, blocks, whole, self._tier(here, root, blocks), notes
         )
+
+    def _account(self, session: ParkedSession) -> KeptSession:
+        here = session.restorable()
+        tier = self._tier(here, session.root or b"", session.window(here))
+        return KeptSession(session.name, here.tokens, self.registry.bytes_of(session), tier, session.used_s)
 
     def _tier(self, here: Restorable, root: bytes, blocks: Sequence[bytes]) -> Tier:
         if not here.tokens:
