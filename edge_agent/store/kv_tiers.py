@@ -53,6 +53,8 @@ def restorable(limit: int, window_blocks: int, prelude: bool, sealed: Collection
         return NOTHING
     found = NOTHING
     for count in sorted({0, *(block + 1 for block in sealed)}, reverse=True):
+        if block_start(count + 2) <= found.tokens:
+            break
         if count > full_blocks(limit) or any(block not in sealed for block in Restorable(0, count).window(window_blocks)):
             continue
         here = Restorable(min(limit, _rows_end(count, rows)), count)
