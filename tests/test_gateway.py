@@ -376,8 +376,6 @@ def test_a_session_name_that_cannot_be_is_refused(door: Served, name: str) -> No
         (f"refuse {UNKNOWN_MODEL}", 404, "model_not_found"),
         (f"refuse {CONTEXT_LENGTH}", 400, "context_length_exceeded"),
         (f"refuse {SESSION_BUSY}", 409, "session_busy"),
-        ("refuse prompt: got 50031 tokens", 400, "context_length_exceeded"),
-        ("refuse length of the text: got at least 17441 tokens", 400, "context_length_exceeded"),
         ("refuse something", 400, "invalid_value"),
         (f"break {KV_ROOM}", 503, "overloaded"),
         (f"break {DRAINING}", 503, "draining"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.chat import Tier
 from edge_agent.core.errors import RefusedError
+from edge_agent.gateway.talker import CONTEXT_LENGTH
 from edge_agent.language.admission import Admitted, Resident, Room, Waits, admit, giving_way, hot_bytes, window_tokens
 from edge_agent.language.hot import HotSlots
 from edge_agent.language.plan import Asked, Past, Source, common_prefix, for_anyone, for_named
@@ -114,7 +115,7 @@ def test_who_is_admitted_fits_and_nobody_who_talks_gives_way(residents: list[Res
 
 
 def test_what_can_never_fit_is_refused_with_its_bytes() -> None:
-    with pytest.raises(RefusedError, match="got 501 bytes; allowed: 500 bytes"):
+    with pytest.raises(RefusedError, match=f"{CONTEXT_LENGTH}: got 501 bytes of KV; allowed: 500 bytes"):
         admit(501, "", [], Room(1, 500))
 
 

@@ -192,7 +192,7 @@ def test_a_turn_that_does_not_fit_now_waits_and_one_that_never_fits_is_refused_w
         need_bytes = probe.hot.need_bytes(20 + LONG + 40)
         await probe.close()
         async with serving(tmp_path / "s", hot_bytes=need_bytes, max_waiting=1) as service:
-            with pytest.raises(RefusedError, match=rf"got \d+ bytes; allowed: {need_bytes} bytes"):
+            with pytest.raises(RefusedError, match=rf"{CONTEXT_LENGTH}: got \d+ bytes of KV; allowed: {need_bytes} bytes"):
                 await answer(service, says("too much", "c", 2000))
             first = asyncio.create_task(answer(service, says("hi", "a", LONG)))
             await until(lambda: service.turns.live() == 1)
@@ -248,9 +248,11 @@ def test_more_new_tokens_than_the_window_are_a_matter_of_context_and_leave_no_tr
     async def work() -> None:
         async with serving(tmp_path) as service:
             for length in (1000, 100_000):
-                with pytest.raises(RefusedError) as caught:
-                    await answer(service, Turn(prompt="x" * length, max_tokens=8))
-                assert caught.value.subject == CONTEXT_LENGTH
+                for session in ("", "a"):
+                    for turn in (Turn(prompt="x" * length, session=session, max_tokens=8), says("x" * length, session, 8)):
+                        with pytest.raises(RefusedError) as caught:
+                            await answer(service, turn)
+                        assert caught.value.subject == CONTEXT_LENGTH
             assert service.store.names() == []
             assert service.hot.used_bytes == 0
             assert (await answer(service, says("hi"))).completion_tokens

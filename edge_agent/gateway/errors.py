@@ -7,7 +7,6 @@ all that comes from another process or board.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -59,8 +58,6 @@ def draining() -> ApiError:
 def told(error: SlyError) -> ApiError:
     """The error of a turn, or of the values in a request, as HTTP tells it."""
     text = str(error)
-    if _OVERLONG.search(text):
-        return ApiError(HTTPStatus.BAD_REQUEST, text, "context_length_exceeded", "messages")
     for subject, (status, code, param, retry_s) in _BY_SUBJECT.items():
         if f"{subject}:" in text:
             return ApiError(status, text, code, param, retry_s)
@@ -69,8 +66,6 @@ def told(error: SlyError) -> ApiError:
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, text, "unavailable", retry_s=RETRY_S)
 
 
-_OVERLONG = re.compile(r"(prompt|length of the text): got (at least )?\d+ tokens")
-"""A prompt that is too long in the words of the tokenizer and of the engine child."""
 _BY_SUBJECT: Mapping[str, tuple[HTTPStatus, str, str | None, int]] = {
     UNKNOWN_MODEL: (HTTPStatus.NOT_FOUND, "model_not_found", "model", 0),
     CONTEXT_LENGTH: (HTTPStatus.BAD_REQUEST, "context_length_exceeded", "messages", 0),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS
 from edge_agent.core.values import bounded
+from edge_agent.gateway.talker import CONTEXT_LENGTH
 from edge_agent.language.shape import ModelShape
 
 PAGE_BYTES = 4096
@@ -83,11 +84,11 @@ class Waits:
 def admit(need_bytes: int, session: str, residents: Iterable[Resident], room: Room) -> Admitted | Waits:
     """Room for ``session`` (``""``: one that is nowhere yet) to grow to ``need_bytes``.
 
-    Raises ``RefusedError`` with the bytes needed and allowed for what can never fit.
+    Raises ``RefusedError`` (``CONTEXT_LENGTH``) with the bytes needed and allowed for what can never fit.
     """
     if need_bytes > room.size_bytes:
         raise RefusedError(
-            "KV of the turn", f"{need_bytes} bytes", f"{room.size_bytes} bytes", "shorten it, or raise [language] hot_bytes"
+            CONTEXT_LENGTH, f"{need_bytes} bytes of KV", f"{room.size_bytes} bytes", "shorten it, or raise [language] hot_bytes"
         )
     everyone = list(residents)
     own = next((each for each in everyone if session and each.session == session), None)

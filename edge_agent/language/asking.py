@@ -12,6 +12,8 @@ from edge_agent.language.child import LanguageChild
 from edge_agent.language.plan import Asked
 
 ASSISTANT = "assistant"
+OVERLONG = ("prompt", "length of the text")
+"""What the child's worker and its tokenizer refuse ids for when they are too many."""
 
 
 async def asked_ids(child: LanguageChild, turn: Turn, limit: int) -> Asked:
@@ -19,7 +21,7 @@ async def asked_ids(child: LanguageChild, turn: Turn, limit: int) -> Asked:
     try:
         return await _asked(child, turn, limit)
     except RefusedError as error:
-        if error.subject == "length of the text":
+        if error.subject in OVERLONG:
             raise RefusedError(CONTEXT_LENGTH, error.got, f"at most {limit} tokens", "send less") from error
         raise
 
