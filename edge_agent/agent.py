@@ -31,6 +31,7 @@ from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer
+from edge_agent.gateway.access import Access
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
 from edge_agent.gateway.local_talk import TALK, talk_stream
@@ -162,6 +163,8 @@ class Agent:
     async def _start(self) -> None:
         config = self.config
         files = [*model_files(config), *language_models(config)]
+        if config.gateway.on:
+            Access(config.gateway)
         folder = private_folder(config)
         ledger = Ledger(folder / "ledger.db")
         self._closers.append(ledger.close)

@@ -14,6 +14,7 @@ from board_support.registry import open_board
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.gateway.access import Access
 from edge_agent.hosting import language_models, model_files
 from edge_agent.node.settings import NodeSettings
 from edge_agent.runtime.settings import EngineSettings
@@ -45,9 +46,11 @@ def read_config(path: Path) -> AgentConfig:
 
 
 async def check(config: AgentConfig) -> None:
-    """Judge a configuration without serving: models, board, identity, broker. Raises ``SlyError`` for what is wrong."""
+    """Judge a configuration without serving: models, gateway, board, identity, broker. Raises ``SlyError`` for what is wrong."""
     model_files(config)
     language_models(config)
+    if config.gateway.on:
+        Access(config.gateway)
     signer_of(config)
     open_board(config.board.backend, BoardSettings(profile=config.board.profile))
     if config.broker.host:

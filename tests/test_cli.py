@@ -243,6 +243,12 @@ def test_a_model_that_was_not_fetched_says_how_to_fetch_it(fault: Fault, tmp_pat
 
 
 @pytest.mark.parametrize("check", [(), ("--check",)])
+def test_a_gateway_beyond_loopback_without_a_token_is_refused(fault: Fault, tmp_path: Path, check: tuple[str, ...]) -> None:
+    config = written(tmp_path, good(tmp_path, gateway={"on": True, "host": "0.0.0.0"}))
+    assert "set a token" in fault("agent", "--config", config, *check)
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)])
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
