@@ -73,31 +73,16 @@ def test_in_one_process_a_session_stays_hot_and_parking_it_changes_no_answer(tmp
     run(work())
 
 
-def ascii_answer(text: str) -> Turn:
-    """A turn whose greedy answer is plain text, so that it can be sent back as it came."""
-    return Turn((ChatMessage("user", text),), max_tokens=24)
-
-
-PLAIN: list[int] = []
-"""The number of the first question that has a plain answer, once it was found: the model is the same in every test."""
-
-
-async def plainly_answered(service: LanguageService) -> tuple[Turn, TurnEnd]:
-    for number in PLAIN or range(200):
-        turn = ascii_answer(f"question {number}")
-        end = await answer(service, turn)
-        if end.text.isascii() and end.text.isprintable() and len(set(end.text)) > 1:
-            PLAIN[:] = [number]
-            return turn, end
-    raise AssertionError("no plain answer in 200")
+QUESTION = Turn((ChatMessage("user", "What comes next?"),), max_tokens=24)
+"""Greedy. The tiny model's answers are plain text, which is the same tokens again when it is sent back."""
 
 
 def test_a_client_that_resends_its_history_pays_only_for_the_new_turn(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as service:
-            first, end = await plainly_answered(service)
+            end = await answer(service, QUESTION)
             sessions = len(service.store.names())
-            more = (*first.messages, ChatMessage("assistant", end.text), ChatMessage("user", "go on"))
+            more = (*QUESTION.messages, ChatMessage("assistant", end.text), ChatMessage("user", "go on"))
             again = await answer(service, Turn(more, max_tokens=24))
             assert again.cached_tokens == end.prompt_tokens + end.completion_tokens - 1
             assert again.tier is Tier.HOT
@@ -287,12 +272,11 @@ def test_a_child_that_is_killed_in_the_middle_of_turns_loses_and_repeats_nothing
         expected = await undisturbed(tmp_path / "alone", turns)
         log: list[str] = []
         async with serving(tmp_path / "killed", log.append, max_deaths=10) as service:
-            parts = 0
+            strikes = [10, 60, 120]
 
             async def strike(text: str) -> None:
-                nonlocal parts
-                parts += 1
-                if parts in (3, 9, 15):
+                if strikes and service.turns.tokens_made >= strikes[0] and not service.pump.why:
+                    strikes.pop(0)
                     os.kill(pid_of(service), signal.SIGKILL)
 
             ends = await asyncio.gather(*(answer(service, turn, strike) for turn in turns))
@@ -442,21 +426,46 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"foreign" * 99)])
+DAMAGES: list[Callable[[Path], object]] = [
+    flip, lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"foreign" * 99),
+]  # fmt: skip
+
+
+async def answered_after(damage: Callable[[Path], object], folder: Path, turns: list[Turn]) -> TurnEnd:
+    """The end of the second turn, when the first one's last block was damaged in between; it tells of that."""
+    log: list[str] = []
+    async with serving(folder) as service:
+        await answer(service, turns[0])
+    damage(block_files(folder)[-1])
+    async with serving(folder, log.append) as service:
+        end = await answer(service, turns[1])
+    assert end.recomputed_tokens > 0
+    assert end.notes
+    assert any("KV block" in line for line in log)
+    return end
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_block_costs_its_suffix_and_never_the_answer(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """Where what is computed again was read before, too: those are the same bits on every runtime (ADR 5)."""
+    turns = [Turn(prompt="Read this, and this. " * 14, session="a", max_tokens=1), says("And then?", "a", LONG)]
+
     async def work() -> None:
-        turns = three_turns("a")[:2]
         expected = await undisturbed(tmp_path / "whole", turns)
-        log: list[str] = []
-        async with serving(tmp_path / "hurt") as service:
-            await answer(service, turns[0])
-        damage(block_files(tmp_path / "hurt")[-1])
-        async with serving(tmp_path / "hurt", log.append) as service:
-            end = await answer(service, turns[1])
-        assert end.text == expected[1]
-        assert end.recomputed_tokens > 0
-        assert end.notes
-        assert any("KV block" in line for line in log)
+        assert (await answered_after(damage, tmp_path / "hurt", turns)).text == expected[1]
+
+    run(work())
+
+
+def test_an_answer_whose_block_was_damaged_is_read_again_and_the_talk_goes_on(tmp_path: Path) -> None:
+    """What was generated and is then read is computed by other products: within the last bits, not in them (ADR 5)."""
+
+    async def work() -> None:
+        end = await answered_after(flip, tmp_path, three_turns("a")[:2])
+        assert end.completion_tokens == LONG
+        async with serving(tmp_path) as service:
+            again = await answer(service, three_turns("a")[2])
+            assert (again.recomputed_tokens, again.notes) == (0, ()), "it was mended"
 
     run(work())
 
@@ -467,12 +476,11 @@ def test_a_damaged_block_costs_its_suffix_and_never_the_answer(tmp_path: Path, d
 def test_a_begun_answer_goes_on_after_what_was_given(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as service:
-            turn, end = await plainly_answered(service)
+            end = await answer(service, QUESTION)
             begun = end.text[:8]
-            rest = await answer(service, Turn(turn.messages, max_tokens=12, begun=begun))
-            assert rest.text.startswith(begun)
-            assert rest.text == end.text[: len(rest.text)], "greedy, so it goes on as it would have"
-            assert len(rest.text) > len(begun)
+            rest = await answer(service, replace(QUESTION, max_tokens=12, begun=begun))
+            assert rest.text == end.text[:20], "greedy, so it goes on as it would have"
+            assert len(set(end.text)) > 1
 
     run(work())
 
@@ -480,12 +488,11 @@ def test_a_begun_answer_goes_on_after_what_was_given(tmp_path: Path) -> None:
 def test_a_broken_off_turn_of_a_named_session_goes_on_and_is_not_asked_twice(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as service:
-            turn, plain = await plainly_answered(service)
             for before in ("", "Earlier."):
                 name = f"n{len(before)}"
                 if before:
                     await answer(service, says(before, name, 8))
-                named = Turn(turn.messages, session=name, max_tokens=24)
+                named = replace(QUESTION, session=name)
                 whole = await answer(service, named)
                 begun = whole.text[:6]
                 again = await answer(service, replace(named, begun=begun, max_tokens=4))
@@ -646,7 +653,7 @@ def test_figures_tell_what_is_held_and_ready_asks_the_child(tmp_path: Path) -> N
     run(work())
 
 
-def test_memory_is_flat_over_three_hundred_turns(tmp_path: Path) -> None:
+def test_memory_is_flat_over_hundreds_of_turns(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path, disk_bytes=2**18, ram_bytes=2**18) as service:
 
@@ -657,10 +664,10 @@ def test_memory_is_flat_over_three_hundred_turns(tmp_path: Path) -> None:
 
             await turns(70)
             tracemalloc.start()
-            before = await turns(70)
-            after = await turns(230)
+            held = [await turns(80) for _ in range(4)]
             tracemalloc.stop()
-            assert after - before < 300_000
+            grown = [after - before for before, after in zip(held, held[1:], strict=False)]
+            assert min(grown) < 100_000, "a thing that is made once may be made at any time; a leak grows each time"
             assert len(asyncio.all_tasks()) < 6
 
     run(work())

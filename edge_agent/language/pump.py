@@ -23,6 +23,8 @@ from edge_agent.runtime import quarantine
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 30.0
 """Between two attempts to start a child that the machine, not the model, prevents."""
+BURST_US = 20_000
+"""So long the child may make steps before it tells what they gave; whoever has something to ask ends that after a step."""
 
 T = TypeVar("T")
 NewChild = Callable[[Callable[[Death], None]], Awaitable[LanguageChild]]
@@ -96,16 +98,20 @@ class Pump:
         if self._closing or self._barred or self._task is None or self._task.done():
             raise self._unavailable()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.append(_Call(work, done))
-        self._woken.set()
+        self._ask(_Call(work, done))
         return await done
 
     def post(self, work: Work[object]) -> None:
         """``call`` without waiting, in this very moment's order; its outcome is nobody's."""
         done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         done.add_done_callback(_heard)
-        self._calls.append(_Call(work, done))
+        self._ask(_Call(work, done))
+
+    def _ask(self, call: _Call) -> None:
+        self._calls.append(call)
         self._woken.set()
+        if self._child is not None:
+            self._child.hurry()
 
     def release(self) -> None:
         """End a quarantine: the model is tried again."""
@@ -157,7 +163,7 @@ class Pump:
     async def _step(self, last: StepReply | None) -> StepReply | None:
         """Send a step, take what the ``last`` one gave, then wait for the answer."""
         assert self._child is not None
-        stepping = asyncio.get_running_loop().create_task(self._child.step())
+        stepping = asyncio.get_running_loop().create_task(self._child.step(BURST_US))
         try:
             await asyncio.sleep(0)
             self._taken(last)
