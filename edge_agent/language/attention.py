@@ -13,6 +13,9 @@ Letters: L layers, k KV heads, g query heads a KV head, d head_dim, n slots seen
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +26,8 @@ from edge_agent.language.ring import Ring
 Floats = NDArray[np.float32]
 MASKED = np.float32(-1e30)
 """Times the least scale there is (8e-13) it still is far below any score."""
+GROUP_SLOTS = 2_080
+"""Of rings whose rows are computed together: 3.5 MB of floats at 3 KV heads of 64. A longer ring is a group of its own."""
 
 
 class Workspace:
@@ -40,48 +45,84 @@ class Workspace:
 
 
 class Row:
-    """One row's views: it sees the first ``n`` slots. ``q`` and ``out`` are ``[k * g, d]``, ``strips [2, k, >= n, d]``."""
+    """One row's views: it sees the first ``n`` slots. ``strips [2, k, >= n, d]``, ``q`` and ``out [k * g, d]``, ``p [k, g, n]``,
+    ``most [k, g, 1]``."""
 
-    def __init__(self, ring: Ring, n: int, strips: Floats, q: Floats, out: Floats, space: Workspace, place: int) -> None:
-        k, g, d = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim
-        self.p = space.floats(f"scores {place}", k, g, n)
-        self.p_column, self.p_row = self.p[..., None], self.p[:, :, None]
+    def __init__(self, ring: Ring, strips: Floats, q: Floats, out: Floats, p: Floats, most: Floats) -> None:
+        k, g, d, n = ring.shape.kv_heads, ring.shape.group, ring.shape.head_dim, p.shape[-1]
+        self.p, self.p_column, self.p_row, self.most = p, p[..., None], p[:, :, None], most
         self.keys, self.values = strips[:, :, None, :n]
         self.key_scales, self.value_scales = ring.scales[:, 0, :, None, :n], ring.scales[:, 1, :, None, :n]
         self.q, self.out = q.reshape(k, g, d, 1), out.reshape(k, g, 1, d)
-        self.most = space.floats(f"most {place}", k, g, 1)
-        self.sum = space.floats(f"sum {place}", k, g, 1)
-        self.sum_column = self.sum[..., None]
 
-    def attend(self, layer: int) -> None:
-        p = self.p
+    def score(self, layer: int) -> None:
         np.matmul(self.keys, self.q, self.p_column)  # [k, 1, n, d] @ [k, g, d, 1] -> [k, g, n, 1]
-        softened(p, self.key_scales[layer], self.value_scales[layer], self.most, self.sum)
+        np.multiply(self.p, self.key_scales[layer], self.p)
+
+    def gather(self, layer: int) -> None:
+        np.multiply(self.p, self.value_scales[layer], self.p)
         np.matmul(self.p_row, self.values, self.out)  # [k, g, 1, n] @ [k, 1, n, d] -> [k, g, 1, d]
-        np.divide(self.out, self.sum_column, self.out)
 
 
 class Rows:
-    """``q [T, k * g, d]`` to ``out [T, k * g * d]``; row ``t`` sees all slots up to its own."""
+    """Rows of several rings: ``lanes`` says how many of each; ``q [T, k * g, d]`` to ``out [T, k * g * d]``, in their order.
 
-    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
-        k, d = ring.shape.kv_heads, ring.shape.head_dim
-        first = ring.slot(ring.tokens)
-        n = first + len(q)
-        self._whole = ring.values[:, :, :, :n]
-        self._strips = space.floats("strips", 2, k, n, d)
-        self._rows = [Row(ring, first + t + 1, self._strips, q[t], out[t], space, t) for t in range(len(q))]
+    A row sees all slots of its ring up to its own.  The scores of all rows lie one after another, so that what is done to each
+    number by itself, and each row's maximum and sum, is one call for all.
+    """
+
+    def __init__(self, lanes: Sequence[tuple[Ring, int]], q: Floats, out: Floats, space: Workspace) -> None:
+        shape = lanes[0][0].shape
+        k, g, d = shape.kv_heads, shape.group, shape.head_dim
+        seen = [ring.used + t + 1 for ring, count in lanes for t in range(count)]
+        ends = list(accumulate(seen))
+        self._starts = np.array([0, *ends[:-1]])
+        self._p = space.floats("scores", k, g, ends[-1])
+        self._most, self._sum = space.floats("most", k, g, len(q)), space.floats("sum", k, g, len(q))
+        self._out, self._sum_column = out.reshape(-1, k, g, d), self._sum.transpose(2, 0, 1)[..., None]
+        self._rings: list[tuple[Floats, NDArray[np.int8], list[Row]]] = []
+        self._rows: list[Row] = []
+        for number, (ring, count) in enumerate(lanes):
+            n = ring.used + count
+            strips = space.floats(f"strips {number}", 2, k, n, d)
+            of_ring = range(len(self._rows), len(self._rows) + count)
+            scores = [self._p[..., ends[t] - seen[t] : ends[t]] for t in of_ring]
+            rows = [Row(ring, strips, q[t], out[t], p, self._most[..., t : t + 1]) for t, p in zip(of_ring, scores, strict=True)]
+            self._rings.append((strips, ring.values[:, :, :, :n], rows))
+            self._rows += rows
 
     def attend(self, layer: int) -> None:
-        np.copyto(self._strips, self._whole[layer])
+        p = self._p
+        for strips, whole, rows in self._rings:
+            np.copyto(strips, whole[layer])
+            for row in rows:
+                row.score(layer)
+        np.maximum.reduceat(p, self._starts, -1, out=self._most)
         for row in self._rows:
-            row.attend(layer)
+            np.subtract(row.p, row.most, row.p)
+        np.exp(p, p)
+        np.add.reduceat(p, self._starts, -1, out=self._sum)
+        for row in self._rows:
+            row.gather(layer)
+        np.divide(self._out, self._sum_column, self._out)
+
+
+def groups(lanes: Sequence[tuple[Ring, int]]) -> Iterator[list[tuple[Ring, int]]]:
+    """``lanes`` in their order, cut so that the float copies of one group's rings stay small."""
+    group: list[tuple[Ring, int]] = []
+    for ring, count in lanes:
+        if group and sum(each.used + rows for each, rows in group) + ring.used + count > GROUP_SLOTS:
+            yield group
+            group = []
+        group.append((ring, count))
+    if group:
+        yield group
 
 
 class Tile:
     """Rows of one tile of a prompt, by matrix products over the whole tile: they do not depend on how much of it is new.
 
-    ``q [T, k * g, d]`` and ``out [T, k * g * d]`` are those of the positions ``first`` to ``last - 1``; ``strips [2, k, >= n, d]``.
+    ``q [T, k * g, d]`` and ``out [T, k * g * d]`` are of the positions ``first`` to ``last - 1``; ``strips [2, k, >= n, d]``.
     """
 
     def __init__(self, ring: Ring, first: int, last: int, strips: Floats, q: Floats, out: Floats, space: Workspace) -> None:
@@ -114,14 +155,14 @@ class Tile:
 
 
 class Tiles:
-    """As ``Rows``, for a piece of a prompt, tile after tile."""
+    """A piece of a prompt, tile after tile; ``q [T, k * g, d]`` to ``out [T, k * g * d]``."""
 
     def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
         k, d, tokens = ring.shape.kv_heads, ring.shape.head_dim, ring.tokens
         last = tokens + len(q)
         n = ring.slot(tile_of(last - 1)[1] - 1) + 1
         self._whole = ring.values[:, :, :, :n]
-        self._strips = space.floats("strips", 2, k, n, d)
+        self._strips = space.floats("strips 0", 2, k, n, d)
         self._tiles = []
         first = tokens
         while first < last:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.kv import SINK_TOKENS
-from edge_agent.language.attention import Rows, Tiles, Workspace
+from edge_agent.language.attention import Rows, Tiles, Workspace, groups
 from edge_agent.language.int8 import quantize
 from edge_agent.language.ring import Ring
 from edge_agent.language.rope import Rope
@@ -45,17 +45,16 @@ class Segment:
 
 
 class Lane:
-    """A segment's rows of the step's arrays, ``(qkv, kv, whole, scales, o, cos, sin)``, that every layer fills anew."""
+    """A segment's rows of the step's arrays, ``(kv, whole, scales, cos, sin)``, that every layer fills anew."""
 
-    def __init__(self, segment: Segment, place: slice, arrays: tuple[Floats, ...], space: Workspace) -> None:
-        qkv, self._kv, whole, scales, o, self._cos, self._sin = (each[place] for each in arrays)
+    def __init__(self, segment: Segment, place: slice, arrays: tuple[Floats, ...]) -> None:
+        self._kv, whole, scales, self._cos, self._sin = (each[place] for each in arrays)
         ring = self._ring = segment.ring
         slot = ring.slot(ring.tokens)
-        slots = slice(slot, slot + len(qkv))
+        slots = slice(slot, slot + len(whole))
         self._whole, self._scales = whole.transpose(1, 2, 0, 3), scales.transpose(1, 2, 0)
         self._values_to, self._scales_to = ring.values[:, :, :, slots], ring.scales[:, :, :, slots]
         self._sinks = ring.tokens < SINK_TOKENS
-        self.attention = (Tiles if segment.prompt else Rows)(ring, qkv[:, : ring.shape.heads], o, space)
 
     def append(self, layer: int) -> None:
         np.copyto(self._values_to[layer], self._whole, "unsafe")
@@ -96,15 +95,26 @@ class Decoder:
         kv = qkv[:, shape.heads :].reshape(len(ids), 2, shape.kv_heads, shape.head_dim)
         whole, scales = np.empty_like(kv), np.empty(kv.shape[:-1], np.float32)
         column = scales[..., None]
-        lanes = [Lane(each, place, (qkv, kv, whole, scales, o, cos, sin), self._space) for each, place in rows]
+        lanes = [Lane(each, place, (kv, whole, scales, cos, sin)) for each, place in rows]
+        attentions = self._attentions(rows, qkv[:, : shape.heads], o)
         for layer in range(shape.layers):
             if layer:
                 stages.next(layer, o)
             quantize(kv, whole, scales, column)
             for lane in lanes:
                 lane.append(layer)
-                lane.attention.attend(layer)
+            for attention in attentions:
+                attention.attend(layer)
         return o
+
+    def _attentions(self, rows: list[tuple[Segment, slice]], q: Floats, o: Floats) -> list[Rows | Tiles]:
+        found: list[Rows | Tiles] = []
+        first = 0
+        for group in groups([(each.ring, len(each.ids)) for each, _ in rows if not each.prompt]):
+            last = first + sum(count for _, count in group)
+            found.append(Rows(group, q[first:last], o[first:last], self._space))
+            first = last
+        return found + [Tiles(each.ring, q[place], o[place], self._space) for each, place in rows if each.prompt]
 
     def _logits(self, rows: list[tuple[Segment, slice]], o: Floats) -> list[Floats]:
         wanted: list[int] = []
