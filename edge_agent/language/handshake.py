@@ -19,6 +19,8 @@ from edge_agent.runtime.doorbell import items, natural, printable
 
 MAX_STOP_IDS = 64
 MAX_LAYERS = 16
+Curve = tuple[tuple[int, int], ...]
+"""Of what steps cost: (rows, µs), ascending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Order:
     shape: ModelShape
     window_blocks: int
     slots: int
-    curve: tuple[tuple[int, int], ...] = ()
+    curve: Curve = ()
 
     def to_body(self) -> dict[str, object]:
         return asdict(self) | {"shape": asdict(self.shape), "curve": [list(point) for point in self.curve]}
@@ -64,7 +66,7 @@ class Account:
     confinement: tuple[str, ...]
     resident_bytes: int
     stop_ids: tuple[int, ...]
-    curve: tuple[tuple[int, int], ...]
+    curve: Curve
 
     def to_body(self) -> list[object]:
         curve = [list(point) for point in self.curve]
@@ -76,12 +78,17 @@ class Account:
         library, layers, resident_bytes, stop_ids, curve = items(body, "account", 5)
         confinement = tuple(printable(layer) for layer in list_of(layers, "account confinement", str, MAX_LAYERS))
         stops = checked_ids(list_of(stop_ids, "account stop_ids", int, MAX_STOP_IDS), vocabulary)
-        points = tuple(_point(each) for each in list_of(curve, "account curve", list, MAX_CURVE_POINTS))
-        try:
-            CostCurve(points)
-        except ValueError as error:
-            raise RefusedError("account curve", str(error), "an ascending curve") from error
-        return cls(printable(library), confinement, natural(resident_bytes), stops, points)
+        return cls(printable(library), confinement, natural(resident_bytes), stops, checked_curve(curve))
+
+
+def checked_curve(value: object) -> Curve:
+    """The points of a cost curve. Raises ``RefusedError`` for anything that is none."""
+    points = tuple(_point(each) for each in list_of(value, "cost curve", list, MAX_CURVE_POINTS))
+    try:
+        CostCurve(points)
+    except ValueError as error:
+        raise RefusedError("cost curve", str(error), "an ascending curve") from error
+    return points
 
 
 def _point(value: object) -> tuple[int, int]:

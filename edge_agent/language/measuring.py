@@ -17,9 +17,10 @@ from edge_agent.language.batching import CostCurve
 from edge_agent.language.decoder import DECODE_ROWS, Decoder, Segment
 from edge_agent.language.ring import Ring
 
-ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
-ROUNDS, CHUNK_ROUNDS = 6, 2
-LIMIT_US = 2_000_000
+ROWS = (1, 2, 4, 8, 16, 64)
+"""What lies between them is learned from the steps themselves (``costs``), and so is what noise made of these."""
+ROUNDS, CHUNK_ROUNDS = 3, 1
+LIMIT_US = 500_000
 """After this long no further round is begun, once there was one after the first, which also makes room."""
 CONTEXT_BLOCKS = 7
 MOST_DIFFERENCE = 0.1

@@ -30,6 +30,7 @@ from edge_agent.language.admitting import Admitting
 from edge_agent.language.asking import asked_ids
 from edge_agent.language.child import Death, LanguageChild
 from edge_agent.language.hot import HotSlots
+from edge_agent.language.kept_curve import KeptCurve
 from edge_agent.language.live import LiveTurn, Phase, Times
 from edge_agent.language.pump import Pump, Work
 from edge_agent.language.ring_memory import MAX_SLOTS, RingMemory
@@ -68,7 +69,8 @@ class LanguageService:
         )
         record = quarantine.Record(engine.max_deaths, engine.death_window)
         self.pump = Pump(card.name, self._new_child, self.turns, record, report)
-        self._curve: tuple[tuple[int, int], ...] = ()
+        key = b"%d " % self._engine.threads + card.digest(self._engine.runtime)
+        self._kept = KeptCurve(state / "curves" / card.name, key, report)
         window_tokens = self.format.window_tokens
         self.admitting = Admitting(self.store, self.hot, self.turns, window_tokens, language.max_waiting)
         self._under_way: set[LiveTurn] = set()
@@ -208,8 +210,8 @@ class LanguageService:
     # the child
 
     async def _new_child(self, on_death: Callable[[Death], None]) -> LanguageChild:
-        child = await LanguageChild.start(self.card, self._folder, self._engine, self.ring, on_death, self._curve)
-        self._curve = child.account.curve
+        child = await LanguageChild.start(self.card, self._folder, self._engine, self.ring, on_death, self._kept.curve)
+        self._kept.keep(child.account.curve)
         return child
 
     def _post(self, work: Work[object]) -> None:
