@@ -95,6 +95,15 @@ def test_a_prompt_read_in_company_gives_what_it_gives_alone(decoder: Decoder) ->
         ids = [text(each.ring.room, decoder.shape.vocabulary, 5) for each in together]
 
 
+@pytest.mark.parametrize("lengths", [(1, 16, 33), (64, 68, 5), (20, 2, 130)])
+def test_a_second_thread_changes_no_bit_of_a_prompt(lengths: tuple[int, ...]) -> None:
+    (one,), (other,) = (sessions(Decoder(NumpyStages(), TINY, threads), [0]) for threads in (1, 2))
+    for length in lengths:
+        ids = text(length, TINY.vocabulary, length)
+        assert np.array_equal(one.read(ids), other.read(ids))
+    assert same_ring(one.ring, other.ring)
+
+
 def test_what_the_memory_of_a_ring_held_before_changes_no_bit(decoder: Decoder) -> None:
     clean, soiled = sessions(decoder, [0, 0])
     soiled.ring.values[...] = -128

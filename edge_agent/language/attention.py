@@ -14,6 +14,7 @@ Letters: L layers, k KV heads, g query heads a KV head, d head_dim, n slots seen
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 import numpy as np
@@ -155,26 +156,44 @@ class Tile:
 
 
 class Tiles:
-    """A piece of a prompt, tile after tile; ``q [T, k * g, d]`` to ``out [T, k * g * d]``."""
+    """A piece of a prompt, tile after tile; ``q [T, k * g, d]`` to ``out [T, k * g * d]``.
 
-    def __init__(self, ring: Ring, q: Floats, out: Floats, space: Workspace) -> None:
+    ``helper``: a thread that takes every second tile, in a ``second`` workspace; a tile's bits do not depend on who computes it.
+    """
+
+    def __init__(
+        self, ring: Ring, q: Floats, out: Floats, space: Workspace, second: Workspace, helper: ThreadPoolExecutor | None
+    ) -> None:
         k, d, tokens = ring.shape.kv_heads, ring.shape.head_dim, ring.tokens
         last = tokens + len(q)
         n = ring.slot(tile_of(last - 1)[1] - 1) + 1
         self._whole = ring.values[:, :, :, :n]
         self._strips = space.floats("strips 0", 2, k, n, d)
-        self._tiles = []
+        self._tiles: list[Tile] = []
+        self._helper = helper
         first = tokens
         while first < last:
             end = min(tile_of(first)[1], last)
             part = slice(first - tokens, end - tokens)
-            self._tiles.append(Tile(ring, first, end, self._strips, q[part], out[part], space))
+            scratch = second if helper and len(self._tiles) % 2 else space
+            self._tiles.append(Tile(ring, first, end, self._strips, q[part], out[part], scratch))
             first = end
 
     def attend(self, layer: int) -> None:
         np.copyto(self._strips, self._whole[layer])
-        for tile in self._tiles:
-            tile.attend(layer)
+        if self._helper is None or len(self._tiles) == 1:
+            _attend(self._tiles, layer)
+            return
+        helped = self._helper.submit(_attend, self._tiles[1::2], layer)
+        try:
+            _attend(self._tiles[::2], layer)
+        finally:
+            helped.result()
+
+
+def _attend(tiles: Sequence[Tile], layer: int) -> None:
+    for tile in tiles:
+        tile.attend(layer)
 
 
 def tile_of(position: int) -> tuple[int, int]:

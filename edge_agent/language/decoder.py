@@ -7,6 +7,7 @@ and whether it is a prompt's; not on what shares its step, nor on where a prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,12 +65,13 @@ class Lane:
 
 
 class Decoder:
-    """``threads``: how many the attention may use; the stages were opened with theirs."""
+    """``threads``: how many the attention of prompts may use; the stages were opened with theirs."""
 
     def __init__(self, stages: StageCalls, shape: ModelShape, threads: int = 1) -> None:
-        self._stages, self.shape, self._threads = stages, shape, threads
+        self._stages, self.shape = stages, shape
         self._rope = Rope(shape.head_dim, shape.rope_base)
-        self._space = Workspace()
+        self._space, self._second = Workspace(), Workspace()
+        self._helper = ThreadPoolExecutor(1) if threads > 1 else None
 
     def step(self, segments: Sequence[Segment]) -> list[Floats]:
         """Append every segment to its ring; logits ``[0, 1 or T, vocabulary]`` a segment, in their order."""
@@ -114,7 +116,8 @@ class Decoder:
             last = first + sum(count for _, count in group)
             found.append(Rows(group, q[first:last], o[first:last], self._space))
             first = last
-        return found + [Tiles(each.ring, q[place], o[place], self._space) for each, place in rows if each.prompt]
+        prompts = ((each.ring, q[place], o[place]) for each, place in rows if each.prompt)
+        return found + [Tiles(*each, self._space, self._second, self._helper) for each in prompts]
 
     def _logits(self, rows: list[tuple[Segment, slice]], o: Floats) -> list[Floats]:
         wanted: list[int] = []
