@@ -15,7 +15,7 @@ from edge_agent.core.config import LanguageSection
 from edge_agent.language.service import LanguageService
 from edge_agent.runtime.settings import EngineSettings
 from models.language_card import LanguageCard
-from tests.tiny_llama import tiny_model
+from tests.tiny_llama import PLAIN, tiny_model
 
 LIMIT_S = 120
 Report = Callable[[str], None]
@@ -26,9 +26,9 @@ LIVELY = Sampling(temperature_milli=1000, seed=7)
 
 @cache
 def tiny() -> tuple[LanguageCard, Path]:
-    """Card and folder of the tiny model, built once a run."""
+    """Card and folder of the tiny model, built once a run. It talks plainly and without end, on every runtime."""
     folder = Path(mkdtemp(prefix="sly-tiny-"))
-    return tiny_model(folder, seed=3)[0], folder
+    return tiny_model(folder, seed=3, says=PLAIN)[0], folder
 
 
 def new_service(

@@ -23,7 +23,7 @@ from edge_agent.node.events import KvGave, KvGive
 from edge_agent.store.identity import load_or_make_seed
 from tests.brokers import Relay, mosquitto
 from tests.needs import needs_module
-from tests.tiny_llama import tiny_model
+from tests.tiny_llama import PLAIN, tiny_model
 
 WAIT_S = 90.0
 QUESTION = "Tell me about the sea and the ships on it, please. " * 8
@@ -33,7 +33,7 @@ QUESTION = "Tell me about the sea and the ships on it, please. " * 8
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs_module("ai_edge_litert", "litert")
     folder = tmp_path_factory.mktemp("models")
-    tiny_model(folder)
+    tiny_model(folder, says=PLAIN)
     return folder
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from edge_agent.core.chat import ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.kv import BLOCK_TOKENS
 from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY
 from edge_agent.language.child import StepReply
 from edge_agent.language.service import LanguageService
@@ -275,7 +276,8 @@ def test_a_child_that_is_killed_in_the_middle_of_turns_loses_and_repeats_nothing
             strikes = [10, 60, 120]
 
             async def strike(text: str) -> None:
-                if strikes and service.turns.tokens_made >= strikes[0] and not service.pump.why:
+                struck_is_seen = service.pump.deaths == 3 - len(strikes) and not service.pump.why
+                if strikes and service.turns.tokens_made >= strikes[0] and struck_is_seen:
                     strikes.pop(0)
                     os.kill(pid_of(service), signal.SIGKILL)
 
@@ -431,12 +433,14 @@ DAMAGES: list[Callable[[Path], object]] = [
 ]  # fmt: skip
 
 
-async def answered_after(damage: Callable[[Path], object], folder: Path, turns: list[Turn]) -> TurnEnd:
-    """The end of the second turn, when the first one's last block was damaged in between; it tells of that."""
+async def answered_after(
+    damage: Callable[[Path], object], which: Callable[[list[Path]], Path], folder: Path, turns: list[Turn]
+) -> TurnEnd:
+    """The end of the second turn, when ``which`` of the first one's blocks was damaged in between; it tells of that."""
     log: list[str] = []
     async with serving(folder) as service:
         await answer(service, turns[0])
-    damage(block_files(folder)[-1])
+    damage(which(block_files(folder)))
     async with serving(folder, log.append) as service:
         end = await answer(service, turns[1])
     assert end.recomputed_tokens > 0
@@ -445,24 +449,33 @@ async def answered_after(damage: Callable[[Path], object], folder: Path, turns: 
     return end
 
 
+def prelude(files: list[Path]) -> Path:
+    return min(files, key=lambda path: path.stat().st_size)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_block_costs_its_suffix_and_never_the_answer(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    """Where what is computed again was read before, too: those are the same bits on every runtime (ADR 5)."""
+def test_a_session_whose_prelude_was_damaged_is_read_from_its_beginning_and_answers_alike(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    """What was read and is read again gives the same bits, on every runtime (ADR 5)."""
     turns = [Turn(prompt="Read this, and this. " * 14, session="a", max_tokens=1), says("And then?", "a", LONG)]
 
     async def work() -> None:
         expected = await undisturbed(tmp_path / "whole", turns)
-        assert (await answered_after(damage, tmp_path / "hurt", turns)).text == expected[1]
+        assert (await answered_after(damage, prelude, tmp_path / "hurt", turns)).text == expected[1]
 
     run(work())
 
 
-def test_an_answer_whose_block_was_damaged_is_read_again_and_the_talk_goes_on(tmp_path: Path) -> None:
-    """What was generated and is then read is computed by other products: within the last bits, not in them (ADR 5)."""
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_block_costs_its_suffix_and_the_talk_goes_on(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """The block before it is int4 now where it was int8 when what follows was first computed: not the same bits (ADR 5)."""
 
     async def work() -> None:
-        end = await answered_after(flip, tmp_path, three_turns("a")[:2])
+        end = await answered_after(damage, lambda files: files[-1], tmp_path, three_turns("a")[:2])
         assert end.completion_tokens == LONG
+        assert 0 < end.cached_tokens < end.prompt_tokens - BLOCK_TOKENS
+        assert end.recomputed_tokens < 3 * BLOCK_TOKENS, "it, and the rows after it"
         async with serving(tmp_path) as service:
             again = await answer(service, three_turns("a")[2])
             assert (again.recomputed_tokens, again.notes) == (0, ()), "it was mended"

@@ -7,6 +7,7 @@ noise, but lively noise: weights are large enough that the next token depends on
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,20 @@ TINY = LlamaShape(
 SYSTEM = "You are tiny."
 
 
-class RandomWeights:
-    """``models.llama.Weights`` from a seeded generator."""
+PLAIN = "".join(letter for letter in map(chr, range(33, 127)) if letter not in "".join(MERGED))
+"""Printable, and in no merge: what is made of these tokens is encoded as these tokens again."""
+NEVER = 300.0
 
-    def __init__(self, shape: LlamaShape = TINY, seed: int = 0, tied: bool = True) -> None:
-        self.epsilon, self.tied = 1e-5, tied
+
+class RandomWeights:
+    """``models.llama.Weights`` from a seeded generator.
+
+    ``says``: the only ids that it ever chooses, whatever the runtime does to the last bits.  The first number of every token's
+    state is then a constant, which no layer touches, and the head turns it into a large negative logit for all other ids.
+    """
+
+    def __init__(self, shape: LlamaShape = TINY, seed: int = 0, tied: bool = True, says: Sequence[int] = ()) -> None:
+        self.epsilon, self.tied = 1e-5, tied and not says
         random = np.random.default_rng(seed)
 
         def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
@@ -45,7 +55,7 @@ class RandomWeights:
 
         width, q, kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         self._embedding, self._norm = matrix(shape.vocabulary, width, 4.0), vector(width)
-        self._head = self._embedding if tied else matrix(shape.vocabulary, width, 4.0)
+        self._head = self._embedding if self.tied else matrix(shape.vocabulary, width, 2.0 if says else 4.0)
         self._layers = [
             Layer(
                 vector(width), matrix(q, width, 1.5), matrix(kv, width, 1.5), matrix(kv, width), matrix(width, q, 2.0),
@@ -53,6 +63,17 @@ class RandomWeights:
             )
             for _ in range(shape.layers)
         ]  # fmt: skip
+        if says:
+            self._say_only(says)
+
+    def _say_only(self, says: Sequence[int]) -> None:
+        self._embedding[:, 0], self._norm[0] = 2.0, 1.0
+        for layer in self._layers:
+            layer.o[0] = layer.down[0] = 0
+        self._head[:, 0] = 0
+        others = np.setdiff1d(np.arange(len(self._head)), says)
+        self._head[others] = 0
+        self._head[others, 0] = -NEVER
 
     def norm(self) -> NDArray[np.float32]:
         return self._norm
@@ -91,10 +112,18 @@ def tiny_tokenizer(vocabulary: int = TINY.vocabulary) -> Tokenizer:
     return Tokenizer(tokens + fillers, merges, specials, [END_OF_TEXT, IM_END], tiny_template())
 
 
-def tiny_model(folder: Path, name: str = "tiny", seed: int = 0, shape: LlamaShape = TINY) -> tuple[LanguageCard, dict[str, Path]]:
-    """The card, and the path of each runtime's stages and of the ``tokenizer``, all in ``folder``."""
+def tiny_model(
+    folder: Path, name: str = "tiny", seed: int = 0, shape: LlamaShape = TINY, says: str = ""
+) -> tuple[LanguageCard, dict[str, Path]]:
+    """The card, and the path of each runtime's stages and of the ``tokenizer``, all in ``folder``.
+
+    ``says``: all that it ever says; it never ends an answer by itself then.
+    """
     origin = FileEntry("random.gguf", hashlib.sha256(f"tiny {seed}".encode()).hexdigest(), 1)
     words = Words("a tiny random model", quality_source="none: it is noise")
-    card = install(RandomWeights(shape, seed), shape, tiny_tokenizer(shape.vocabulary), name, folder, words, None, origin)
+    ids = [FIRST_BYTE + byte for byte in says.encode()]
+    card = install(
+        RandomWeights(shape, seed, says=ids), shape, tiny_tokenizer(shape.vocabulary), name, folder, words, None, origin
+    )
     paths = {runtime: folder / entry.filename for runtime, entry in card.files.items()}
     return card, paths | {"tokenizer": folder / card.tokenizer.filename}

@@ -1,7 +1,7 @@
 """What a turn leaves in the store, event by event, and when that is made durable.
 
 Rules: an event is written in one go, before anything of it is shown: ids and rows, the prelude, sealed blocks; none of it is
-synced here and now.  A session is synced, in a thread, when a block was sealed and before its turn's end is told.
+synced here and now.  A session is synced, in a thread, when a block of an answer was sealed and before its turn's end is told.
 """
 
 from __future__ import annotations

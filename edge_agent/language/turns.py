@@ -1,7 +1,8 @@
 """The turns that are under way: into a ring slot, through the journal, to whoever asked, and into a new child after a death.
 
 Rules: an event is written to the store before its text is shown; a store that fails ends the turn that it failed for, not the
-others; a turn's end is told when its session is synced; a session stays busy until then.
+others; a session is not synced while its prompt is read, so that the rows it had before stay; a turn's end is told when its
+session is synced; a session stays busy until then.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Turns:
         await child.open(live.slot, loaded.tokens, loaded.prelude, loaded.blocks, loaded.rows, history)
 
     async def _loaded(self, live: LiveTurn, most_tokens: int) -> Loaded:
-        held = self._store.resume(live.session) if most_tokens else None
+        held = self._store.resume(live.session, most_tokens) if most_tokens else None
         if held is None or not held.tokens or not self._speeds.restoring_pays(held.tier, held.tokens):
             return NOT_LOADED
         for note in held.notes:
@@ -165,7 +166,7 @@ class Turns:
             self._over(live, UnavailableError("turn", event.failed))
         elif event.finish is not None:
             self._over(live, event.finish)
-        elif event.sealed:
+        elif event.sealed and live.made_tokens:
             self._journals.sync_soon(live.session)
 
     def _journal(self, live: LiveTurn, event: TurnEvent) -> None:
@@ -246,11 +247,15 @@ class Turns:
     # a new child
 
     async def restore(self, child: LanguageChild) -> None:
-        """Bring every live turn into a new, empty child."""
+        """Bring every live turn into a new, empty child: as it was when it showed its last id, or before its prompt was read.
+
+        Of a prompt that is read the rows are not journaled yet: what was sealed of it is not the state that it was read in.
+        """
         self._hot.lost()
         for live in [each for each in self._placed.values() if each.phase is Phase.LIVE]:
             try:
-                live.kv_tokens = await self._open(live, len(live.ids) - 1, child)
+                most_tokens = len(live.ids) - 1 if live.made_tokens else live.cached_tokens
+                live.kv_tokens = await self._open(live, most_tokens, child)
                 await self._begin_in(child, live)
             except ChildDiedError:
                 raise

@@ -118,8 +118,8 @@ class SessionStore:
         with self._lock:
             self.found(name, (), 0, None)
 
-    def resume(self, name: str) -> Held | None:
-        """What is here of the session; ``None`` if there is none of this name."""
+    def resume(self, name: str, limit: int | None = None) -> Held | None:
+        """What is here of the session, of at most ``limit`` tokens; ``None`` if there is none of this name."""
         with self._lock:
             session = self.registry.sessions.get(name)
             if session is None:
@@ -128,7 +128,7 @@ class SessionStore:
             notes = self.registry.checked_rows(session)
             if session.log.fingerprint != self.registry.kv_format.fingerprint:
                 notes.append(f"session {name} was computed by another build of the model: its tokens must be prefilled again")
-            return self.held(session, session.restorable(), True, tuple(notes))
+            return self.held(session, session.restorable(limit), True, tuple(notes))
 
     def look(self, name: str) -> Held | None:
         """What ``resume`` would say, at no cost: it is no use of the session, and rows found at the start are not checked yet."""
