@@ -2,10 +2,13 @@
 
 Rules: pure, integers only, bounded.  Of each ``EPOCH_STEPS`` steps the quickest of each number of rows counts.  What was quicker
 than the curve says is believed at once, for no noise makes a step quick; what was slower moves it by a quarter of the difference,
-and only after ``LEAST_STEPS``.  More rows never cost less: what one number of rows teaches bounds the others.
+and only after ``LEAST_STEPS``.  What was not tried moves in proportion with the nearest number of rows that was, or what a noisy
+start made look dear would never be tried again.  More rows never cost less.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from edge_agent.language.batching import MAX_CURVE_POINTS, MAX_STEP_US, CostCurve
 
@@ -30,17 +33,33 @@ class Costs:
         self._seen[rows] = count + 1, min(us, least)
         self._steps += 1
         if self._steps >= EPOCH_STEPS:
-            for each, (count, least) in self._seen.items():
-                self._learn(each, count, min(max(1, least), MAX_STEP_US))
+            self._learn()
             self._seen, self._steps = {}, 0
 
-    def _learn(self, rows: int, count: int, us: int) -> None:
-        known = dict(self.curve.points)
-        if rows not in known and (len(known) >= MAX_CURVE_POINTS or rows > self.curve.points[-1][0]):
+    def _learn(self) -> None:
+        known = {rows for rows, _ in self.curve.points}
+        fresh = sorted(rows for rows in self._seen if rows not in known and rows < max(known))
+        known.update(fresh[: MAX_CURVE_POINTS - len(known)])
+        new = {rows: self._believed(rows) for rows in sorted(known & self._seen.keys(), reverse=True)}
+        if not new:
             return
+        for larger, smaller in pairwise(new):
+            new[smaller] = min(new[larger], new[smaller])
+        points: list[tuple[int, int]] = []
+        for rows in sorted(known):
+            most = min((us for each, us in new.items() if each >= rows), default=MAX_STEP_US)
+            us = min(new[rows] if rows in new else self._moved(rows, new), most)
+            points.append((rows, max(us, points[-1][1] if points else 1)))
+        self.curve = CostCurve(tuple(points))
+
+    def _believed(self, rows: int) -> int:
+        count, least = self._seen[rows]
         old = self.curve.us(rows)
-        if us > old:
-            us = old + (us - old) // SLOWER if count >= LEAST_STEPS else old
-        known[rows] = us
-        bounded = [(n, us if n == rows else min(known[n], us) if n < rows else max(known[n], us)) for n in sorted(known)]
-        self.curve = CostCurve(tuple(bounded))
+        if least <= old:
+            return max(1, least)
+        return min(old + (least - old) // SLOWER, MAX_STEP_US) if count >= LEAST_STEPS else old
+
+    def _moved(self, rows: int, new: dict[int, int]) -> int:
+        """What ``rows`` rows cost if they changed as the nearest ones did that were tried."""
+        nearest = min(new, key=lambda each: (abs(each - rows), each))
+        return self.curve.us(rows) * new[nearest] // max(1, self.curve.us(nearest))
