@@ -15,7 +15,6 @@ from edge_agent.core.config import LanguageSection
 from edge_agent.language.service import LanguageService
 from edge_agent.runtime.settings import EngineSettings
 from models.language_card import LanguageCard
-from tests.tiny_llama import PLAIN, tiny_model
 
 LIMIT_S = 120
 Report = Callable[[str], None]
@@ -27,6 +26,8 @@ LIVELY = Sampling(temperature_milli=1000, seed=7)
 @cache
 def tiny() -> tuple[LanguageCard, Path]:
     """Card and folder of the tiny model, built once a run. It talks plainly and without end, on every runtime."""
+    from tests.tiny_llama import PLAIN, tiny_model  # NumPy, which who only serves does not need
+
     folder = Path(mkdtemp(prefix="sly-tiny-"))
     return tiny_model(folder, seed=3, says=PLAIN)[0], folder
 

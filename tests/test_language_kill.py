@@ -40,7 +40,8 @@ def say(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\\n")
     sys.stdout.flush()
 
-async def chat(state, folder, name, first):
+async def chat(state, folder, name):
+    first = int(sys.stdin.readline())
     if name != "smollm2":
         pump.BURST_US //= 10  # a tiny model's steps take a tenth: so there are a few in each burst, as with a real one
     service = new_service(state, of=(find(name, folder), folder))
@@ -58,7 +59,7 @@ async def chat(state, folder, name, first):
                 say("shows", number, made)
         number += 1
 
-asyncio.run(chat(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+asyncio.run(chat(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 """
 
 
@@ -87,12 +88,22 @@ class Heard:
         return self.held[-1][0] + 1 if self.held else 0
 
 
-def killed_while(state: Path, model: tuple[Path, str], first: int, lines: int, wait_s: float) -> list[str]:
-    """Chat from turn ``first`` on, and kill it some time after it printed ``lines`` lines and then, if it soon does, shows
-    something; all that it printed."""
-    command = [sys.executable, "-c", CHAT, str(state), *map(str, model), str(first)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
-        assert child.stdout is not None
+Chatter = subprocess.Popen[str]
+
+
+def chatter(state: Path, model: tuple[Path, str]) -> Chatter:
+    """A process that has all its code and waits for the number of its first turn; it has touched nothing yet."""
+    command = [sys.executable, "-c", CHAT, str(state), *map(str, model)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def killed_while(child: Chatter, first: int, lines: int, wait_s: float) -> list[str]:
+    """Have ``child`` chat from turn ``first`` on, and kill it some time after it printed ``lines`` lines and then, if it soon
+    does, shows something; all that it printed."""
+    with child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(f"{first}\n")
+        child.stdin.flush()
         printed = [child.stdout.readline() for _ in range(lines)]
         while lines % 4 and len(printed) < 2 * lines and not printed[-1].startswith("shows"):
             printed.append(child.stdout.readline())
@@ -143,10 +154,11 @@ async def _made(service: LanguageService, messages: tuple[ChatMessage, ...], aft
 
 def survives_kills(folder: Path, model: tuple[LanguageCard, Path], cycles: int) -> None:
     random, heard, interrupted = Random(1), Heard(), 0
-    for _ in range(cycles):
-        lines = killed_while(
-            folder / "killed", (model[1], model[0].name), heard.next_turn, random.randint(1, 40), random.uniform(0, MAX_WAIT_S)
-        )
+    state, files = folder / "killed", (model[1], model[0].name)
+    spare = chatter(state, files)
+    for cycle in range(cycles):
+        child, spare = spare, chatter(state, files) if cycle + 1 < cycles else spare
+        lines = killed_while(child, heard.next_turn, random.randint(1, 40), random.uniform(0, MAX_WAIT_S))
         heard.take(lines)
         interrupted += lines[-1].startswith("shows")
     assert len(heard.held) >= cycles
