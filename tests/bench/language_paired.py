@@ -28,7 +28,7 @@ CONTEXTS = (128, 512, 1024)
 SHORT_TOKENS = 64
 PREFILL_TOKENS, RESTORE_TOKENS = 512, 1024
 WINDOW_BLOCKS = 24
-BLOCK, ROUNDS, PREFILL_ROUNDS, RESTORES = 9, 9, 3, 12
+BLOCK, ROUNDS, PREFILL_ROUNDS, RESTORES = 9, 7, 3, 12
 DECODE_GOALS = {1: 0.75, 2: 0.85}
 PREFILL_GOAL, RESTORE_GOAL, BYTES_GOAL = 0.4, 1 / 30, 6_700
 SESSIONS, SESSIONS_GOAL = 4, 4 / 3.3
@@ -127,7 +127,8 @@ def _sessions(decoder: Decoder, files: dict[str, Path], ids: list[int], threads:
         progress(f"{SESSIONS} sessions, {words}, C = {context}")
         sessions = [_session(decoder, ids[n : n + context]) for n in range(SESSIONS)]
         ways: Timed = {"one": _steps_of(sessions[:1]), "four": _steps_of(sessions)}
-        rivals = [Rival(path, threads, 1024, SESSIONS) for name, path in files.items() if "Q8_0" in name]
+        those = files if context == CONTEXTS[0] else {}
+        rivals = [Rival(path, threads, 1024, SESSIONS) for name, path in those.items() if "Q8_0" in name]
         for rival in rivals:
             for n in range(SESSIONS):
                 rival.read(ids[n : n + context], n)
