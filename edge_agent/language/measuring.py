@@ -68,7 +68,8 @@ def _filled(ring: Ring) -> int:
 
 def _step_us(decoder: Decoder, ring: Ring, rows: int) -> int:
     ids: NDArray[np.int32] = np.arange(rows, dtype=np.int32) % ring.shape.vocabulary
-    segment = Segment(ring, [int(each) for each in ids], *(("all", False) if rows <= DECODE_ROWS else ("last", True)))
+    prompt = rows > DECODE_ROWS
+    segment = Segment(ring, [int(each) for each in ids], "last" if prompt else "all", prompt)
     started_ns = time.monotonic_ns()
     decoder.step([segment])
     return max(1, (time.monotonic_ns() - started_ns) // 1000)
