@@ -18,7 +18,7 @@ from random import Random
 
 from edge_agent.core.chat import ChatMessage, Turn
 from edge_agent.core.kv import unpacked_ids
-from edge_agent.language.service import LanguageService
+from edge_agent.language.service import LanguageService, runtime_of
 from models.language_card import LanguageCard
 from tests.fetched import smollm2
 from tests.speaking import answer, chat_turn, run, serving, tiny
@@ -26,6 +26,9 @@ from tests.speaking import answer, chat_turn, run, serving, tiny
 CYCLES, REAL_CYCLES = 50, 3
 MAX_WAIT_S = 0.02
 MOST_RECOMPUTED = 64
+EXACT_RUNTIME = "ai_edge_litert"
+"""On tflite-runtime what was generated and is read again has other last bits, and a kill may leave such ids (ADR 5): there it is not
+asked whether the same is said afterwards, only that nothing is lost or computed again."""
 ROOT = Path(__file__).resolve().parents[1]
 
 CHAT = """
@@ -124,17 +127,21 @@ def turns_of(held: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[int, tup
 async def never_stopped(service: LanguageService, heard: Heard) -> None:
     """The same chat in one session that nothing happens to: each turn makes as many ids as it made before its kill."""
     unanswered: list[ChatMessage] = []
+    past: tuple[int, ...] = ()
+    exact = runtime_of("auto") == EXACT_RUNTIME
     for number, before, after in turns_of(heard.held):
         assert after[: len(before)] == before, f"turn {number} lost ids that were there before"
         messages = [*unanswered, *chat_turn(number).messages]
-        made = await _made(service, tuple(messages), after)
+        made = await _made(service, tuple(messages), past, after)
         assert made >= heard.shown.get(number, 0), f"turn {number} lost ids that were shown"
         if len(after) == len(before):
             continue
         if made == 0:
             unanswered = [*messages, ChatMessage("assistant", "")]
             continue
-        unanswered = []
+        unanswered, past = [], after
+        if not exact:
+            continue
         turn = chat_turn(number)
         await answer(service, Turn(tuple(messages), session="chat", max_tokens=made, sampling=turn.sampling))
         ids = service.store.resume("chat")
@@ -142,10 +149,10 @@ async def never_stopped(service: LanguageService, heard: Heard) -> None:
         assert tuple(ids.ids) == after, f"turn {number} says something else than a session that never stopped"
 
 
-async def _made(service: LanguageService, messages: tuple[ChatMessage, ...], after: tuple[int, ...]) -> int:
-    """How many of the last ids in ``after`` are the answer to ``messages``."""
-    held = service.store.resume("chat")
-    past = tuple(held.ids) if held else ()
+async def _made(
+    service: LanguageService, messages: tuple[ChatMessage, ...], past: tuple[int, ...], after: tuple[int, ...]
+) -> int:
+    """How many of the last ids in ``after`` are the answer to ``messages`` that came after ``past``."""
     ids = await service.pump.call(lambda child: child.encode(messages=messages, continuing=bool(past), limit=4096))
     if past and ids[0] == past[-1]:
         ids = ids[1:]
