@@ -27,8 +27,8 @@ CYCLES, REAL_CYCLES = 50, 3
 MAX_WAIT_S = 0.02
 MOST_RECOMPUTED = 64
 EXACT_RUNTIME = "ai_edge_litert"
-"""On tflite-runtime what was generated and is read again has other last bits, and a kill may leave such ids (ADR 5): there it is not
-asked whether the same is said afterwards, only that nothing is lost or computed again."""
+"""On tflite-runtime what was generated and is read again has other last bits, and a kill may leave such ids (ADR 5): there it is
+not asked whether the same is said afterwards, only that nothing is lost or computed again."""
 ROOT = Path(__file__).resolve().parents[1]
 
 CHAT = """
