@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MATCHES = (5, 3, 2)
-"""How many ids must match, the longest first."""
+FIRST_CHANCES = {8: 850, 5: 600, 3: 300, 2: 150}
+"""How many ids must match, the longest first, and how likely a guess after them is held to be before any was tried: in a long
+text two ids often come again, and what followed them seldom."""
+MATCHES = tuple(FIRST_CHANCES)
 MAX_GUESSES = 7
-PROBE_GUESSES = 3
+PROBE_GUESSES = 2
 HISTORY_TOKENS = 8192
 CERTAIN = 1000
-FIRST_CHANCE = 500
 LEARNING = 8
 """One guess moves its chance by an eighth of the difference."""
 FIRST_PAUSE, LAST_PAUSE = 16, 512
@@ -44,7 +45,7 @@ class Drafter:
         self._count = 0
         self._after: dict[tuple[int, ...], int] = {}
         self._entries: deque[tuple[tuple[int, ...], int]] = deque()
-        self._chance = dict.fromkeys(MATCHES, FIRST_CHANCE)
+        self._chance = dict(FIRST_CHANCES)
         self._unused = 0
         self._pause = FIRST_PAUSE
 

@@ -39,12 +39,14 @@ REPEATED_GOAL, PROSE_GOAL = 1 / 1.5, 1 / 0.97
 def prompts() -> dict[str, tuple[str, float]]:
     """What is asked, and the most that an answer with guesses may take of one without."""
     paragraph = TEXT.read_text().split("\n\n")[1]
+    tale = TEXT.read_text()[:4000]
     code = CODE.read_text().split("\n\n\n")
     part = next(each for each in code if each.startswith("def table"))
     return {
         "an edit of code": (f"Rewrite this code with `figures` renamed to `rows`:\n```python\n{part}\n```", REPEATED_GOAL),
         "a quote": (f"Repeat this text word for word:\n\n{paragraph}", REPEATED_GOAL),
         "prose, a tale": ("Tell a tale of a fox who learns to sail.", PROSE_GOAL),
+        "prose over a long text": (f"{tale}\n\nTell in your own words what happens next.", PROSE_GOAL),
         "prose, advice": ("How do I bake bread at home? Explain every step.", PROSE_GOAL),
     }
 
