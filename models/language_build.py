@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import MODEL_NAME, checked
 from models.calibration import PROSE, TALK
 from models.card import Source
@@ -24,7 +25,7 @@ from models.gguf import Gguf
 from models.gguf_tokenizer import read_tokenizer
 from models.language_card import CARD_SUFFIX, FILE_NAME, FileEntry, LanguageCard, language_catalog
 from models.llama import LITERT, TFLITE_RUNTIME, VARIANTS, Weights, build
-from models.llama_gguf import LlamaGguf, LlamaShape
+from models.llama_gguf import LlamaGguf
 from models.smooth import smoothed
 from models.tokenizer import Tokenizer
 from models.whole_file import made_folder, written_whole
@@ -102,7 +103,7 @@ def is_built(card: LanguageCard, folder: Path) -> bool:
     return all(entry.is_in(folder) for entry in card.entries())
 
 
-def calibrated(weights: Weights, shape: LlamaShape, tokenizer: Tokenizer, progress: Progress = _silent) -> Weights:
+def calibrated(weights: Weights, shape: ModelShape, tokenizer: Tokenizer, progress: Progress = _silent) -> Weights:
     """``weights`` smoothed on the texts of ``calibration``."""
     texts = [tokenizer.encode(PROSE), tokenizer.render(TALK, answer=False)]
     return smoothed(
@@ -112,7 +113,7 @@ def calibrated(weights: Weights, shape: LlamaShape, tokenizer: Tokenizer, progre
 
 def install(
     weights: Weights,
-    shape: LlamaShape,
+    shape: ModelShape,
     tokenizer: Tokenizer,
     name: str,
     folder: Path,
@@ -144,7 +145,7 @@ def install(
             quality_source=words.quality_source,
             source=source,
             gguf=origin,
-            shape=MappingProxyType({each.name: getattr(shape, each.name) for each in fields(shape)}),
+            shape=shape,
             static_rows=tuple(variant.rows for variant in VARIANTS[TFLITE_RUNTIME]),
             files=MappingProxyType(files),
             tokenizer=_entry(path),

@@ -12,13 +12,14 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import MODEL_NAME, bounded, checked
 from models.card import MAX_TEXT_CHARS, SHA256_HEX, Source, checked_texts, source_from_mapping, typed
 from models.catalog import FOLDER, LANGUAGE
@@ -28,7 +29,7 @@ MAX_CARD_BYTES = 2**16
 MAX_BUILT_BYTES = 2**31
 MAX_STATIC_ROWS = 4096
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SHAPE = ("layers", "heads", "kv_heads", "head_dim", "width", "hidden", "vocabulary", "rope_base", "context_tokens")
+SHAPE = tuple(each.name for each in fields(ModelShape))
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 
 
@@ -63,9 +64,8 @@ class FileEntry:
 class LanguageCard:
     """A language model.
 
-    ``gguf`` is what it was built from, ``source`` where that came from (None: a file of the user's own); ``shape`` has the
-    integers of ``language.shape.ModelShape`` by name; ``files`` the stages for each runtime; ``static_rows`` the rows a call of
-    the ``tflite_runtime`` file, the last of them its prefill variant.
+    ``gguf`` is what it was built from, ``source`` where that came from (None: a file of the user's own); ``files`` the stages for
+    each runtime; ``static_rows`` the rows a call of the ``tflite_runtime`` file, the last of them its prefill variant.
 
     Raises ``RefusedError`` naming the field for a value outside its bounds.
     """
@@ -77,7 +77,7 @@ class LanguageCard:
     quality_source: str
     source: Source | None
     gguf: FileEntry
-    shape: Mapping[str, int]
+    shape: ModelShape
     static_rows: tuple[int, ...]
     files: Mapping[str, FileEntry]
     tokenizer: FileEntry
@@ -87,10 +87,6 @@ class LanguageCard:
         bounded("card version", self.version, 1, 10**6)
         bounded("card quality_permille", self.quality_permille, 0, 1000)
         checked_texts("card text", (self.summary, self.quality_source), 2, MAX_TEXT_CHARS)
-        if tuple(self.shape) != SHAPE:
-            raise RefusedError("card shape", ", ".join(self.shape), ", ".join(SHAPE))
-        for name, number in self.shape.items():
-            bounded(f"card shape {name}", number, 1, 2**40)
         bounded("card static_rows, count", len(self.static_rows), 1, 8)
         for rows in self.static_rows:
             bounded("card static_rows", rows, 1, MAX_STATIC_ROWS)
@@ -122,7 +118,7 @@ class LanguageCard:
             "static_rows": list(self.static_rows),
             **source,
             "gguf": _entry_mapping(self.gguf),
-            "shape": dict(self.shape),
+            "shape": asdict(self.shape),
             "tokenizer": _entry_mapping(self.tokenizer),
             "files": {runtime: _entry_mapping(self.files[runtime]) for runtime in RUNTIMES},
         }  # fmt: skip
@@ -143,7 +139,7 @@ class LanguageCard:
             **{key: entry[key] for key in ("name", "version", "summary", "quality_permille", "quality_source")},
             source=source_from_mapping(entry["source"]) if with_source else None,
             gguf=_entry(entry["gguf"]),
-            shape=MappingProxyType({key: shape[key] for key in SHAPE}),
+            shape=ModelShape(**shape),
             static_rows=tuple(rows),
             files=MappingProxyType({runtime: _entry(files[runtime]) for runtime in RUNTIMES}),
             tokenizer=_entry(entry["tokenizer"]),

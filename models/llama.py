@@ -29,6 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.model_shape import ModelShape
 from models import graph_operators as op
 from models.flatbuffer import Constant, Graph, Model
 from models.whole_file import written_whole
@@ -39,25 +40,6 @@ Progress = Callable[[int, int], None]
 ROWS_A_PIECE = 4096
 INT8_MAX = 127
 LITERT, TFLITE_RUNTIME = "ai_edge_litert", "tflite_runtime"
-
-
-class Shape(Protocol):
-    """What the graph has to know; ``language.shape.ModelShape`` has it."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +91,7 @@ VARIANTS: Mapping[str, tuple[Variant, ...]] = MappingProxyType(
 
 
 def build(
-    weights: Weights, shape: Shape, runtime: str, path: Path, description: str = "", progress: Progress | None = None
+    weights: Weights, shape: ModelShape, runtime: str, path: Path, description: str = "", progress: Progress | None = None
 ) -> None:
     """Write the stages for ``runtime`` (a key of ``VARIANTS``) to ``path``: whole or not at all, mode 0444.
 
@@ -120,7 +102,7 @@ def build(
         model.write(file, progress or (lambda done, whole: None))
 
 
-def stage_model(weights: Weights, shape: Shape, runtime: str, description: str = "") -> Model:
+def stage_model(weights: Weights, shape: ModelShape, runtime: str, description: str = "") -> Model:
     """The graphs of every stage in every variant that ``runtime`` needs."""
     model = Model(description)
     matrices = _Matrices(weights, shape)
@@ -143,7 +125,7 @@ def quantized(w: Floats) -> NDArray[np.int8]:  # [m, n] -> [m, n]
 class _Matrices:
     """The constants of a model, made from its weights when they are written; the last layers stay in memory meanwhile."""
 
-    def __init__(self, weights: Weights, shape: Shape) -> None:
+    def __init__(self, weights: Weights, shape: ModelShape) -> None:
         self.weights, self.shape = weights, shape
         self.layer = lru_cache(2)(weights.layer)
 
@@ -191,7 +173,7 @@ def _pair(key: str, shape: tuple[int, int], pieces: Callable[[], Iterator[Floats
 class _Stage:
     """Builds one graph. T stands for the variant's rows, K for its wanted ones."""
 
-    def __init__(self, graph: Graph, matrices: _Matrices, shape: Shape, variant: Variant) -> None:
+    def __init__(self, graph: Graph, matrices: _Matrices, shape: ModelShape, variant: Variant) -> None:
         self.graph, self.matrices, self.shape, self.variant = graph, matrices, shape, variant
 
     def build(self, index: int) -> None:

@@ -8,12 +8,12 @@ Source: llama.cpp's LLM_ARCH_LLAMA and ``LlamaModel.permute`` of its convert_hf_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
 
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import bounded
 from models.gguf import Gguf, Value
 from models.llama import Floats, Layer
@@ -24,36 +24,6 @@ LAYER_TENSORS = (
     "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down",
 )  # fmt: skip
 MAX_EPSILON = 1e-2
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaShape:
-    """The numbers of a card's ``shape``, in the order in which they are written there."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    width: int
-    hidden: int
-    vocabulary: int
-    rope_base: int
-    context_tokens: int
-
-    def __post_init__(self) -> None:
-        bounded("shape layers", self.layers, 1, 256)
-        bounded("shape heads", self.heads, 1, 1024)
-        bounded("shape kv_heads", self.kv_heads, 1, min(256, self.heads))
-        bounded("shape head_dim", self.head_dim, 2, 512)
-        bounded("shape width", self.width, 1, 2**16)
-        bounded("shape hidden", self.hidden, 1, 2**18)
-        bounded("shape vocabulary", self.vocabulary, 1, 2**20)
-        bounded("shape rope_base", self.rope_base, 1, 2**40)
-        bounded("shape context_tokens", self.context_tokens, 1, 2**24)
-        if self.heads % self.kv_heads:
-            raise RefusedError("shape kv_heads", self.kv_heads, f"a divisor of the {self.heads} heads")
-        if self.head_dim % 2:
-            raise RefusedError("shape head_dim", self.head_dim, "an even number: RoPE turns its halves")
 
 
 class LlamaGguf:
@@ -115,13 +85,13 @@ class LlamaGguf:
         if self._value("expert_count") not in (None, 0):
             raise self._refused("expert_count", self._value("expert_count"), "no experts")
 
-    def _read_shape(self) -> LlamaShape:
+    def _read_shape(self) -> ModelShape:
         width, heads = self._int("embedding_length"), self._int("attention.head_count")
         if EMBEDDING not in self._gguf.tensors:
             raise self._refused(EMBEDDING, "no such tensor", "one")
         bounded("attention.head_count", heads, 1, 1024)
         head_dim = self._int("attention.key_length") if self._value("attention.key_length") is not None else width // heads
-        shape = LlamaShape(
+        shape = ModelShape(
             layers=self._int("block_count"),
             heads=heads,
             kv_heads=self._int("attention.head_count_kv"),

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.model_shape import ModelShape
 from models.llama import Floats, Layer, Weights
-from models.llama_gguf import LlamaShape
 
 Doubles = NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -72,7 +72,7 @@ class Smoothed:
         )
 
 
-def smoothed(weights: Weights, shape: LlamaShape, texts: Sequence[Sequence[int]], progress: Progress | None = None) -> Smoothed:
+def smoothed(weights: Weights, shape: ModelShape, texts: Sequence[Sequence[int]], progress: Progress | None = None) -> Smoothed:
     """``weights`` smoothed for what the token ids of ``texts`` stir. ``progress`` hears layers done and layers in all."""
     flows = [_Flow(weights, shape, ids) for ids in texts]
     smoothings = []
@@ -108,7 +108,7 @@ def _column_maxima(matrices: Iterable[Floats]) -> Doubles:  # [m, n], ... -> [n]
     return np.asarray(reduce(np.maximum, (np.abs(w).max(0) for w in matrices)), np.float64)
 
 
-def _head_maxima(weights: Weights, shape: LlamaShape) -> Doubles:  # -> [width]
+def _head_maxima(weights: Weights, shape: ModelShape) -> Doubles:  # -> [width]
     starts = range(0, shape.vocabulary, ROWS_A_PIECE)
     return _column_maxima(weights.head(first, min(first + ROWS_A_PIECE, shape.vocabulary)) for first in starts)
 
@@ -116,7 +116,7 @@ def _head_maxima(weights: Weights, shape: LlamaShape) -> Doubles:  # -> [width]
 class _Flow:
     """One text on its way through the float model, layer by layer. T tokens."""
 
-    def __init__(self, weights: Weights, shape: LlamaShape, ids: Sequence[int]) -> None:
+    def __init__(self, weights: Weights, shape: ModelShape, ids: Sequence[int]) -> None:
         self.shape, self.epsilon = shape, weights.epsilon
         self.x: Doubles = np.concatenate([weights.embedding(each, each + 1) for each in ids]).astype(np.float64)
         frequencies = float(shape.rope_base) ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)

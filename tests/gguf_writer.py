@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.core.model_shape import ModelShape
 from models.gguf_tokenizer import byte_characters
-from models.llama_gguf import LlamaShape
 from tests.tiny_llama import MERGED, RandomWeights
 
 ALIGNMENT_BYTES = 32
@@ -28,7 +28,7 @@ SMOLLM2_TEMPLATE = (
     "You are tiny.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TINY_GGUF = LlamaShape(
+TINY_GGUF = ModelShape(
     layers=2, heads=4, kv_heads=2, head_dim=16, width=64, hidden=96, vocabulary=3 + 256 + len(MERGED),
     rope_base=10_000, context_tokens=2048,
 )  # fmt: skip
@@ -73,7 +73,7 @@ def f32(array: Any) -> Tensor:
     return F32, np.shape(array), np.asarray(array, "<f4").tobytes()
 
 
-def tiny_metadata(shape: LlamaShape = TINY_GGUF, **changed: Any) -> dict[str, Any]:
+def tiny_metadata(shape: ModelShape = TINY_GGUF, **changed: Any) -> dict[str, Any]:
     """A Llama's keys; ``changed`` by key with dots as double underscores, ``None`` to leave one out."""
     names = {number: character for character, number in byte_characters().items()}
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(names[byte] for byte in range(256))]
@@ -102,7 +102,7 @@ def interleaved(w: Any, heads: int) -> Any:
     return w.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def tiny_tensors(shape: LlamaShape = TINY_GGUF, weights: RandomWeights | None = None) -> dict[str, Tensor]:
+def tiny_tensors(shape: ModelShape = TINY_GGUF, weights: RandomWeights | None = None) -> dict[str, Tensor]:
     weights = weights or RandomWeights(shape)
     tensors = {"token_embd.weight": f32(weights.embedding(0, shape.vocabulary)), "output_norm.weight": f32(weights.norm())}
     if not weights.tied:

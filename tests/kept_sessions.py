@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_agent.core.kv import SINK_TOKENS, block_start, sealed_blocks
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.language.events import TurnEvent
-from edge_agent.language.shape import ModelShape
 
 
 class Kept:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.language.decoder import Decoder, Segment
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.stages import open_stages
 from tests.fetched import smollm2
 from tests.rings import Session
@@ -31,7 +30,7 @@ def resident_mb() -> float:
 
 def main(tokens: int, window_blocks: int = 16) -> int:
     built = smollm2()
-    shape = ModelShape(**built.card.shape)
+    shape = built.card.shape
     stages = open_stages(importlib.import_module(f"{RUNTIME}.interpreter"), str(built.stages(RUNTIME)), shape, 2, RUNTIME)
     session = Session(Decoder(stages, shape, 2), shape, window_blocks)
     ring, text = session.ring, built.tokenizer().encode(TEXT.read_text())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.language.shape import ModelShape
+from edge_agent.core.model_shape import ModelShape
 
 Floats = NDArray[np.float32]
 TINY = ModelShape(

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.kv import SINK_TOKENS, block_start, sealed_blocks
+from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.language.decoder import Decoder, Segment
 from edge_agent.language.ring import Ring
-from edge_agent.language.shape import ModelShape, ring_bytes
 
 
 class Session:

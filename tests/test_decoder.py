@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_agent.language.decoder import DECODE_ROWS, Decoder, Segment
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.stages import open_stages
 from tests.numpy_stages import TINY, NumpyStages
 from tests.rings import Session, same_ring, text
@@ -28,7 +27,7 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if runtime == "numpy":
         return Decoder(NumpyStages(), TINY)
     card, paths = tiny_model(tmp_path_factory.mktemp(runtime))
-    module, shape = importlib.import_module(f"{runtime}.interpreter"), ModelShape(**card.shape)
+    module, shape = importlib.import_module(f"{runtime}.interpreter"), card.shape
     return Decoder(open_stages(module, str(paths[runtime]), shape, 1, runtime), shape)
 
 

@@ -19,11 +19,11 @@ import pytest
 from edge_agent.core.chat import ChatMessage, Finish, Sampling
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import BLOCK_TOKENS, block_start
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.language import child as language_child
 from edge_agent.language.child import ChildDiedError, Death, LanguageChild
 from edge_agent.language.events import MAX_BURST_US
 from edge_agent.language.ring_memory import RingMemory
-from edge_agent.language.shape import ModelShape
 from edge_agent.runtime import doorbell
 from edge_agent.runtime.settings import EngineSettings
 from models.language_build import Words, install

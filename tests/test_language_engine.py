@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_agent.core.chat import Finish, Sampling
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import block_start, sealed_blocks
+from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.language.batching import CostCurve
 from edge_agent.language.costs import Costs
 from edge_agent.language.decoder import Decoder, Segment
@@ -23,7 +24,6 @@ from edge_agent.language.engine import Decodes, Engine, Options
 from edge_agent.language.events import MAX_BURST_IDS, TurnEvent, bulk_of, from_bodies, to_body
 from edge_agent.language.handshake import step_bytes
 from edge_agent.language.ring import Ring
-from edge_agent.language.shape import ModelShape, ring_bytes
 from edge_agent.language.speculation import MAX_GUESSES
 from edge_agent.language.stages import open_stages
 from models.llama import LITERT, build
@@ -505,7 +505,7 @@ def test_smollm2_quotes_a_text_in_fewer_steps_with_the_very_ids_that_it_says_wit
     needs_module("ai_edge_litert", "dev")
     built = smollm2()
     tokenizer = Tokenizer.from_bytes(built.tokenizer_path.read_bytes())
-    shape = ModelShape(**built.card.shape)
+    shape = built.card.shape
     interpreter = importlib.import_module("ai_edge_litert.interpreter")
     decoder = Decoder(open_stages(interpreter, str(built.stages(LITERT)), shape, 1, LITERT), shape)
     prompt = tokenizer.encode(QUOTED * 3)

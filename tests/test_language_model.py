@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.language.decoder import Decoder, Segment
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.stages import open_stages
 from models.gguf import Gguf
 from models.llama_gguf import LlamaGguf
@@ -55,7 +54,7 @@ def reference() -> Floats:
 @cache
 def decoder(runtime: str) -> Decoder:
     built = smollm2()
-    shape = ModelShape(**built.card.shape)
+    shape = built.card.shape
     module = importlib.import_module(f"{runtime}.interpreter")
     threads = 1 if runtime == "tflite_runtime" else 2  # two threads make its int32 products slower
     return Decoder(open_stages(module, str(built.stages(runtime)), shape, threads, runtime), shape, threads)

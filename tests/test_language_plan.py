@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from edge_agent.core.chat import Tier
 from edge_agent.core.errors import RefusedError
+from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.gateway.talker import CONTEXT_LENGTH
 from edge_agent.language.admission import Admitted, Resident, Room, Waits, admit, giving_way, hot_bytes, window_tokens
 from edge_agent.language.hot import HotSlots
 from edge_agent.language.plan import Asked, Past, Source, common_prefix, for_anyone, for_named
-from edge_agent.language.shape import ModelShape, ring_bytes
 from edge_agent.language.speeds import LEAST_PREFILLED, LEAST_RESTORED, Speeds
 
 SMOLLM2 = ModelShape(30, 9, 3, 64, 576, 1536, 49152, 100_000, 8192)

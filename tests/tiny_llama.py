@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.chat import ROLES
+from edge_agent.core.model_shape import ModelShape
 from models.chat_template import ChatTemplate
 from models.language_build import Words, install
 from models.language_card import FileEntry, LanguageCard
 from models.llama import Layer
-from models.llama_gguf import LlamaShape
 from models.tokenizer import Tokenizer
 
 END_OF_TEXT, IM_START, IM_END = range(3)
 FIRST_BYTE = 3
 MERGED = ("th", "the", " the", "in", "er", "an", "  ", "    ", "ing", " a", "\n\n", " t")
-TINY = LlamaShape(
+TINY = ModelShape(
     layers=2, heads=6, kv_heads=2, head_dim=16, width=48, hidden=80, vocabulary=FIRST_BYTE + 256 + len(MERGED) + 1,
     rope_base=10_000, context_tokens=8192,
 )  # fmt: skip
@@ -43,7 +43,7 @@ class RandomWeights:
     state is then a constant, which no layer touches, and the head turns it into a large negative logit for all other ids.
     """
 
-    def __init__(self, shape: LlamaShape = TINY, seed: int = 0, tied: bool = True, says: Sequence[int] = ()) -> None:
+    def __init__(self, shape: ModelShape = TINY, seed: int = 0, tied: bool = True, says: Sequence[int] = ()) -> None:
         self.epsilon, self.tied = 1e-5, tied and not says
         random = np.random.default_rng(seed)
 
@@ -113,7 +113,7 @@ def tiny_tokenizer(vocabulary: int = TINY.vocabulary) -> Tokenizer:
 
 
 def tiny_model(
-    folder: Path, name: str = "tiny", seed: int = 0, shape: LlamaShape = TINY, says: str = ""
+    folder: Path, name: str = "tiny", seed: int = 0, shape: ModelShape = TINY, says: str = ""
 ) -> tuple[LanguageCard, dict[str, Path]]:
     """The card, and the path of each runtime's stages and of the ``tokenizer``, all in ``folder``.
 

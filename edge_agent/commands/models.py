@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def _show_language(shown: LanguageCard, folder: Path) -> int:
         "task": shown.task,
         "what": shown.summary,
         "quality": f"{shown.quality_permille / 10:.1f} %: {shown.quality_source}",
-        "shape": ", ".join(f"{name} {number}" for name, number in shape.items()),
+        "shape": ", ".join(f"{name} {number}" for name, number in asdict(shape).items()),
         "licence": facts["licence"],
         "from": f"{source.requirement}, {source.member}" if source else shown.gguf.filename,
         "origin": source.url if source else "a file of your own",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import bounded
 from edge_agent.gateway.talker import CONTEXT_LENGTH
-from edge_agent.language.shape import ModelShape
 
 PAGE_BYTES = 4096
 SCALE_BYTES = 4

@@ -26,12 +26,12 @@ from edge_agent.core.cbor import encode
 from edge_agent.core.chat import ChatMessage, Sampling
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import packed_ids, unpacked_ids
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import bounded
 from edge_agent.language import events
 from edge_agent.language.events import MAX_BURST_US, SealedBlock, StepReply, TurnEvent
 from edge_agent.language.handshake import Account, Order, step_bytes
 from edge_agent.language.ring_memory import RingMemory
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.speculation import HISTORY_TOKENS
 from edge_agent.runtime.child import ChildDiedError, Death
 from edge_agent.runtime.doorbell import items, natural

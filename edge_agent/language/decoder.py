@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.kv import SINK_TOKENS
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.language.attention import Rows, Tiles, Workspace, groups
 from edge_agent.language.int8 import quantize
 from edge_agent.language.ring import Ring
 from edge_agent.language.rope import Rope
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.stages import StageCalls
 
 Floats = NDArray[np.float32]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from edge_agent.core.chat import Finish
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS, MAX_TOKENS, full_blocks
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import bounded
-from edge_agent.language.shape import ModelShape
 
 MAX_EVENT_IDS = 256
 """Ids that one call may give one turn; a step makes one and what was guessed."""

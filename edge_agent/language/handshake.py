@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from edge_agent.core.cbor import list_of
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import bounded
 from edge_agent.language.batching import MAX_CURVE_POINTS, MAX_STEP_US, CostCurve
 from edge_agent.language.events import MAX_BURST_IDS, checked_ids
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.speculation import MAX_GUESSES
 from edge_agent.runtime.doorbell import items, natural, printable
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.language.admission import Admitted, Resident, Room, Waits, admit, hot_bytes
-from edge_agent.language.shape import ModelShape
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS
-from edge_agent.language.shape import ModelShape
+from edge_agent.core.model_shape import ModelShape
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

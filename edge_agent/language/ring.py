@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, block_start, full_blocks, room_in_block, sealed_blocks
+from edge_agent.core.model_shape import ModelShape, ring_bytes, ring_slots
 from edge_agent.language import int4
 from edge_agent.language.int8 import int8_of
 from edge_agent.language.rope import Rope, turned, turned_back
-from edge_agent.language.shape import ModelShape, ring_bytes, ring_slots
 
 Floats = NDArray[np.float32]
 Buffer = bytearray | memoryview

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass, field
 
 from edge_agent.core.errors import UnavailableError
+from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.core.values import bounded
-from edge_agent.language.shape import ModelShape, ring_bytes
 from edge_agent.runtime.arena import sealed_memfd
 
 MAX_SLOTS = 64

@@ -34,7 +34,6 @@ from edge_agent.language.kept_curve import KeptCurve
 from edge_agent.language.live import LiveTurn, Phase, Times
 from edge_agent.language.pump import Pump, Work
 from edge_agent.language.ring_memory import MAX_SLOTS, RingMemory
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.speeds import Speeds
 from edge_agent.language.turns import Turns
 from edge_agent.runtime import quarantine
@@ -57,7 +56,7 @@ class LanguageService:
     ) -> None:  # fmt: skip
         self.card, self._folder, self.settings, self._report = card, folder, language, report
         self._engine = replace(engine, runtime=runtime_of(engine.runtime))
-        self.shape = ModelShape(**card.shape)
+        self.shape = card.shape
         self.format = kv_format(card, self._engine.runtime, language.window_tokens)
         self.store = SessionStore(state / "kv" / card.name, self.format, language.ram_bytes, language.disk_bytes, report=report)
         slots = min(language.max_sessions, MAX_SLOTS)
@@ -230,7 +229,7 @@ class LanguageService:
 
 def kv_format(card: LanguageCard, runtime: str, window_tokens: int) -> KvFormat:
     """The sizes of the model's KV bytes. KV of another runtime's stages is other KV: the last bits differ."""
-    shape = ModelShape(**card.shape)
+    shape = card.shape
     parts = (SCHEME, card.digest(runtime), card.name.encode())
     fingerprint = hashlib.sha256(b"\0".join(parts)).digest()
     blocks = max(1, window_tokens // BLOCK_TOKENS)

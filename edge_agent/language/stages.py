@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.language.shape import ModelShape
+from edge_agent.core.model_shape import ModelShape
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -24,6 +24,7 @@ from edge_agent.core.cbor import decode
 from edge_agent.core.chat import MAX_TURN_BYTES, ChatMessage, Sampling
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import packed_ids, unpacked_ids
+from edge_agent.core.model_shape import ring_bytes
 from edge_agent.language import events, measuring
 from edge_agent.language.batching import CostCurve
 from edge_agent.language.costs import Costs
@@ -32,7 +33,6 @@ from edge_agent.language.engine import Engine, Options
 from edge_agent.language.handshake import Account, Order
 from edge_agent.language.ring import Ring
 from edge_agent.language.ring_memory import slot_bytes
-from edge_agent.language.shape import ring_bytes
 from edge_agent.language.stages import open_stages
 from edge_agent.runtime import confine
 from edge_agent.runtime.engine import path_of, read_whole

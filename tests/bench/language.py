@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from edge_agent.core.errors import UnavailableError
@@ -25,7 +26,7 @@ def measure(progress: Progress) -> Iterator[Figure]:
     progress("SmolLM2")
     built = smollm2()
     ids = built.tokenizer().encode(TEXT.read_text())
-    order = json.dumps([str(built.stages("ai_edge_litert")), str(smollm2_gguf()), dict(built.card.shape), ids])
+    order = json.dumps([str(built.stages("ai_edge_litert")), str(smollm2_gguf()), asdict(built.card.shape), ids])
     python = os.environ.get("SLY_LLAMA_PYTHON", sys.executable)
     command = [python, "-m", "tests.bench.language_paired", order]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}

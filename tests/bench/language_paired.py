@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_agent.core.model_shape import ModelShape
 from edge_agent.language.decoder import Decoder, Segment
-from edge_agent.language.shape import ModelShape
 from edge_agent.language.stages import open_stages
 from tests.bench.figures import Figure, progress
 from tests.bench.llama_cpp_rival import Rival, q8_0

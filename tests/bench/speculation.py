@@ -20,12 +20,12 @@ from pathlib import Path
 
 from edge_agent.core.chat import ChatMessage
 from edge_agent.core.errors import UnavailableError
+from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.language import measuring
 from edge_agent.language.costs import Costs
 from edge_agent.language.decoder import Decoder
 from edge_agent.language.engine import Engine, Options
 from edge_agent.language.ring import Ring
-from edge_agent.language.shape import ModelShape, ring_bytes
 from edge_agent.language.stages import open_stages
 from tests.bench.figures import Figure, Progress, progress
 from tests.fetched import smollm2
@@ -67,7 +67,7 @@ def measure(progress: Progress) -> Iterator[Figure]:
 
 def main() -> None:
     built = smollm2()
-    shape, tokenizer = ModelShape(**built.card.shape), built.tokenizer()
+    shape, tokenizer = built.card.shape, built.tokenizer()
     runtime = importlib.import_module("ai_edge_litert.interpreter")
     for threads in (1, 2):
         stages = open_stages(runtime, str(built.stages("ai_edge_litert")), shape, threads, "ai_edge_litert")

@@ -1,12 +1,14 @@
 """The shape of a Llama-architecture decoder, and the sizes that follow from it.
 
-Rules: pure integers, no NumPy: the agent reckons with these sizes, the engine child lays memory out by them.
+Rules: pure integers, no NumPy: a card says the shape, the builder writes stages for it, the agent reckons with its sizes, and the
+engine child lays memory out by them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS
 from edge_agent.core.values import bounded
 
@@ -27,16 +29,18 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         bounded("shape layers", self.layers, 1, 256)
-        bounded("shape kv_heads", self.kv_heads, 1, 256)
-        bounded("shape heads", self.heads, self.kv_heads, 1024)
+        bounded("shape heads", self.heads, 1, 1024)
+        bounded("shape kv_heads", self.kv_heads, 1, min(256, self.heads))
         bounded("shape head_dim", self.head_dim, 2, 512)
         bounded("shape width", self.width, 1, 2**16)
         bounded("shape hidden", self.hidden, 1, 2**18)
         bounded("shape vocabulary", self.vocabulary, 1, 2**20)
         bounded("shape rope_base", self.rope_base, 1, 2**40)
         bounded("shape context_tokens", self.context_tokens, 1, 2**24)
-        if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(f"{self.heads} heads over {self.kv_heads} KV heads of {self.head_dim}: does not divide")
+        if self.heads % self.kv_heads:
+            raise RefusedError("shape kv_heads", self.kv_heads, f"a divisor of the {self.heads} heads")
+        if self.head_dim % 2:
+            raise RefusedError("shape head_dim", self.head_dim, "an even number: RoPE turns its halves")
 
     @property
     def group(self) -> int:
