@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_agent.language import attention
 from edge_agent.language.decoder import DECODE_ROWS, Decoder, Segment
 from edge_agent.language.stages import open_stages
 from tests.numpy_stages import TINY, NumpyStages
@@ -112,6 +113,23 @@ def test_what_the_memory_of_a_ring_held_before_changes_no_bit(decoder: Decoder) 
         assert np.array_equal(clean.read(ids, 7), soiled.read(ids, 7))
         assert np.array_equal(clean.read(ids[:3], prompt=False), soiled.read(ids[:3], prompt=False))
     assert same_ring(clean.ring, soiled.ring)
+
+
+@pytest.mark.parametrize("slots", [1, 150, 400])
+def test_rows_of_many_rings_are_computed_in_groups_with_the_same_bits(
+    decoder: Decoder, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [20, 70, 200, 30, 120]
+    together, apart = sessions(decoder, lengths), sessions(decoder, lengths)
+    monkeypatch.setattr(attention, "GROUP_SLOTS", slots)
+    lanes = [(each.ring, 2) for each in together]
+    found = list(attention.groups(lanes))
+    assert [lane for group in found for lane in group] == lanes
+    assert all(len(group) == 1 or sum(ring.used + rows for ring, rows in group) <= slots for group in found)
+    logits = decoder.step([Segment(each.ring, [7, 8], "all") for each in together])
+    for one, each, other in zip(logits, together, apart, strict=True):
+        assert np.array_equal(one, alone(other, [7, 8]))
+        assert same_ring(each.ring, other.ring)
 
 
 def test_read_and_generated_tokens_give_nearly_the_same(decoder: Decoder) -> None:
