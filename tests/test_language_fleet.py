@@ -31,7 +31,7 @@ QUESTION = "Tell me about the sea and the ships on it, please. " * 8
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    needs_module("ai_edge_litert", "litert")
+    needs_module("ai_edge_litert", "dev")
     folder = tmp_path_factory.mktemp("models")
     tiny_model(folder, says=PLAIN)
     return folder
