@@ -1,0 +1,11 @@
+"""What holds for every test: a Ctrl-C means what it means to a person, however the tests were started."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, and every process that a test starts would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
