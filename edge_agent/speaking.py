@@ -97,7 +97,7 @@ class HostedLanguage:
     def kv_state(self) -> KvState:
         service, kv = self.service, self.service.format
         live_bytes = sum(each.size_bytes for each in service.hot.residents() if each.live)
-        restore = service.speeds.restore
+        speeds = service.store.speeds
         return KvState(
             model=service.card.name,
             fingerprint=kv.fingerprint,
@@ -105,9 +105,9 @@ class HostedLanguage:
             hot_bytes=-(-service.hot.need_bytes(kv.window_tokens) // kv.window_tokens),
             free_bytes=max(0, service.hot.room.size_bytes - live_bytes),
             window_tokens=kv.window_tokens,
-            prefill_tok_s=service.speeds.prefill,
-            ram_tok_s=restore.get(Tier.RAM, 0),
-            disk_tok_s=restore.get(Tier.DISK, 0),
+            prefill_tok_s=speeds.prefill_tok_s,
+            ram_tok_s=speeds.ram_tok_s,
+            disk_tok_s=speeds.disk_tok_s,
             homes=tuple(KvHome(session_hash(each.name), each.tokens, PLACES[each.tier]) for each in service.sessions(MAX_HOMES)),
         )
 

@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.chat import Tier
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.gateway.talker import CONTEXT_LENGTH
 from edge_agent.language.admission import Admitted, Resident, Room, Waits, admit, giving_way, hot_bytes, window_tokens
 from edge_agent.language.hot import HotSlots
 from edge_agent.language.plan import Asked, Past, Source, common_prefix, for_anyone, for_named
-from edge_agent.language.speeds import LEAST_PREFILLED, LEAST_RESTORED, Speeds
 
 SMOLLM2 = ModelShape(30, 9, 3, 64, 576, 1536, 49152, 100_000, 8192)
 IDS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
@@ -147,26 +145,3 @@ def test_after_a_death_nothing_lies_in_the_rings_and_who_talks_keeps_the_slot() 
     hot.lost()
     assert [each.session for each in hot.residents()] == ["b"]
     assert (hot.tokens_of("a"), hot.tokens_of("b")) == (0, 0)
-
-
-# speeds
-
-
-def test_restoring_pays_until_both_were_measured_and_computing_is_twice_as_fast() -> None:
-    speeds = Speeds()
-    assert speeds.restoring_pays(Tier.DISK, 100)
-    speeds.prefilled(LEAST_PREFILLED, 10**6)
-    assert speeds.restoring_pays(Tier.DISK, 100)
-    speeds.restored(Tier.DISK, LEAST_RESTORED, 10**6)
-    assert not speeds.restoring_pays(Tier.DISK, 100)
-    assert speeds.restoring_pays(Tier.RAM, 100)
-    for _ in range(20):
-        speeds.restored(Tier.DISK, LEAST_PREFILLED, 1_900_000)
-    assert speeds.restoring_pays(Tier.DISK, 100), "within the margin the very same bytes are worth more"
-
-
-def test_too_few_tokens_teach_nothing() -> None:
-    speeds = Speeds()
-    speeds.prefilled(LEAST_PREFILLED - 1, 1)
-    speeds.restored(Tier.RAM, LEAST_RESTORED - 1, 1)
-    assert (speeds.prefill, speeds.restore) == (0, {})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def figures(service: LanguageService) -> list[Figure]:
     model = (("model", service.card.name),)
-    turns, speeds, hot = service.turns, service.speeds, service.hot
+    turns, speeds, hot = service.turns, service.store.speeds, service.hot
     settings = service.settings
     found = [
         Figure("turns_live", "turns that are being answered", turns.live(), labels=model),
@@ -27,7 +27,7 @@ def figures(service: LanguageService) -> list[Figure]:
         Figure("tokens_cached_total", "tokens of prompts whose KV was there", turns.tokens_cached, "counter", model),
         Figure("sessions", "sessions held", len(service.store.names()), labels=model),
         Figure("engine_deaths_total", "engine children that died", service.pump.deaths, "counter", model),
-        Figure("prefill_tokens_a_second", "measured; 0 before", speeds.prefill, labels=model),
+        Figure("prefill_tokens_a_second", "measured; 0 before", speeds.prefill_tok_s, labels=model),
     ]
     in_use = {Tier.HOT: hot.used_bytes, Tier.RAM: service.store.bytes_in_ram, Tier.DISK: service.store.bytes_on_disk}
     allowed = {Tier.HOT: hot.room.size_bytes, Tier.RAM: settings.ram_bytes, Tier.DISK: settings.disk_bytes}
@@ -37,5 +37,5 @@ def figures(service: LanguageService) -> list[Figure]:
         found.append(Figure("kv_free_bytes", "room for more", max(0, allowed[tier] - size_bytes), labels=labels))
     for tier in (Tier.RAM, Tier.DISK, Tier.PEER):
         labels = (*model, ("tier", tier.value))
-        found.append(Figure("restore_tokens_a_second", "measured; 0 before", speeds.restore.get(tier, 0), labels=labels))
+        found.append(Figure("restore_tokens_a_second", "measured; 0 before", speeds.restore_tok_s(tier), labels=labels))
     return found

@@ -34,7 +34,6 @@ from edge_agent.language.kept_curve import KeptCurve
 from edge_agent.language.live import LiveTurn, Phase, Times
 from edge_agent.language.pump import Pump, Work
 from edge_agent.language.ring_memory import MAX_SLOTS, RingMemory
-from edge_agent.language.speeds import Speeds
 from edge_agent.language.turns import Turns
 from edge_agent.runtime import quarantine
 from edge_agent.runtime.settings import RUNTIMES, EngineSettings
@@ -61,11 +60,8 @@ class LanguageService:
         self.store = SessionStore(state / "kv" / card.name, self.format, language.ram_bytes, language.disk_bytes, report=report)
         slots = min(language.max_sessions, MAX_SLOTS)
         self.ring = RingMemory(self.shape, self.format.window_blocks, slots)
-        self.speeds = Speeds()
-        self.hot = HotSlots(self.shape, self.format.window_blocks, Room(slots, language.hot_bytes), self.speeds.restore_us)
-        self.turns = Turns(
-            self.store, self.hot, self.speeds, self.format, language.speculate, now_us, self._spawn, self._post, self._freed
-        )
+        self.hot = HotSlots(self.shape, self.format.window_blocks, Room(slots, language.hot_bytes), self._restore_us)
+        self.turns = Turns(self.store, self.hot, self.format, language.speculate, now_us, self._spawn, self._post, self._freed)
         record = quarantine.Record(engine.max_deaths, engine.death_window)
         self.pump = Pump(card.name, self._new_child, self.turns, record, report)
         key = b"%d " % self._engine.threads + card.digest(self._engine.runtime)
@@ -174,6 +170,10 @@ class LanguageService:
     @property
     def waiting(self) -> int:
         return len(self.admitting)
+
+    def _restore_us(self, tokens: int) -> int:
+        """What an idle session that gives way is expected to cost when it comes back."""
+        return self.store.speeds.restore_us(Tier.RAM, tokens)
 
     # a turn's way in
 

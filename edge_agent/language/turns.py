@@ -21,7 +21,6 @@ from edge_agent.language.journals import Journals
 from edge_agent.language.live import LiveTurn, Phase
 from edge_agent.language.plan import Plan, Source
 from edge_agent.language.pump import Work
-from edge_agent.language.speeds import LEAST_PREFILLED, Speeds
 from edge_agent.store.kv_sessions import Held, Loaded, SessionStore
 
 NOT_LOADED = Loaded(0, 0, b"", (), b"", Tier.NONE)
@@ -34,11 +33,11 @@ class Turns:
     """
 
     def __init__(
-        self, store: SessionStore, hot: HotSlots, speeds: Speeds, kv_format: KvFormat, speculate: bool,
+        self, store: SessionStore, hot: HotSlots, kv_format: KvFormat, speculate: bool,
         now_us: Callable[[], int], spawn: Callable[[Coroutine[Any, Any, None]], None],
         post: Callable[[Work[object]], None], freed: Callable[[LiveTurn], None],
     ) -> None:  # fmt: skip
-        self._store, self._hot, self._speeds, self._speculate = store, hot, speeds, speculate
+        self._store, self._hot, self._speculate = store, hot, speculate
         self._now_us, self._spawn, self._post, self._freed = now_us, spawn, post, freed
         self._placed: dict[int, LiveTurn] = {}
         self._journals = Journals(store, kv_format, spawn)
@@ -121,9 +120,7 @@ class Turns:
         took_us = self._now_us() - started_us
         if loaded.tokens:
             live.tier, live.times.restore_us = loaded.tier, live.times.restore_us + took_us
-            self._speeds.restored(loaded.tier, loaded.tokens, took_us)
-            size_bytes = self._journals.parked_bytes(loaded.tokens)
-            self._store.speeds = self._store.speeds.after_restore(loaded.tier, size_bytes, took_us)
+            self._store.speeds = self._store.speeds.after_restore(loaded.tier, loaded.tokens, took_us)
         return loaded.tokens
 
     async def _open_with(self, live: LiveTurn, loaded: Loaded, child: LanguageChild) -> None:
@@ -132,7 +129,7 @@ class Turns:
 
     async def _loaded(self, live: LiveTurn, most_tokens: int) -> Loaded:
         held = self._store.resume(live.session, most_tokens) if most_tokens else None
-        if held is None or not held.tokens or not self._speeds.restoring_pays(held.tier, held.tokens):
+        if held is None or not held.tokens or not self._store.speeds.restoring_pays(held.tier):
             return NOT_LOADED
         for note in held.notes:
             live.note(note)
@@ -182,9 +179,7 @@ class Turns:
         self.tokens_computed += computed
         self.tokens_cached += live.cached_tokens
         took_us = live.times.first_us - live.times.begun_us
-        self._speeds.prefilled(computed, took_us)
-        if computed >= LEAST_PREFILLED:
-            self._store.speeds = self._store.speeds.after_prefill(computed, took_us)
+        self._store.speeds = self._store.speeds.after_prefill(computed, took_us)
 
     # ends
 

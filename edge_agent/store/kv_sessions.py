@@ -70,7 +70,7 @@ class SessionStore:
 
     @property
     def speeds(self) -> Speeds:
-        """What the eviction rule reckons with; whoever measures puts better ones here."""
+        """What was measured of this board, for the tier rule and the eviction rule; whoever measures puts new ones here."""
         return self._room.speeds
 
     @speeds.setter

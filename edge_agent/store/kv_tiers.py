@@ -13,10 +13,12 @@ from edge_agent.core.chat import Tier
 from edge_agent.core.kv import BLOCK_TOKENS, SINK_TOKENS, block_start, full_blocks, sealed_blocks
 from edge_agent.core.values import bounded
 
-MAX_SPEED = 10**12
-"""Bytes a second, or thousandths of a token a second."""
-LEARNING = 4
-"""A measurement counts one part in this many of the average."""
+MAX_TOK_S = 10**9
+LEAST_PREFILLED, LEAST_RESTORED = 256, 32
+"""Fewer tokens say more about the overhead than about the speed."""
+MARGIN = 2
+PRIOR_PREFILL_TOK_S, PRIOR_RESTORE_TOK_S = 200, 6000
+"""Before anything was measured: a small board reads slowly, and restores thirty times as fast (KV.md, figures)."""
 _US_PER_S = 1_000_000
 
 
@@ -72,55 +74,50 @@ def _rows_end(sealed: int, rows: Mapping[int, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What this board was measured to do: bytes a second out of each tier, and prefill in thousandths of a token a second.
+    """What this board was measured to do, in tokens a second; 0 before it was. A tier of a peer ends on this board's disk."""
 
-    The defaults are cautious; KV.md's measured figures (842 tokens/s of prefill, 144 MB/s of restore) replace them as soon as
-    something was measured.
-    """
-
-    prefill_mtps: int = 200_000
-    ram_bps: int = 500_000_000
-    disk_bps: int = 50_000_000
-    peer_bps: int = 2_000_000
+    prefill_tok_s: int = 0
+    ram_tok_s: int = 0
+    disk_tok_s: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            bounded(f"speed {name}", getattr(self, name), 1, MAX_SPEED)
+            bounded(f"speed {name}", getattr(self, name), 0, MAX_TOK_S, "tokens a second")
 
     def after_prefill(self, tokens: int, elapsed_us: int) -> Speeds:
         """These speeds, having seen a prefill of ``tokens`` tokens take ``elapsed_us``."""
-        return replace(self, prefill_mtps=_learned(self.prefill_mtps, 1000 * tokens, elapsed_us))
+        if tokens < LEAST_PREFILLED:
+            return self
+        return replace(self, prefill_tok_s=_learned(self.prefill_tok_s, tokens, elapsed_us))
 
-    def after_restore(self, tier: Tier, size_bytes: int, elapsed_us: int) -> Speeds:
-        """These speeds, having seen ``size_bytes`` come out of ``tier`` in ``elapsed_us``; other tiers have none."""
-        match tier:
-            case Tier.RAM:
-                return replace(self, ram_bps=_learned(self.ram_bps, size_bytes, elapsed_us))
-            case Tier.DISK:
-                return replace(self, disk_bps=_learned(self.disk_bps, size_bytes, elapsed_us))
-            case Tier.PEER:
-                return replace(self, peer_bps=_learned(self.peer_bps, size_bytes, elapsed_us))
-        return self
+    def after_restore(self, tier: Tier, tokens: int, elapsed_us: int) -> Speeds:
+        """These speeds, having seen ``tokens`` tokens come out of ``tier`` in ``elapsed_us``; other tiers have none."""
+        if tokens < LEAST_RESTORED or tier not in (Tier.RAM, Tier.DISK):
+            return self
+        learned = _learned(self.restore_tok_s(tier), tokens, elapsed_us)
+        return replace(self, ram_tok_s=learned) if tier is Tier.RAM else replace(self, disk_tok_s=learned)
 
-    def bandwidth_bps(self, tier: Tier) -> int:
-        """Raises ``ValueError`` for a tier that nothing is restored from."""
-        known = {Tier.RAM: self.ram_bps, Tier.DISK: self.disk_bps, Tier.PEER: self.peer_bps}
-        if tier not in known:
-            raise ValueError(f"nothing is restored from tier {tier}")
-        return known[tier]
+    def restore_tok_s(self, tier: Tier) -> int:
+        return {Tier.RAM: self.ram_tok_s, Tier.DISK: self.disk_tok_s}.get(tier, 0)
 
-    def restore_us(self, tier: Tier, size_bytes: int) -> int:
-        """What restoring ``size_bytes`` from ``tier`` is expected to take; from the hot ring, nothing."""
-        return 0 if tier is Tier.HOT or not size_bytes else _ceil(size_bytes * _US_PER_S, self.bandwidth_bps(tier))
+    def restore_us(self, tier: Tier, tokens: int) -> int:
+        """What restoring ``tokens`` tokens from ``tier`` is expected to take; from the hot ring, nothing."""
+        return 0 if tier is Tier.HOT else tokens * _US_PER_S // (self.restore_tok_s(tier) or PRIOR_RESTORE_TOK_S)
 
     def prefill_us(self, tokens: int) -> int:
         """What computing ``tokens`` tokens is expected to take."""
-        return _ceil(tokens * 1000 * _US_PER_S, self.prefill_mtps)
+        return tokens * _US_PER_S // (self.prefill_tok_s or PRIOR_PREFILL_TOK_S)
+
+    def restoring_pays(self, tier: Tier) -> bool:
+        """The tier rule for KV that lies in ``tier``; before both were measured, it pays."""
+        known = self.restore_tok_s(tier)
+        return not known or not self.prefill_tok_s or restore_pays(known, self.prefill_tok_s)
 
 
-def restore_pays(tokens: int, size_bytes: int, bandwidth_bps: int, prefill_mtps: int) -> bool:
-    """KV.md, the tier rule: restore beats recompute iff bandwidth > bytes/token * prefill tokens/s."""
-    return bandwidth_bps * 1000 * tokens > size_bytes * prefill_mtps
+def restore_pays(restore_tok_s: int, prefill_tok_s: int) -> bool:
+    """KV.md, the tier rule: restore beats recompute iff bandwidth > bytes/token * prefill tokens/s, that is, iff it gives more
+    tokens a second.  ``MARGIN`` is on the side of restoring, which gives the very same bytes back."""
+    return MARGIN * restore_tok_s > prefill_tok_s
 
 
 class Parked(NamedTuple):
@@ -148,13 +145,7 @@ def _staying_power(session: Parked) -> tuple[bool, int, str]:
     return session.named, scaled_us // (session.freed_bytes * (session.idle + 1)), session.name
 
 
-def _learned(average: int, amount: int, elapsed_us: int) -> int:
-    """The integer moving average of a speed; nothing is learned from nothing."""
-    if amount <= 0 or elapsed_us <= 0:
-        return average
-    seen = min(MAX_SPEED, amount * _US_PER_S // elapsed_us)
-    return max(1, average + (seen - average) // LEARNING)
-
-
-def _ceil(dividend: int, divisor: int) -> int:
-    return -(-dividend // divisor)
+def _learned(old: int, tokens: int, elapsed_us: int) -> int:
+    """A measured speed after one more measurement: one part in four is new."""
+    new = min(MAX_TOK_S, max(1, tokens * _US_PER_S // max(1, elapsed_us)))
+    return new if not old else (3 * old + new) // 4

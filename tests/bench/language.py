@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from edge_agent.core.errors import UnavailableError
+from tests.bench.apart import figures_of
 from tests.bench.figures import Figure, Progress
 from tests.fetched import smollm2, smollm2_gguf
 
@@ -28,12 +27,4 @@ def measure(progress: Progress) -> Iterator[Figure]:
     ids = built.tokenizer().encode(TEXT.read_text())
     order = json.dumps([str(built.stages("ai_edge_litert")), str(smollm2_gguf()), asdict(built.card.shape), ids])
     python = os.environ.get("SLY_LLAMA_PYTHON", sys.executable)
-    command = [python, "-m", "tests.bench.language_paired", order]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
-        assert child.stdout
-        for line in child.stdout:
-            each = json.loads(line)
-            yield Figure(each["what"], each["value"], each["unit"], each["goal"])
-    if child.returncode:
-        raise UnavailableError("language benchmark", f"{python} ended with {child.returncode}", "its own words are above")
+    yield from figures_of("tests.bench.language_paired", order, python=python)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.core.chat import ChatMessage
-from edge_agent.core.errors import UnavailableError
 from edge_agent.core.model_shape import ModelShape, ring_bytes
 from edge_agent.language import measuring
 from edge_agent.language.costs import Costs
@@ -27,6 +23,7 @@ from edge_agent.language.decoder import Decoder
 from edge_agent.language.engine import Engine, Options
 from edge_agent.language.ring import Ring
 from edge_agent.language.stages import open_stages
+from tests.bench.apart import figures_of
 from tests.bench.figures import Figure, Progress, progress
 from tests.fetched import smollm2
 
@@ -54,15 +51,7 @@ def prompts() -> dict[str, tuple[str, float]]:
 def measure(progress: Progress) -> Iterator[Figure]:
     progress("SmolLM2")
     smollm2()
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.bench.speculation"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
-        assert child.stdout
-        for line in child.stdout:
-            each = json.loads(line)
-            yield Figure(each["what"], each["value"], each["unit"], each["goal"])
-    if child.returncode:
-        raise UnavailableError("speculation benchmark", f"it ended with {child.returncode}", "its own words are above")
+    yield from figures_of("tests.bench.speculation")
 
 
 def main() -> None:
