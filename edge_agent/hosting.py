@@ -217,7 +217,7 @@ def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
         card = card_named(name)
         path = folder / card.filename
         if not path.is_file():
-            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", f"fetch it with: sly models fetch {name}")
+            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", f"fetch it with: sly models fetch {name}{_into(folder)}")
         files[name] = (card, path)
     return files
 
@@ -233,5 +233,10 @@ def built_model(name: str, folder: Path) -> LanguageCard:
     for entry in card.entries():
         if not (folder / entry.filename).is_file():
             where = f"no file {folder / entry.filename}"
-            raise ConfigError(f"[models] serve {name}", where, "", f"build it with: sly models build {name}")
+            raise ConfigError(f"[models] serve {name}", where, "", f"build it with: sly models build {name}{_into(folder)}")
     return card
+
+
+def _into(folder: Path) -> str:
+    """What a command needs besides the name, to write where the configuration looks."""
+    return "" if folder == default_folder() else f" --folder {folder}"

@@ -19,9 +19,9 @@ from models.calibration import PROSE
 
 LANGUAGE_MODEL = "smollm2"
 SESSION = "harbour"
-FIRST = PROSE + "\nWhat did the lamp burn in 1962? Answer in one sentence."
-SECOND = "And how many watts does the board use?"
-THIRD = "Who came down the stairs?"
+FIRST = PROSE + "\nWhat did the grandfather say about a lighthouse?"
+SECOND = "What are the four things to check before a storm?"
+THIRD = "And what is the capital of Portugal?"
 ANSWER_TOKENS = 48
 AFTER_KILL = "after the restart"
 MOST_RECOMPUTED = 64
