@@ -14,15 +14,19 @@ from board_support.registry import open_board
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.core.values import TrustTier
 from edge_agent.gateway.access import Access
-from edge_agent.hosting import language_models, model_files
+from edge_agent.hosting import language_models, model_files, models_folder
 from edge_agent.node.settings import NodeSettings
+from edge_agent.placement.options import Rules
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.store.identity import load_or_make_seed
 from edge_agent.store.ledger import Ledger
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.tls import TlsFiles
+from models.catalog import catalog
+from models.language_card import RUNTIMES, built, language_catalog
 
 FIRST_RETRY_US = 500_000
 
@@ -96,9 +100,18 @@ def node_settings(config: AgentConfig, signer: Signer, board: Board, ledger: Led
         emulated=board.emulated,
         fleet=config.fleet.name,
         members=members,
-        policy=config.policy,
+        rules=Rules(config.policy, release_digests(config)),
+        trust={board: TrustTier[tier.upper()] for board, tier in config.fleet.trust.items()},
         queue=config.queue,
     )
+
+
+def release_digests(config: AgentConfig) -> frozenset[bytes]:
+    """The digests of the models that boards may run: the catalog's, those built here, and what the operator names."""
+    languages = [*language_catalog().values(), *built(models_folder(config)).values()]
+    known = {bytes.fromhex(each.source.sha256) for each in catalog().values()}
+    known |= {each.digest(runtime) for each in languages for runtime in RUNTIMES}
+    return frozenset(known | {bytes.fromhex(text) for text in config.models.releases})
 
 
 def members_of(config: AgentConfig, signer: Signer) -> dict[str, bytes]:

@@ -217,7 +217,8 @@ def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
         card = card_named(name)
         path = folder / card.filename
         if not path.is_file():
-            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", f"fetch it with: sly models fetch {name}{_into(folder)}")
+            remedy = f"fetch it with: sly models fetch {name}{_into(folder)}"
+            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", remedy)
         files[name] = (card, path)
     return files
 

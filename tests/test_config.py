@@ -38,12 +38,12 @@ def test_the_defaults_are_pinned() -> None:
     assert config == {
         "board": {"id": "a", "backend": "auto", "profile": "", "paced": True},
         "state": {"folder": Path("/var/lib/sly"), "cache_bytes": 512 * 2**20},
-        "fleet": {"name": "home", "members": {}},
+        "fleet": {"name": "home", "members": {}, "trust": {}},
         "broker": {
             "host": "", "port": 1883, "ca_file": "", "certificate_file": "", "key_file": "", "keepalive_s": 10,
             "reconnect_max_ms": 30_000, "untrusted": "stop", "will_delay_s": 0,
         },
-        "models": {"serve": (), "folder": ""},
+        "models": {"serve": (), "folder": "", "releases": ()},
         "engine": {"runtime": "auto", "threads": 1, "memory_bytes": 4 * 2**30, "max_deaths": 3},
         "language": {
             "window_tokens": 2048, "hot_bytes": 192 * 2**20, "ram_bytes": 32 * 2**20, "disk_bytes": 512 * 2**20,
@@ -52,10 +52,15 @@ def test_the_defaults_are_pinned() -> None:
         "gateway": {
             "on": False, "host": "127.0.0.1", "port": 8080, "token": "", "max_body_bytes": 512 * 2**10, "max_requests": 32,
         },
-        "queue": {"max_requests": 1024, "max_bytes": 64 * 2**20},
+        "queue": {"max_requests": 1024, "max_bytes": 64 * 2**20, "order": "edf", "shed_late": True},
         "policy": {
             "energy_us_per_mj": 200, "lateness_factor": 10, "quality_us_per_permille": 20, "link_bytes_per_ms": 10_000,
-            "link_latency_us": 2_000, "guard_band_mdegc": 2_000,
+            "link_latency_us": 2_000, "guard_band_mdegc": 2_000, "horizon_us": 10_000_000, "congestion_factor": 10,
+            "gain_us": 1_000,
+        },
+        "cloud": {
+            "on": False, "url": "", "model": "", "token_file": "", "quality_permille": 900, "price_us": 5_000_000,
+            "busy_us": 3_000_000, "parallel": 4,
         },
     }  # fmt: skip
 

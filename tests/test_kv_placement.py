@@ -16,7 +16,7 @@ from edge_agent.core.values import InferenceRequest, Limits, Tensor
 from edge_agent.node.report import decision_report
 from edge_agent.placement.kv import ANSWER_TOKENS, BYTES_A_TOKEN, KvAction, holdings, plan_kv
 from edge_agent.placement.options import BoardView, Decision, choose
-from tests.virtual_board import offer
+from tests.virtual_board import RULES, offer
 
 POLICY = PolicySection()
 SESSION = session_hash("talk")
@@ -39,7 +39,7 @@ def view(board: str, state: KvState = STATE, **settings: object) -> BoardView:
 
 
 def decided(*views: BoardView, asked: InferenceRequest | None = None) -> Decision:
-    return choose(asked or request(), views, POLICY, MINUTE_US)
+    return choose(asked or request(), views, RULES, MINUTE_US)
 
 
 def test_the_next_turn_goes_to_the_board_that_holds_the_session() -> None:
@@ -139,8 +139,8 @@ def test_what_is_new_in_a_turn_is_computed_and_what_is_sent_again_is_not_counted
 def test_a_picture_does_not_wait_for_talk_and_talk_not_for_pictures() -> None:
     queued = replace(STATE, queue_us=7)
     board = BoardView("a", (TALK, offer("small", 10)), 9_000, local=True, kv={"parrot": queued})
-    talk = choose(request(), [board], POLICY, MINUTE_US).chosen
-    look = choose(InferenceRequest("ab" * 16, "detect_faces", {}), [board], POLICY, MINUTE_US).chosen
+    talk = choose(request(), [board], RULES, MINUTE_US).chosen
+    look = choose(InferenceRequest("ab" * 16, "detect_faces", {}), [board], RULES, MINUTE_US).chosen
     assert talk is not None and look is not None
     assert (talk.cost.wait_us, look.cost.wait_us) == (7, 9_000)
 

@@ -58,7 +58,7 @@ from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
 from tests.scripted_speaker import end_of_turn
-from tests.virtual_board import TASK, echo, offer, seed_of
+from tests.virtual_board import RULES, TASK, echo, offer, seed_of
 
 SECOND_US = 1_000_000
 Kind = TypeVar("Kind")
@@ -81,7 +81,7 @@ class Desk:
 
     def boot(self) -> list[Effect]:
         self.boots += 1
-        settings = NodeSettings("a", self.boots, SIGNERS["a"], members=MEMBERS, queue=self.queue)
+        settings = NodeSettings("a", self.boots, SIGNERS["a"], members=MEMBERS, rules=RULES, queue=self.queue)
         self.node = Node(settings, self.ledger)
         self.feed(Hosted(SMALL))
         with self.ledger.transaction():
@@ -578,7 +578,7 @@ def told_owed(desk: Desk, addressee: str) -> InferenceResult:
 def test_a_board_that_left_the_fleet_does_not_stop_the_boot_with_what_it_had_sent(desk: Desk) -> None:
     desk.meet("b")
     desk.deliver(dispatch(request()))
-    settings = NodeSettings("a", 9, SIGNERS["a"], members={"a": MEMBERS["a"]})
+    settings = NodeSettings("a", 9, SIGNERS["a"], members={"a": MEMBERS["a"]}, rules=RULES)
     with desk.ledger.transaction():
         Node(settings, desk.ledger).recover(0)
     assert told_owed(desk, "b").status is Status.FAILED

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from edge_agent.core.config import PolicySection
 from edge_agent.core.values import InferenceRequest, Limits, ModelOffer, Tensor
 from edge_agent.placement.cost import CostParts, corrected, option_cost
-from edge_agent.placement.options import BoardView, Decision, choose
+from edge_agent.placement.options import BoardView, Decision, Rules, choose
 from tests.virtual_board import TASK, offer
 
 POLICY = PolicySection()
+RULES = Rules(POLICY, frozenset(sha256(name.encode()).digest() for name in ("m", "m1", "m2", "m3", "large", "small", "tiny")))
 REQUEST = InferenceRequest("ab" * 16, TASK, {"image": Tensor("uint8", (1000,), bytes(1000))})
 SECOND_US = 1_000_000
 
@@ -49,7 +51,7 @@ requests = st.builds(
 
 
 def decided(request: InferenceRequest, *boards: BoardView, budget_us: int = SECOND_US) -> Decision:
-    return choose(request, boards, POLICY, budget_us)
+    return choose(request, boards, RULES, budget_us)
 
 
 def only_reason(request: InferenceRequest, view: BoardView) -> str:
@@ -111,7 +113,7 @@ def test_a_decision_does_not_depend_on_the_hash_seed() -> None:
     program = (
         "from tests.test_placement import *; twins = (offer('m2', 9), offer('m1', 9));"
         "boards = [BoardView(name, twins) for name in {'d', 'a', 'c', 'b'}];"
-        "d = choose(REQUEST, boards, POLICY, 1000); print([(o.board, o.offer.model, o.cost) for o in d.ranked])"
+        "d = choose(REQUEST, boards, RULES, 1000); print([(o.board, o.offer.model, o.cost) for o in d.ranked])"
     )
     path = os.pathsep.join(sys.path)
     decisions = {

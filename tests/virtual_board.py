@@ -52,6 +52,7 @@ from edge_agent.node.node import Node
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, end_of, end_tensor, turn_of
+from edge_agent.placement.options import Rules
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message, Rejected, Will
@@ -85,6 +86,10 @@ def seed_of(board: str) -> bytes:
 
 def offer(model: str, busy_us: int, quality_permille: int = 800, task: str = TASK) -> ModelOffer:
     return ModelOffer(model, task, sha256(model.encode()).digest(), quality_permille, busy_us, busy_us)
+
+
+RULES = Rules(releases=frozenset(sha256(model.encode()).digest() for model in ("small", "large", "tiny", "parrot")))
+"""What is released on virtual boards: models whose digest is that of their name."""
 
 
 def echo(request: InferenceRequest, board: str, model: str, busy_us: int) -> InferenceResult:
@@ -167,6 +172,7 @@ class VirtualBoard:
             signer=Signer(self.name.encode(), seed_of(self.name)),
             fleet=FLEET,
             members=self.fleet.keys,
+            rules=RULES,
             queue=self.queue,
         )
         self.node = Node(settings, self.ledger)

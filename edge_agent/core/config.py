@@ -67,6 +67,10 @@ class FleetSection:
     members: Mapping[str, str] = _setting(
         "every board's Ed25519 public key, as sly identity prints it", {}, text=r"[0-9a-f]{64}", names=BOARD_ID.pattern
     )
+    trust: Mapping[str, str] = _setting(
+        "what the operator says of a board: contraindicated, none, warning or affirming; none where nothing is said",
+        {}, text=r"contraindicated|none|warning|affirming", names=BOARD_ID.pattern,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,9 @@ class ModelsSection:
 
     serve: tuple[str, ...] = _setting("models of the catalog that this board hosts", (), text=MODEL_NAME.pattern, entries=64)
     folder: str = _setting("where sly models fetch put them; empty for its default", "")
+    releases: tuple[str, ...] = _setting(
+        "SHA-256 of models that may run besides those of the catalog and those built here", (), text=r"[0-9a-f]{64}", entries=256
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,10 @@ class QueueSection:
 
     max_requests: int = _setting("requests that may wait here", 1024, low=1, high=100_000)
     max_bytes: int = _setting("bytes of their inputs", 64 * 2**20, low=2**20)
+    order: str = _setting(
+        "which waiting request is next: edf takes the earliest deadline, fifo the oldest", "edf", one_of=("edf", "fifo")
+    )
+    shed_late: bool = _setting("answer at once, with the reason, what no board can do in time", True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,25 @@ class PolicySection:
     link_bytes_per_ms: int = _setting("the throughput that a message between boards is reckoned with", 10_000, low=1, high=10**7)
     link_latency_us: int = _setting("and its latency", 2_000, low=0, high=10**7)
     guard_band_mdegc: int = _setting("a board nearer than this to its trip point takes nothing new", 2_000, low=0, high=50_000)
+    horizon_us: int = _setting("the stretch of time that the table plans for", 10_000_000, low=10_000, high=600_000_000)
+    congestion_factor: int = _setting(
+        "what a busy microsecond is worth, in microseconds, on a board that is booked for the whole horizon", 10, low=0, high=1000
+    )
+    gain_us: int = _setting("the table is settled when no request gains so much by another option", 1_000, low=1, high=10**9)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudSection:
+    """``[cloud]``: an OpenAI-compatible endpoint outside the fleet, for turns of talk whose data is marked public."""
+
+    on: bool = _setting("let public turns go there when that is the best option", False)
+    url: str = _setting("its base URL, with the version: https://example.com/v1", "", text=r"(https?://[^\s]+)?")
+    model: str = _setting("the model to ask for there", "")
+    token_file: str = _setting("a file with the bearer token; empty for none", "")
+    quality_permille: int = _setting("the quality of its answers", 900, low=0, high=1000)
+    price_us: int = _setting("what one turn costs, in the microseconds of [policy]", 5_000_000, low=0, high=10**12)
+    busy_us: int = _setting("how long a turn takes there, before any was measured", 3_000_000, low=1, high=10**9)
+    parallel: int = _setting("turns there at once", 4, low=1, high=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +205,7 @@ class AgentConfig:
     gateway: GatewaySection = GatewaySection()
     queue: QueueSection = QueueSection()
     policy: PolicySection = PolicySection()
+    cloud: CloudSection = CloudSection()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object]) -> AgentConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from math import prod
 from types import MappingProxyType
 
@@ -35,6 +35,10 @@ MAX_BOARDS = 1024
 """In one fleet."""
 MAX_DEADLINE_US = 3_600_000_000
 DEFAULT_DEADLINE_US = 10_000_000
+MAX_SHAPE = 127
+MAX_SHAPES = 8
+"""That a board tells of, for one model."""
+MAX_MEASURED = 2**31
 MAX_PARALLEL = 256
 """Jobs of one model that a board may run at once."""
 MAX_PART_CHARS = 16_384
@@ -47,6 +51,28 @@ TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+
+class TrustTier(IntEnum):
+    """What the appraisal of a board says of it (AR4SI, draft-ietf-rats-ar4si), from the worst to the best."""
+
+    CONTRAINDICATED = 0
+    NONE = 1
+    """Nobody has appraised it."""
+    WARNING = 2
+    AFFIRMING = 3
+
+
+class DataClass(StrEnum):
+    """How far the inputs of a request may travel."""
+
+    PUBLIC = "public"
+    """Anywhere, a cloud included."""
+    PRIVATE = "private"
+    """The boards of this fleet."""
+    LOCAL = "local"
+    """The board where it came in."""
+
 
 INVOKE = "invoke"
 """The task of a request that brings a pinned model's own input tensors and wants its output tensors."""
@@ -117,17 +143,21 @@ def encoded_image(data: bytes) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may cost: a deadline counted from its submission, an energy ceiling, a floor under model quality."""
+    """What a request may cost: a deadline counted from its submission, an energy ceiling, a floor under model quality, and a
+    floor under the appraisal of the board that runs it; a contraindicated board runs nothing."""
 
     deadline_us: int = DEFAULT_DEADLINE_US
     energy_uj: int | None = None
     quality_permille: int = 0
+    trust: TrustTier = TrustTier.NONE
 
     def __post_init__(self) -> None:
         bounded("limit deadline_us", self.deadline_us, 1, MAX_DEADLINE_US, "µs")
         bounded("limit quality_permille", self.quality_permille, 0, 1000)
         if self.energy_uj is not None:
             bounded("limit energy_uj", self.energy_uj, 1, 10**12, "µJ")
+        if not isinstance(self.trust, TrustTier) or self.trust is TrustTier.CONTRAINDICATED:
+            raise RefusedError("limit trust", shown(self.trust), "none, warning or affirming")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +166,8 @@ class InferenceRequest:
 
     ``task`` names what is wanted (``detect_faces``, or ``invoke`` for raw tensors of a pinned ``model``); without a pinned
     ``model`` the choice among the models that do the task is part of the placement.  ``session`` names the talk that a turn
-    belongs to, so that the placement need not read the turn.
+    belongs to, and ``answer_tokens`` how long its answer may be (0: unknown), so that the placement need not read the turn.
+    ``data`` says how far the inputs may travel.
     """
 
     request_id: str
@@ -145,6 +176,8 @@ class InferenceRequest:
     model: str | None = None
     limits: Limits = Limits()
     session: str = ""
+    data: DataClass = DataClass.PRIVATE
+    answer_tokens: int = 0
     size_bytes: int = field(init=False, compare=False)
     """Of all inputs together."""
 
@@ -157,6 +190,9 @@ class InferenceRequest:
             raise RefusedError("request", "task 'invoke' without a model", "a model name", "say which model takes the tensors")
         if self.session:
             checked(SESSION_NAME, "session", self.session)
+        if self.data not in list(DataClass):
+            raise RefusedError("data class", shown(self.data), ", ".join(DataClass))
+        bounded("request answer_tokens", self.answer_tokens, 0, MAX_ANSWER_TOKENS, "tokens")
         object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
         object.__setattr__(self, "size_bytes", sum(tensor.size_bytes for tensor in self.inputs.values()))
 
@@ -243,10 +279,32 @@ def failure(request_id: str, status: Status, board: str, reason: str, model: str
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeCost:
+    """What one inference of a model costs on a board for requests of one ``shape`` (``core.wanted.shape_of``).
+
+    ``measured``: how many measurements it stands on; the confidence.
+    """
+
+    shape: int
+    busy_us: int
+    energy_uj: int
+    measured: int = 0
+
+    def __post_init__(self) -> None:
+        bounded("cost shape", self.shape, 0, MAX_SHAPE)
+        bounded("cost busy_us", self.busy_us, 1, MAX_COST, "µs")
+        bounded("cost energy_uj", self.energy_uj, 0, MAX_COST, "µJ")
+        bounded("cost measured", self.measured, 0, MAX_MEASURED)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOffer:
     """A model that a board hosts, and what one inference of it costs there: roofline prior, corrected by measurement.
 
+    ``busy_us`` and ``energy_uj`` are of a request of no known shape; ``shapes`` of those shapes that were measured most.
+    ``measured``: how many measurements all of them stand on.
     ``parallel``: so many inferences of it run there at once, each as fast as alone; 1 for what takes the whole board.
+    ``cloud``: it runs outside the fleet, on behalf of this board, for ``price_us`` (µs-equivalents) a request.
     """
 
     model: str
@@ -256,6 +314,10 @@ class ModelOffer:
     busy_us: int
     energy_uj: int
     parallel: int = 1
+    shapes: tuple[ShapeCost, ...] = ()
+    measured: int = 0
+    cloud: bool = False
+    price_us: int = 0
 
     def __post_init__(self) -> None:
         checked(MODEL_NAME, "offered model", self.model)
@@ -266,6 +328,16 @@ class ModelOffer:
         bounded("offer busy_us", self.busy_us, 1, MAX_COST, "µs")
         bounded("offer energy_uj", self.energy_uj, 0, MAX_COST, "µJ")
         bounded("offer parallel", self.parallel, 1, MAX_PARALLEL)
+        bounded("offer measured", self.measured, 0, MAX_MEASURED)
+        bounded("offer price_us", self.price_us, 0, MAX_COST, "µs")
+        numbers = [each.shape for each in self.shapes]
+        if len(numbers) > MAX_SHAPES or numbers != sorted(set(numbers)):
+            raise RefusedError(f"shapes of {self.model}", numbers, f"at most {MAX_SHAPES}, each once, ascending")
+
+    def cost_of(self, shape: int) -> ShapeCost:
+        """What a request of this shape costs here, as far as is known."""
+        known = next((each for each in self.shapes if each.shape == shape), None)
+        return known or ShapeCost(shape, self.busy_us, self.energy_uj)
 
     def serves(self, request: InferenceRequest) -> bool:
         """Does this model do the request's task (raw ``invoke`` works on every model), and is it the pinned one if any?"""

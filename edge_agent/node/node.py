@@ -48,17 +48,17 @@ from edge_agent.node.ingress import LocalClient
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns
-from edge_agent.node.routing import PART_TICKET, Router
+from edge_agent.node.routing import PART_TICKET, Chooser, Router
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.voice import Voice, seconds
-from edge_agent.placement.options import Decision
+from edge_agent.placement.options import Decision, choose
 from edge_agent.store.ledger import Ledger
 from edge_agent.transport.link import Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Kind
 
 
 class Node:
-    def __init__(self, settings: NodeSettings, ledger: Ledger) -> None:
+    def __init__(self, settings: NodeSettings, ledger: Ledger, choose: Chooser = choose) -> None:
         self.settings = settings
         self.board = settings.board
         self.fleet = FleetState()
@@ -69,8 +69,8 @@ class Node:
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
-        self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets)
-        self.moves = Moves(settings.board, settings.policy, self.execution, self._voice, tickets)
+        self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose)
+        self.moves = Moves(settings.board, settings.rules.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
             settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice,
             self.moves,

@@ -8,13 +8,13 @@ once.  A board that is lost in the middle of an answer is followed by one that g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, TrustTier, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
@@ -25,7 +25,7 @@ from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, ENVELOPE_BYTES, Voice
-from edge_agent.placement.options import BoardView, Decision, choose
+from edge_agent.placement.options import BoardView, Decision, Rules
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES
 
 PART_TICKET = -(2**62)
@@ -33,6 +33,10 @@ PART_TICKET = -(2**62)
 MAX_DECISIONS = 1024
 MAX_REMEMBERED = 16_384
 """Options and exclusions in all remembered decisions together: a few MiB."""
+
+
+Chooser = Callable[[InferenceRequest, Sequence[BoardView], Rules, int], Decision]
+"""What decides: ``placement.choose``, or what a simulation sets beside it."""
 
 
 class Router:
@@ -44,9 +48,10 @@ class Router:
         mailbox: Mailbox,
         voice: Voice,
         tickets: Iterator[int],
+        choose: Chooser,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
-        self._board = settings.board
+        self._board, self._choose = settings.board, choose
         self.ingress = Ingress(settings.queue)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
@@ -166,7 +171,7 @@ class Router:
         except RefusedError as error:
             yield from self._shed(pending, f"no other board can go on with it: {error}")
             return
-        decision = choose(request, self._views(pending, now_us), self._settings.policy, budget_us)
+        decision = self._choose(request, list(self._views(pending, now_us)), self._settings.rules, budget_us)
         self._remember(decision)
         option = decision.chosen
         if option is None and pending.may_answer:
@@ -213,6 +218,7 @@ class Router:
             headroom_mdegc=self.headroom_mdegc,
             barred=self._execution.full(size_bytes),
             barred_models=pending.failed_models,
+            trust=self._trust(self._board),
             kv={state.model: state for state in self._execution.kv_states(now_us)},
         )
         for record in self._fleet.records():
@@ -222,9 +228,13 @@ class Router:
                 record.offers,
                 max(record.queue_us - since_heard_us, self.ingress.outstanding_us(record.board)),
                 headroom_mdegc=record.headroom_mdegc,
+                trust=self._trust(record.board),
                 barred=pending.failed.get(record.board) or self._unreachable(record, size_bytes),
                 kv={state.model: self._as_of_now(record, state, since_heard_us) for state in record.kv},
             )
+
+    def _trust(self, board: str) -> TrustTier:
+        return self._settings.trust.get(board, TrustTier.NONE)
 
     def _as_of_now(self, record: BoardRecord, state: KvState, since_heard_us: int) -> KvState:
         """A board's word on its language model, and what was sent there since."""

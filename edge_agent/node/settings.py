@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_agent.core.config import PolicySection, QueueSection
+from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
+from edge_agent.core.values import TrustTier
+from edge_agent.placement.options import Rules
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """``members``: every board of the fleet and its Ed25519 public key, 32 bytes; ``boot_epoch`` counts this board's starts."""
+    """``members``: every board of the fleet and its Ed25519 public key, 32 bytes; ``boot_epoch`` counts this board's starts;
+    ``trust``: what is said of boards' trustworthiness, ``NONE`` where nothing is."""
 
     board: str
     boot_epoch: int
@@ -20,5 +23,6 @@ class NodeSettings:
     emulated: bool = False
     fleet: str = "home"
     members: Mapping[str, bytes] = field(default_factory=dict)
-    policy: PolicySection = PolicySection()
+    rules: Rules = Rules()
+    trust: Mapping[str, TrustTier] = field(default_factory=dict)
     queue: QueueSection = QueueSection()

@@ -25,6 +25,10 @@ class CostParts:
     quality_us: int
     kv_us: int = 0
     """Bringing the past of a session to where its next turn runs."""
+    congestion_us: int = 0
+    """What its busy time takes from others, on a board that is booked by the agreed table."""
+    price_us: int = 0
+    """Of the cloud."""
 
     @property
     def latency_us(self) -> int:
@@ -32,7 +36,7 @@ class CostParts:
 
     @property
     def total_us(self) -> int:
-        return self.latency_us + self.energy_us + self.lateness_us + self.quality_us
+        return self.latency_us + self.energy_us + self.lateness_us + self.quality_us + self.congestion_us + self.price_us
 
 
 def option_cost(
@@ -46,11 +50,14 @@ def option_cost(
     budget_us: int,
     quality_permille: int,
     kv_us: int = 0,
+    booked_us: int = 0,
+    price_us: int = 0,
 ) -> CostParts:
     """The cost of one (model, board) option: its work, the work before it, the way there, the way of its session's KV
     (``kv_us``), and what it falls short in.
 
-    ``payload_bytes`` travel only when ``remote``; ``budget_us`` is what is left of the deadline.
+    ``payload_bytes`` travel only when ``remote``; ``budget_us`` is what is left of the deadline; ``booked_us`` is the work that
+    the board is booked for within the policy's horizon.
     """
     transfer_us = policy.link_latency_us + payload_bytes * 1000 // policy.link_bytes_per_ms if remote else 0
     late_us = max(0, busy_us + queue_us + transfer_us + kv_us - budget_us)
@@ -62,6 +69,8 @@ def option_cost(
         lateness_us=late_us * policy.lateness_factor,
         quality_us=(1000 - quality_permille) * policy.quality_us_per_permille,
         kv_us=kv_us,
+        congestion_us=policy.congestion_factor * busy_us * booked_us // policy.horizon_us,
+        price_us=price_us,
     )
 
 

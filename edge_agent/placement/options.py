@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.core.chat import CHAT
 from edge_agent.core.config import PolicySection
 from edge_agent.core.kv import KvState, session_hash
-from edge_agent.core.values import InferenceRequest, ModelOffer
+from edge_agent.core.values import DataClass, InferenceRequest, ModelOffer, TrustTier
+from edge_agent.core.wanted import Wanted
 from edge_agent.placement.cost import CostParts, option_cost
 from edge_agent.placement.kv import Holding, KvAction, KvPlan, holdings, plan_kv
 
@@ -21,12 +21,21 @@ NO_KV = KvPlan(KvAction.NONE, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What every board of a fleet places by. ``releases``: the SHA-256 digests of the models that are signed; no other runs."""
+
+    policy: PolicySection = PolicySection()
+    releases: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class BoardView:
     """A board as the deciding board sees it. ``barred`` is why it may not be used at all; empty when it may.
 
     ``barred_models`` says the same of single models there.
-    ``queue_us`` is the work that waits there for pictures (a language model's is in its ``kv``); ``headroom_mdegc`` the distance
-    to its trip point, ``None`` if unknown.
+    ``queue_us`` is the work that waits there for pictures (a language model's is in its ``kv``); ``booked_us`` what it is booked
+    for within the policy's horizon; ``headroom_mdegc`` the distance to its trip point, now or as forecast, whichever is less,
+    ``None`` if unknown.
     """
 
     board: str
@@ -38,6 +47,8 @@ class BoardView:
     barred_models: Mapping[str, str] = field(default_factory=dict)
     kv: Mapping[str, KvState] = field(default_factory=dict)
     """Of each language model there."""
+    trust: TrustTier = TrustTier.NONE
+    booked_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,84 +93,104 @@ class Decision:
         return "; ".join(f"{e.board}{'/' + e.model if e.model else ''}: {e.reason}" for e in self.excluded) or "no board is known"
 
 
-def choose(request: InferenceRequest, boards: Iterable[BoardView], policy: PolicySection, budget_us: int) -> Decision:
+def choose(request: InferenceRequest, boards: Iterable[BoardView], rules: Rules, budget_us: int) -> Decision:
     """Rank every feasible option of ``request`` over ``boards`` and keep the reason of every infeasible one.
 
     ``budget_us`` is what is left of the deadline.
     """
+    wanted = Wanted.of(request)
     views = sorted(boards, key=lambda v: v.board)
     held = _held(request, views)
     ranked: list[Option] = []
     excluded: list[Exclusion] = []
     for view in views:
-        if reason := _board_filter(view, policy.guard_band_mdegc) or _task_filter(request, view):
+        if reason := why_not_board(wanted, view, rules):
             excluded.append(Exclusion(view.board, "", reason))
             continue
         for offer in sorted(view.offers, key=lambda o: o.model):
-            if not offer.serves(request):
+            if not wanted.served_by(offer):
                 continue
-            if reason := view.barred_models.get(offer.model) or _offer_filter(request, offer):
+            if reason := view.barred_models.get(offer.model) or why_not_model(wanted, offer, rules):
                 excluded.append(Exclusion(view.board, offer.model, reason))
                 continue
-            plan = _kv_plan(request, view, offer, held, policy)
+            plan = kv_plan(wanted, view, offer, held.get(offer.model, ()), rules.policy)
             if plan.lacking:
                 excluded.append(Exclusion(view.board, offer.model, plan.lacking))
                 continue
-            state = view.kv.get(offer.model)
-            cost = option_cost(
-                policy,
-                busy_us=offer.busy_us + plan.prefill_us,
-                energy_uj=offer.energy_uj,
-                queue_us=state.queue_us if state and request.task == CHAT else view.queue_us,
-                payload_bytes=request.size_bytes,
-                remote=not view.local,
-                budget_us=budget_us,
-                quality_permille=offer.quality_permille,
-                kv_us=plan.kv_us,
-            )
-            ranked.append(Option(view.board, offer, cost, plan))
+            ranked.append(Option(view.board, offer, weigh(wanted, view, offer, plan, budget_us, rules.policy), plan))
     return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded))
+
+
+def why_not_board(wanted: Wanted, view: BoardView, rules: Rules) -> str:
+    """Why no model of this board may serve this; empty if one may."""
+    if view.barred:
+        return view.barred
+    if view.trust is TrustTier.CONTRAINDICATED:
+        return "its appraisal is contraindicated"
+    if view.trust < wanted.trust:
+        return f"its appraisal is {view.trust.name.lower()}, the request asks for {wanted.trust.name.lower()}"
+    if wanted.data is DataClass.LOCAL and not view.local:
+        return "the request's data may not leave the board where it came in"
+    guard_mdegc = rules.policy.guard_band_mdegc
+    if view.headroom_mdegc is not None and view.headroom_mdegc < guard_mdegc:
+        return f"too hot: {view.headroom_mdegc} m°C under its trip point, the guard band is {guard_mdegc} m°C"
+    if any(wanted.served_by(offer) for offer in view.offers):
+        return ""
+    hosted = ", ".join(sorted(f"{o.model} ({o.task})" for o in view.offers)) or "nothing"
+    return f"does not host {wanted.model or 'a model for ' + wanted.task}; it hosts {hosted}"
+
+
+def why_not_model(wanted: Wanted, offer: ModelOffer, rules: Rules) -> str:
+    """Why this model may not serve this, wherever it is; empty if it may."""
+    if offer.cloud and wanted.data is not DataClass.PUBLIC:
+        return f"the request's data is {wanted.data}, only public data may go to the cloud"
+    if offer.cloud and wanted.trust > TrustTier.NONE:
+        return f"nobody appraises the cloud, the request asks for {wanted.trust.name.lower()}"
+    if not offer.cloud and offer.digest not in rules.releases:
+        return f"its digest {offer.digest.hex()[:16]} is not that of a signed release"
+    if offer.quality_permille < wanted.quality_permille:
+        return f"quality {offer.quality_permille} ‰ is under the request's floor of {wanted.quality_permille} ‰"
+    energy_uj = offer.cost_of(wanted.shape).energy_uj
+    if wanted.energy_uj and energy_uj > wanted.energy_uj:
+        return f"{energy_uj} µJ an inference is over the request's {wanted.energy_uj} µJ"
+    return ""
+
+
+def kv_plan(
+    wanted: Wanted, view: BoardView, offer: ModelOffer, held: Iterable[Holding] = (), policy: PolicySection | None = None
+) -> KvPlan:
+    """What the KV cache of ``offer`` on this board has to do for a turn, given who holds its session."""
+    state = view.kv.get(offer.model)
+    if not wanted.talks or state is None:
+        return NO_KV
+    return plan_kv(view.board, state, wanted.size_bytes, held, policy or PolicySection())
+
+
+def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budget_us: int, policy: PolicySection) -> CostParts:
+    """What a feasible option costs."""
+    state, cost = view.kv.get(offer.model), offer.cost_of(wanted.shape)
+    return option_cost(
+        policy,
+        busy_us=cost.busy_us + plan.prefill_us,
+        energy_uj=cost.energy_uj,
+        queue_us=state.queue_us if state and wanted.talks else view.queue_us,
+        payload_bytes=wanted.size_bytes,
+        remote=not view.local,
+        budget_us=budget_us,
+        quality_permille=offer.quality_permille,
+        kv_us=plan.kv_us,
+        booked_us=view.booked_us,
+        price_us=offer.price_us,
+    )
 
 
 def _held(request: InferenceRequest, views: Iterable[BoardView]) -> dict[str, list[Holding]]:
     """Who holds KV of the request's session that can be had, by model."""
-    if request.task != CHAT or not request.session:
-        return {}
-    session, held = session_hash(request.session), dict[str, list[Holding]]()
+    held = dict[str, list[Holding]]()
+    if not Wanted.of(request).talks or not request.session:
+        return held
+    session = session_hash(request.session)
     reachable = [view for view in views if not view.barred]
     for model in {model for view in reachable for model in view.kv}:
         held[model] = holdings(session, [(view.board, view.kv[model]) for view in reachable if model in view.kv])
     return held
-
-
-def _kv_plan(
-    request: InferenceRequest, view: BoardView, offer: ModelOffer, held: Mapping[str, list[Holding]], policy: PolicySection
-) -> KvPlan:
-    state = view.kv.get(offer.model)
-    if request.task != CHAT or state is None:
-        return NO_KV
-    return plan_kv(view.board, state, request.size_bytes, held.get(offer.model, ()), policy)
-
-
-def _board_filter(view: BoardView, guard_band_mdegc: int) -> str:
-    if view.barred:
-        return view.barred
-    if view.headroom_mdegc is not None and view.headroom_mdegc < guard_band_mdegc:
-        return f"too hot: {view.headroom_mdegc} m°C under its trip point, the guard band is {guard_band_mdegc} m°C"
-    return ""
-
-
-def _task_filter(request: InferenceRequest, view: BoardView) -> str:
-    if any(offer.serves(request) for offer in view.offers):
-        return ""
-    hosted = ", ".join(sorted(f"{o.model} ({o.task})" for o in view.offers)) or "nothing"
-    return f"does not host {request.model or 'a model for ' + request.task}; it hosts {hosted}"
-
-
-def _offer_filter(request: InferenceRequest, offer: ModelOffer) -> str:
-    limits = request.limits
-    if offer.quality_permille < limits.quality_permille:
-        return f"quality {offer.quality_permille} ‰ is under the request's floor of {limits.quality_permille} ‰"
-    if limits.energy_uj is not None and offer.energy_uj > limits.energy_uj:
-        return f"{offer.energy_uj} µJ an inference is over the request's {limits.energy_uj} µJ"
-    return ""
