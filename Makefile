@@ -81,7 +81,7 @@ $(VENV)/demo.made: $(VENV)/pip.made setup.cfg pyproject.toml
 
 $(VENV)/dev.made: $(VENV)/demo.made
 	@echo "installing what the tests need into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway,bench,cloud]'
 	@touch $@
 
 .venv-llama/llama.made:

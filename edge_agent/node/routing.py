@@ -74,6 +74,11 @@ class Router:
             self.ingress.add(pending)
             yield from self._place(pending, now_us)
 
+    def preview(self, request: InferenceRequest, now_us: int) -> Decision:
+        """What would be decided about ``request`` if it came in now; nothing is taken in, counted or remembered."""
+        pending = Pending(request, LocalClient(0), now_us + request.limits.deadline_us)
+        return self._choose(request, list(self._views(pending, now_us)), self._settings.rules, request.limits.deadline_us)
+
     def abandon(self, handle: int) -> Iterator[Effect]:
         """The client behind ``handle`` has gone: what it asked for is not begun any more, and talk is broken off."""
         placed_on = self.ingress.placed_for_client(handle)
