@@ -30,7 +30,7 @@ from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
-from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer
+from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, ModelOffer, TrustTier
 from edge_agent.gateway.access import Access
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
@@ -125,8 +125,12 @@ class Agent:
         own = [offer.model for offer in self.node.execution.offers.values() if offer.task == CHAT]
         return own + sorted({offer.model for offer in self.node.offers_elsewhere() if offer.task == CHAT} - set(own))
 
-    async def talk(self, turn: Turn, model: str | None = None) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+    async def talk(
+        self, turn: Turn, model: str | None = None, *, data: DataClass = DataClass.PRIVATE, trust: TrustTier = TrustTier.NONE
+    ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn, here or on another board: its parts as they come, then its end.
+
+        ``data`` says how far the turn may travel, ``trust`` how well the board that serves it must have been appraised.
 
         Raises ``RefusedError`` for a turn that is at fault, ``UnavailableError`` when no board can serve it now.
         """
@@ -134,7 +138,7 @@ class Agent:
             raise UnavailableError(DRAINING, f"{self.node.board} is being stopped", "ask another board")
         if (model or "") not in ["", *self.models()]:
             raise RefusedError(UNKNOWN_MODEL, model, ", ".join(self.models()) or "none is hosted", "see [models] serve")
-        async with aclosing(self._talks.talk(turn, model)) as parts:
+        async with aclosing(self._talks.talk(turn, model, data=data, trust=trust)) as parts:
             async for part in parts:
                 yield part
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from edge_agent.core.chat import Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import AnswerPart, InferenceResult, Limits, Status
+from edge_agent.core.values import AnswerPart, DataClass, InferenceResult, Limits, Status, TrustTier
 from edge_agent.node.events import Abandoned, Event, Submitted
 from edge_agent.node.streams import Assembly, end_of, turn_request
 
@@ -41,13 +41,16 @@ class Talks:
         if handle in self._heard:
             self._heard[handle].put_nowait(result)
 
-    async def talk(self, turn: Turn, model: str | None) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+    async def talk(
+        self, turn: Turn, model: str | None, *, data: DataClass = DataClass.PRIVATE, trust: TrustTier = TrustTier.NONE
+    ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn. Raises ``RefusedError`` for one that is at fault, ``UnavailableError`` when no board can serve it."""
         handle, answered, shown, told_tokens = self._new_handle(), False, Assembly(turn.begun), 0
         heard: asyncio.Queue[AnswerPart | InferenceResult] = asyncio.Queue()
         self._heard[handle] = heard
         try:
-            self._feed(Submitted(turn_request(os.urandom(16).hex(), turn, model, Limits(TALK_DEADLINE_US)), handle))
+            limits = Limits(TALK_DEADLINE_US, trust=trust)
+            self._feed(Submitted(turn_request(os.urandom(16).hex(), turn, model, limits, data), handle))
             while isinstance(said := await heard.get(), AnswerPart):
                 for fresh in shown.take(said):
                     yield TurnPart(fresh.text, fresh.tokens - told_tokens)

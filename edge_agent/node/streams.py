@@ -13,7 +13,16 @@ from hashlib import sha256
 
 from edge_agent.core.chat import CHAT, TURN, Finish, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor
+from edge_agent.core.values import (
+    MAX_PART_CHARS,
+    AnswerPart,
+    DataClass,
+    InferenceRequest,
+    InferenceResult,
+    Limits,
+    Status,
+    Tensor,
+)
 
 PERIOD_US = 50_000
 OVERLAP_CHARS = 256
@@ -22,12 +31,18 @@ MAX_AHEAD = 32
 """Parts that came before their turn and wait for those between."""
 
 
-def turn_request(request_id: str, turn: Turn, model: str | None, limits: Limits) -> InferenceRequest:
-    """The request of a turn. A sampled turn without a seed gets one, so that another board draws the same tokens."""
+def turn_request(
+    request_id: str, turn: Turn, model: str | None, limits: Limits, data: DataClass = DataClass.PRIVATE
+) -> InferenceRequest:
+    """The request of a turn, telling how long its answer may be.
+
+    A sampled turn without a seed gets one, so that another board draws the same tokens.
+    """
     if not turn.sampling.greedy and turn.sampling.seed is None:
         seed = int.from_bytes(sha256(request_id.encode()).digest()[:8], "little") >> 1
         turn = replace(turn, sampling=replace(turn.sampling, seed=seed))
-    return InferenceRequest(request_id, CHAT, {TURN: _tensor(turn.encode())}, model, limits, turn.session)
+    inputs = {TURN: _tensor(turn.encode())}
+    return InferenceRequest(request_id, CHAT, inputs, model, limits, turn.session, data, turn.max_tokens)
 
 
 def turn_of(request: InferenceRequest) -> Turn:
@@ -58,7 +73,7 @@ def taken_up(request: InferenceRequest, shown: Assembly) -> InferenceRequest:
     """
     turn = turn_of(request)
     turn = replace(turn, begun=shown.text, max_tokens=turn.max_tokens - shown.tokens)
-    return replace(request, inputs={TURN: _tensor(turn.encode())})
+    return replace(request, inputs={TURN: _tensor(turn.encode())}, answer_tokens=turn.max_tokens)
 
 
 def all_shown(request: InferenceRequest, shown: Assembly) -> TurnEnd | None:
