@@ -19,12 +19,14 @@ from edge_agent.core.values import (
     MAX_RANK,
     MAX_TENSORS,
     AnswerPart,
+    DataClass,
     EnergyKind,
     InferenceRequest,
     InferenceResult,
     Limits,
     Status,
     Tensor,
+    TrustTier,
 )
 
 MAX_ENVELOPE_BYTES = 65 * 2**20
@@ -44,9 +46,9 @@ LOCAL = "local"
 """The addressee of what never leaves a board's own socket."""
 
 _REQUEST = {1: ("request_id", bytes), 2: ("task", str), 4: ("inputs", dict), 5: ("limits", dict), 6: ("addressee", str)}
-_REQUEST_OPTIONAL = {3: ("model", str), 7: ("session", str)}
+_REQUEST_OPTIONAL = {3: ("model", str), 7: ("session", str), 8: ("data", str), 9: ("answer_tokens", int)}
 _LIMITS = {1: ("deadline_us", int), 3: ("quality_permille", int)}
-_LIMITS_OPTIONAL = {2: ("energy_uj", int)}
+_LIMITS_OPTIONAL = {2: ("energy_uj", int), 4: ("trust", int)}
 _RESULT = {
     1: ("request_id", bytes), 2: ("status", str), 3: ("board", str), 4: ("model", str), 5: ("model_digest", bytes),
     6: ("outputs", dict), 7: ("busy_us", int), 8: ("energy_uj", int), 9: ("energy_kind", str), 10: ("reason", str),
@@ -82,7 +84,8 @@ def is_part(message: bytes) -> bool:
 
 
 def encode_request(request: InferenceRequest, addressee: str) -> bytes:
-    limits = {1: request.limits.deadline_us, 2: request.limits.energy_uj, 3: request.limits.quality_permille}
+    limits = request.limits
+    trust = None if limits.trust is TrustTier.NONE else limits.trust.value
     return encode(
         _present(
             {
@@ -90,9 +93,11 @@ def encode_request(request: InferenceRequest, addressee: str) -> bytes:
                 2: request.task,
                 3: request.model,
                 4: _tensors_out(request.inputs),
-                5: _present(limits),
+                5: _present({1: limits.deadline_us, 2: limits.energy_uj, 3: limits.quality_permille, 4: trust}),
                 6: addressee,
                 7: request.session or None,
+                8: None if request.data is DataClass.PRIVATE else request.data.value,
+                9: request.answer_tokens or None,
             }
         )
     )
@@ -104,8 +109,30 @@ def decode_request(data: bytes | memoryview, addressee: str) -> InferenceRequest
     _meant_for("request", entry.pop("addressee"), addressee)
     entry["request_id"] = _request_id(entry["request_id"])
     entry["inputs"] = _tensors_in("request inputs", entry["inputs"])
-    entry["limits"] = Limits(**fields(entry["limits"], "request limits", _LIMITS, _LIMITS_OPTIONAL))
+    limits = fields(entry["limits"], "request limits", _LIMITS, _LIMITS_OPTIONAL)
+    entry["limits"] = Limits(**{**limits, "trust": trust_in("request limits trust", limits.get("trust"))})
+    entry["data"] = data_in("request data", entry.get("data"))
+    if entry.get("answer_tokens") == 0:
+        raise RefusedError("request answer_tokens", 0, "nothing, or how long the answer may be")
     return InferenceRequest(**entry)
+
+
+def trust_in(subject: str, tier: int | None) -> TrustTier:
+    """The floor under a board's appraisal, absent where there is none. Raises ``RefusedError`` naming ``subject``."""
+    if tier is None:
+        return TrustTier.NONE
+    if tier in (TrustTier.WARNING, TrustTier.AFFIRMING):
+        return TrustTier(tier)
+    raise RefusedError(subject, tier, "nothing, 2 (warning) or 3 (affirming)")
+
+
+def data_in(subject: str, data: str | None) -> DataClass:
+    """How far inputs may travel, absent where they are private. Raises ``RefusedError`` naming ``subject``."""
+    if data is None:
+        return DataClass.PRIVATE
+    if data in (DataClass.PUBLIC, DataClass.LOCAL):
+        return DataClass(data)
+    raise RefusedError(subject, data, "nothing, 'public' or 'local'")
 
 
 def encode_result(result: InferenceResult, addressee: str) -> bytes:

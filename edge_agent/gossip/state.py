@@ -1,9 +1,10 @@
-"""What a board knows of the others: one record and one standing a board, joined by version.
+"""What a board knows of all boards: one record and one standing a board, joined by version.
 
 Rules: the join keeps the record with the larger ``(boot_epoch, sequence)`` and is commutative, associative and idempotent,
 even over a board that signs two records with one version (the larger encoding stays); a board is gone only when that was
 delivered (its will, its farewell), never because a local clock ran; the table is bounded, and the digest is a function of the
-joined records alone.
+joined records alone.  A board's own record is joined like any other, as it was published, so that what is computed from all of
+them is the same everywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from edge_agent.gossip.record import BoardRecord
 
 
 class FleetState:
-    def __init__(self) -> None:
+    """``board``: this one; empty for who is none of them."""
+
+    def __init__(self, board: str = "") -> None:
+        self._board = board
         self._records: dict[str, BoardRecord] = {}
         self._heard_us: dict[str, int] = {}
         self._presence: dict[str, Presence] = {}
@@ -44,7 +48,11 @@ class FleetState:
         return True
 
     def records(self) -> Iterator[BoardRecord]:
-        """The newest record of every board, in the order of their ids."""
+        """The newest record of every other board, in the order of their ids."""
+        return iter([self._records[board] for board in sorted(self._records) if board != self._board])
+
+    def all_records(self) -> Iterator[BoardRecord]:
+        """The newest record of every board, this one's as it was published, in the order of their ids."""
         return iter([self._records[board] for board in sorted(self._records)])
 
     def version(self, board: str) -> tuple[int, int]:
@@ -65,7 +73,7 @@ class FleetState:
 
     def digest(self) -> bytes:
         """SHA-256 over the joined records: equal on any two boards that joined the same set."""
-        return sha256(encode([record.to_map() for record in self.records()])).digest()
+        return sha256(encode([record.to_map() for record in self.all_records()])).digest()
 
     def _bound(self, table: dict[str, BoardRecord] | dict[str, Presence], board: str) -> None:
         if board not in table and len(table) >= MAX_BOARDS:

@@ -18,9 +18,10 @@ from itertools import count
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import ModelOffer, Status, failure
 from edge_agent.gossip.presence import Standing
-from edge_agent.gossip.record import BoardRecord
+from edge_agent.gossip.record import BoardRecord, headroom_mdegc
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.announcer import Announcer
+from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.events import (
     Abandoned,
     Cancel,
@@ -61,15 +62,18 @@ class Node:
     def __init__(self, settings: NodeSettings, ledger: Ledger, choose: Chooser = choose) -> None:
         self.settings = settings
         self.board = settings.board
-        self.fleet = FleetState()
+        self.fleet = FleetState(settings.board)
+        self.arrivals = Arrivals(settings.rules.policy.horizon_us)
         self.execution = Execution(settings.queue)
         self.sensed = Sensed(None, None)
+        self.forecast_mdegc: tuple[int, int, int] | None = None
+        """Of this board's temperature in 10, 30 and 60 s."""
         self._announcer = Announcer()
         self._voice = Voice(settings)
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
-        self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose)
+        self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose, self.arrivals)
         self.moves = Moves(settings.board, settings.rules.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
             settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice,
@@ -216,8 +220,7 @@ class Node:
 
     def _sense(self, event: Sensed, now_us: int) -> Iterator[Effect]:
         self.sensed = event
-        known = event.temperature_mdegc is not None and event.trip_mdegc is not None
-        self.router.headroom_mdegc = event.trip_mdegc - event.temperature_mdegc if known else None  # type: ignore[operator]
+        self.router.headroom_mdegc = headroom_mdegc(event.temperature_mdegc, event.trip_mdegc, self.forecast_mdegc)
         yield from ()
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
@@ -269,6 +272,11 @@ class Node:
             self._announcer.repeat()
         yield from self.router.undelivered(event.ticket, event.reason, now_us)
 
+    @property
+    def _told_of(self) -> list[str]:
+        """The models that others may use here: not those that this board has elsewhere itself."""
+        return sorted(name for name, offer in self.execution.offers.items() if not offer.cloud)
+
     def _record(self, sequence: int, now_us: int) -> BoardRecord:
         return BoardRecord(
             board=self.board,
@@ -281,5 +289,7 @@ class Node:
             temperature_mdegc=self.sensed.temperature_mdegc,
             trip_mdegc=self.sensed.trip_mdegc,
             kv=tuple(self.execution.kv_states(now_us)),
-            offers=tuple(self.execution.offers[name] for name in sorted(self.execution.offers)),
+            offers=tuple(self.execution.offers[name] for name in self._told_of),
+            demand=self.arrivals.demand(now_us),
+            forecast_mdegc=self.forecast_mdegc,
         )

@@ -15,9 +15,11 @@ from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, TrustTier, failure
+from edge_agent.core.wanted import Wanted
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
+from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.events import Cancel, Effect, Log, Publish, Reply, ReplyPart
 from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending, RemoteClient
@@ -49,9 +51,10 @@ class Router:
         voice: Voice,
         tickets: Iterator[int],
         choose: Chooser,
+        arrivals: Arrivals,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
-        self._board, self._choose = settings.board, choose
+        self._board, self._choose, self._arrivals = settings.board, choose, arrivals
         self.ingress = Ingress(settings.queue)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
@@ -71,6 +74,7 @@ class Router:
         if reason := refusal or self.ingress.full(request):
             yield from self._answer(pending, failure(request.request_id, Status.SHED, self._board, reason))
         else:
+            self._arrivals.count(Wanted.of(request), now_us)
             self.ingress.add(pending)
             yield from self._place(pending, now_us)
 
