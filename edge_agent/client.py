@@ -18,6 +18,7 @@ from edge_agent.core.chat import DEFAULT_NEW_TOKENS, ChatMessage, Sampling, Turn
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import (
     DTYPE_BYTES,
+    DataClass,
     EnergyKind,
     InferenceRequest,
     InferenceResult,
@@ -99,13 +100,18 @@ class Client:
         for connection in self._connections:
             connection.close()
 
-    def look(self, task: str, picture: Path | str | bytes, *, model: str | None = None, limits: Limits | None = None) -> Answer:
+    def look(
+        self, task: str, picture: Path | str | bytes, *, model: str | None = None, limits: Limits | None = None,
+        data: DataClass = DataClass.PRIVATE,
+    ) -> Answer:  # fmt: skip
         """What is in a JPEG or PNG picture, by a task of the catalog (``detect_faces``, ``classify``).
+
+        ``data`` says how far the picture may travel.
 
         Raises ``RefusedError`` for a picture or a limit that cannot be, ``UnavailableError`` when no board can serve it.
         """
-        data = picture if isinstance(picture, bytes) else read_picture(Path(picture))
-        result = self.submit(request_for_picture(task, data, model=model, limits=limits))
+        content = picture if isinstance(picture, bytes) else read_picture(Path(picture))
+        result = self.submit(request_for_picture(task, content, model=model, limits=limits, data=data))
         return answer_of(result)
 
     def chat(
@@ -163,8 +169,10 @@ class Client:
         raise UnavailableError("no agent answers", " | ".join(refusals))
 
 
-def request_for_picture(task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None) -> InferenceRequest:
-    return InferenceRequest(os.urandom(16).hex(), task, {"image": encoded_image(picture)}, model, limits or Limits())
+def request_for_picture(
+    task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None, data: DataClass = DataClass.PRIVATE
+) -> InferenceRequest:
+    return InferenceRequest(os.urandom(16).hex(), task, {"image": encoded_image(picture)}, model, limits or Limits(), data=data)
 
 
 def read_picture(path: Path) -> bytes:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.commands.limits import add_limits
+
 if TYPE_CHECKING:
     from edge_agent.client import Answer
     from edge_agent.core.values import InferenceRequest, InferenceResult
@@ -27,9 +29,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="with --config: ask this board; repeat it to name others that are asked when it is gone (default: every member)",
     )  # fmt: skip
     parser.add_argument("--model", help="this model and no other")
-    parser.add_argument("--deadline-ms", type=int, default=10_000, metavar="N", help="give up after N ms (default: 10000)")
-    parser.add_argument("--energy-mj", type=int, metavar="N", help="spend at most N mJ")
-    parser.add_argument("--quality", type=int, default=0, metavar="N", help="the model's quality must be N per mille or more")
+    add_limits(parser, 10_000)
     parser.add_argument("--output", type=Path, metavar="FILE.png", help="write the picture with what was found drawn on it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_ask)
@@ -37,15 +37,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _ask(arguments: argparse.Namespace) -> int:
     from edge_agent.client import answer_of, read_picture, request_for_picture
-    from edge_agent.core.values import Limits
+    from edge_agent.commands.limits import data_of, limits_of
 
-    limits = Limits(
-        deadline_us=arguments.deadline_ms * 1000,
-        energy_uj=None if arguments.energy_mj is None else arguments.energy_mj * 1000,
-        quality_permille=arguments.quality,
-    )
+    limits, data = limits_of(arguments), data_of(arguments)
     picture = read_picture(arguments.picture)
-    request = request_for_picture(arguments.task, picture, model=arguments.model, limits=limits)
+    request = request_for_picture(arguments.task, picture, model=arguments.model, limits=limits, data=data)
     result = _over_the_broker(arguments, request) if arguments.config else _over_sockets(arguments, request)
     answer = answer_of(result)
     if arguments.output is not None:

@@ -25,8 +25,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    from edge_agent.commands.decision_table import decision_table
+
     report = _asked(arguments.socket, "explain", arguments.request)
-    print(json.dumps(report) if arguments.json else _decision_table(report))
+    print(json.dumps(report) if arguments.json else decision_table(report))
     return 0
 
 
@@ -47,15 +49,4 @@ def _status_table(report: dict[str, Any]) -> str:
         )
     lines.append(f"broker: {report['link']}; pending here: {report['pending']}")
     lines += [f"withdrawn: {model}: {reason}" for model, reason in report["withdrawn"].items()]
-    return "\n".join(lines)
-
-
-def _decision_table(report: dict[str, Any]) -> str:
-    parts = ("busy", "wait", "transfer", "energy", "lateness", "quality")
-    lines = [f"{'':<2} {'board':<16} {'model':<20} {'cost ms':>9} = " + " + ".join(f"{part:>8}" for part in parts)]
-    for rank, option in enumerate(report["options"]):
-        costs = " + ".join(f"{option[part + '_us'] / 1000:>8.2f}" for part in parts)
-        mark = "->" if rank == 0 else ""
-        lines.append(f"{mark:<2} {option['board']:<16} {option['model']:<20} {option['total_us'] / 1000:>9.2f} = {costs}")
-    lines += [f"x  {e['board']:<16} {e['model']:<20} {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)

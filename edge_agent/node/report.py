@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from edge_agent.core.wanted import Wanted
 from edge_agent.node.node import Node
+from edge_agent.node.words import PARTS, class_words, part_us, why
 from edge_agent.placement.options import Decision, Option
 
+Shares = Mapping[tuple[str, str], int]
+"""What the agreed table gives each (board, model) of a class, in thousandths."""
 
-def decision_report(decision: Decision) -> dict[str, object]:
-    """Why a request went where it went: the ranked options with their costs taken apart, and each excluded one's reason."""
+
+def decision_report(decision: Decision, wanted: Wanted | None = None, shares: Shares | None = None) -> dict[str, object]:
+    """Why a request went where it went: the ranked options with their costs taken apart, each excluded one's reason, and why the
+    first one won. ``wanted``: what was asked for, as far as that is remembered; ``shares``: of its class, if the table has it."""
     return {
         "request": decision.request_id,
-        "options": [_option(option) for option in decision.ranked],
+        "class": class_words(wanted.classed()) if wanted else "",
+        "options": [_option(option, shares) for option in decision.ranked],
         "excluded": [{"board": e.board, "model": e.model, "reason": e.reason} for e in decision.excluded],
+        "why": why(decision),
     }
 
 
@@ -48,20 +58,15 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
     }
 
 
-def _option(option: Option) -> dict[str, object]:
-    cost = option.cost
+def _option(option: Option, shares: Shares | None) -> dict[str, object]:
+    costs = {f"{part}_us": part_us(option.cost, part) for part in PARTS}
     return {
         "board": option.board,
         "model": option.offer.model,
-        "total_us": cost.total_us,
-        "busy_us": cost.busy_us,
-        "wait_us": cost.wait_us,
-        "transfer_us": cost.transfer_us,
-        "energy_us": cost.energy_us,
-        "lateness_us": cost.lateness_us,
-        "quality_us": cost.quality_us,
+        "total_us": option.cost.total_us,
+        **costs,
         "kv_action": option.kv.action.value,
-        "kv_us": cost.kv_us,
         "kv_tokens": option.kv.tokens,
         "kv_source": option.kv.source,
+        "share_permille": None if shares is None else shares.get((option.board, option.offer.model), 0),
     }

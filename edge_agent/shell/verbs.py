@@ -1,6 +1,6 @@
-"""The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``status``, ``sessions``, ``drop``.
+"""The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``place``, ``status``, ``sessions``, ``drop``.
 
-Rules: a body that is not the verb's is refused like a verb that does not exist.
+Rules: a body that is not the verb's is refused like a verb that does not exist; what only asks changes nothing.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from edge_agent.core import wire
 from edge_agent.core.clock import Clock
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import REQUEST_ID, checked
+from edge_agent.core.values import REQUEST_ID, InferenceRequest, checked
+from edge_agent.core.wanted import Wanted
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.shell.answers import Answers
+from edge_agent.shell.imagined import imagined
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.work_loop import WorkLoop
 
@@ -30,6 +32,8 @@ class Verbs:
                 return wire.encode_result(result, wire.LOCAL)
             case "explain", str():
                 return self._explained(body)
+            case "place", dict():
+                return self._previewed(imagined(body))
             case "status", int() | None:
                 await self._work.until(lambda: self._node.online_boards >= (body or 1))
                 return fleet_report(self._node, self._clock.monotonic_us())
@@ -38,13 +42,19 @@ class Verbs:
             case "drop", str():
                 await self._drop(body)
                 return None
-        raise RefusedError("call", verb, "infer, explain, status, talk, sessions or drop")
+        raise RefusedError("call", verb, "infer, explain, place, status, talk, sessions or drop")
 
     def _explained(self, request_id: str) -> object:
         decision = self._node.router.decisions.get(checked(REQUEST_ID, "request id", request_id))
         if decision is None:
             raise RefusedError(f"request {request_id}", "an id that is not remembered here", "one of the last requests")
         return decision_report(decision)
+
+    def _previewed(self, request: InferenceRequest) -> object:
+        node, now_us = self._node, self._clock.monotonic_us()
+        refused = f"{node.board} is being stopped" if node.draining else node.router.ingress.full(request)
+        wanted = Wanted.of(request)
+        return decision_report(node.router.preview(request, now_us), wanted) | {"request": "", "refused": refused}
 
     async def _drop(self, session: str) -> None:
         if not any([await speaker.drop(session) for speaker in self._host.speakers.values()]):
