@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from edge_agent.core.chat import CHAT
+from edge_agent.core.chat import CHAT, Finish, TurnEnd
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
 from edge_agent.node.execution import Execution, Job
+from edge_agent.node.streams import end_tensor
 from tests.virtual_board import TASK, echo, offer
 
 QUEUE = QueueSection(max_requests=5, max_bytes=2**20)
@@ -99,7 +100,7 @@ def test_only_a_good_inference_teaches_and_what_it_teaches_is_how_long_the_board
         execution.start_next(0)
         result = echo(job(i).request, "a", "m", 1) if good else failure(job(i).request.request_id, Status.FAILED, "a", "no")
         execution.finish(job(i).key, result, 9_000)
-        assert execution.offers["m"].busy_us == (2_000 if good else 1_000)
+        assert execution.offers["m"].busy_us == (1_500 if good else 1_000)
 
 
 def test_a_model_that_was_withdrawn_is_not_offered_and_comes_back_when_it_is_hosted_again() -> None:
@@ -164,7 +165,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def sums_are_what_a_scan_would_find(self) -> None:
         offers = self.execution.offers
-        work_us = sum(offers[each.model].busy_us for each in self.model if each.model in offers)
+        work_us = sum(self.execution.costs.cost(each.model, each.shape).busy_us for each in self.model if each.model in offers)
         self_us = self.execution.queue_us(self.now_us)
         assert work_us <= self_us <= work_us + (0 if self.running is None else 10_000)
         assert len(self.execution) == len(self.execution._deadlines) == len(self.model) <= QUEUE.max_requests
@@ -204,6 +205,33 @@ def test_deadlines_that_are_moved_for_ever_take_no_more_room() -> None:
 
 def test_a_job_is_what_its_request_weighs() -> None:
     assert job(1, size_bytes=77).size_bytes == 77 == replace(job(2, size_bytes=77)).size_bytes
+
+
+def test_a_picture_of_one_size_teaches_most_about_pictures_of_that_size() -> None:
+    execution = hosting("m", busy_us=1_000)
+    for i in range(20):
+        execution.enqueue(job(i, size_bytes=4_000))
+        execution.start_next(i * 10_000)
+        execution.finish(job(i).key, echo(job(i).request, "a", "m", 1), i * 10_000 + 3_000)
+    told = execution.offers["m"]
+    assert [(each.shape, each.measured) for each in told.shapes] == [(12, 20)] and told.measured == 20
+    assert 2_970 <= told.cost_of(12).busy_us <= 3_000 and 2_900 <= told.busy_us <= 3_000
+    execution.enqueue(job(50, size_bytes=4_000))
+    execution.start_next(10**6 - 1)
+    execution.enqueue(job(51, size_bytes=4_000))
+    assert 2 * 2_970 <= execution.queue_us(10**6 - 1) <= 2 * 3_000
+
+
+def test_of_a_turn_the_time_after_its_first_token_is_learned_since_the_placement_adds_what_comes_before() -> None:
+    end = TurnEnd("x", Finish.LENGTH, 300, 0, 20, first_token_us=700_000, prefill_us=600_000, decode_us=200_000)
+    execution = talking(1)
+    for i in range(20):
+        execution.enqueue(talk_job(i))
+        execution.start_next(0)
+        done = replace(echo(talk_job(i).request, "a", "parrot", 1), outputs=end_tensor(end))
+        execution.finish(talk_job(i).key, done, 1_000_000)
+    shape = talk_job(1).shape
+    assert 198_000 <= execution.offers["parrot"].cost_of(shape).busy_us <= 200_000
 
 
 # lanes

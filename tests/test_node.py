@@ -17,6 +17,7 @@ from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place, session_hash
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, failure
+from edge_agent.core.wanted import shape_of
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.announcer import CHANGED_PERIOD_US, QUIET_PERIOD_US
@@ -54,6 +55,7 @@ from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import end_tensor, turn_of, turn_request
+from edge_agent.placement.cost import expected_cost
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
@@ -999,6 +1001,6 @@ def test_the_record_says_what_the_language_models_hold_and_what_a_turn_waits(des
     desk.feed(KvChanged(HOME))
     desk.deliver(dispatch(replace(turn(3), model="parrot")))
     (state,) = desk.node._record(1, desk.now_us).kv
-    assert state.homes == HOME.homes and state.queue_us == 2 * TALK.busy_us // 2
+    assert state.homes == HOME.homes and state.queue_us == 2 * expected_cost(TALK, shape_of(turn(3))).busy_us // 2
     desk.feed(Withdrawn("parrot", "gone"))
     assert not desk.node._record(1, desk.now_us).kv

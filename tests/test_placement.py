@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.config import PolicySection
 from edge_agent.core.values import InferenceRequest, Limits, ModelOffer, Tensor
-from edge_agent.placement.cost import CostParts, corrected, option_cost
+from edge_agent.placement.cost import CostParts, option_cost
 from edge_agent.placement.options import BoardView, Decision, Rules, choose
 from tests.virtual_board import TASK, offer
 
@@ -219,28 +219,6 @@ def test_more_work_more_energy_or_less_quality_never_costs_less(
     for name in ("busy_us", "energy_uj", "queue_us", "payload_bytes"):
         assert cost(**{**settings, name: int(settings[name]) + 1000}).total_us >= total_us
     assert cost(**{**settings, "quality_permille": max(0, quality_permille - 1)}).total_us >= total_us
-
-
-@given(st.integers(0, 10**15), st.integers(0, 10**15))
-def test_an_estimate_moves_towards_what_is_measured_and_never_past_it(estimate: int, measured: int) -> None:
-    after = corrected(estimate, measured)
-    assert type(after) is int
-    assert min(estimate, measured) <= after <= max(estimate, measured)
-    assert (after != estimate) == (measured != estimate)
-
-
-@given(st.integers(0, 10**12), st.integers(0, 10**12))
-def test_what_stays_constant_is_reached(estimate: int, measured: int) -> None:
-    for _ in range(400):
-        estimate = corrected(estimate, measured)
-    assert estimate == measured
-
-
-def test_half_of_a_change_is_learned_in_about_five_inferences() -> None:
-    estimate = 1_000
-    for _ in range(5):
-        estimate = corrected(estimate, 2_000)
-    assert 1_450 <= estimate <= 1_550
 
 
 def test_the_offer_of_the_tests_is_sound() -> None:

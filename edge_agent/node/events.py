@@ -99,10 +99,11 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Sensed:
-    """The hottest zone and the lowest trip point, in m°C; ``None`` where the board has no such sensor."""
+    """The hottest zone and the lowest trip point, in m°C, and what the board draws; ``None`` where it has no such sensor."""
 
     temperature_mdegc: int | None
     trip_mdegc: int | None
+    power_mw: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

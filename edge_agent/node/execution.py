@@ -13,11 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
+from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import MAX_COST, InferenceRequest, InferenceResult, ModelOffer, Status
+from edge_agent.core.wanted import shape_of
 from edge_agent.node.deadlines import Deadlines
 from edge_agent.node.events import Execute
-from edge_agent.placement.cost import corrected
+from edge_agent.node.streams import end_of
+from edge_agent.placement.cost import CostBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Job:
         return self.request.size_bytes
 
     @property
+    def shape(self) -> int:
+        return shape_of(self.request)
+
+    @property
     def lane(self) -> str:
         return lane_of(self.request.task, self.model)
 
@@ -50,14 +57,14 @@ class _Lane:
 
     waiting: OrderedDict[str, Job] = field(default_factory=OrderedDict)
     running: dict[str, tuple[Job, int]] = field(default_factory=dict)
-    waiting_for: Counter[str] = field(default_factory=Counter)
-    """How many wait for each model."""
+    waiting_for: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How many wait for each model, by the shape of their requests."""
 
 
 class Execution:
     def __init__(self, limits: QueueSection) -> None:
         self.limits = limits
-        self.offers: dict[str, ModelOffer] = {}
+        self.costs = CostBook()
         self.withdrawn: dict[str, str] = {}
         self.kv: dict[str, KvState] = {}
         """Of the language models, as they last said."""
@@ -74,12 +81,17 @@ class Execution:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def offers(self) -> dict[str, ModelOffer]:
+        """The hosted models, at what they cost here by all that was measured."""
+        return self.costs.offers
+
     def host(self, offer: ModelOffer) -> None:
-        self.offers[offer.model] = offer
+        self.costs.host(offer)
         self.withdrawn.pop(offer.model, None)
 
     def withdraw(self, model: str, reason: str) -> None:
-        self.offers.pop(model, None)
+        self.costs.withdraw(model)
         self.kv.pop(model, None)
         self.withdrawn[model] = reason
 
@@ -103,9 +115,9 @@ class Execution:
         parallel = self._parallel(lane)
         if len(queue.running) + len(queue.waiting) < parallel:
             return 0
-        work_us = sum(self._estimate_us(model) * count for model, count in queue.waiting_for.items())
+        work_us = sum(self._estimate_us(*kind) * count for kind, count in queue.waiting_for.items())
         for job, started_us in queue.running.values():
-            work_us += max(0, self._estimate_us(job.model) - (now_us - started_us))
+            work_us += max(0, self._estimate_us(job.model, job.shape) - (now_us - started_us))
         return min(work_us // parallel, MAX_COST)
 
     def kv_states(self, now_us: int) -> list[KvState]:
@@ -119,7 +131,7 @@ class Execution:
         if any(job.key in each.waiting for each in self._lanes.values()) or self.full(job.size_bytes):
             raise RuntimeError(f"job {job.key} may not be queued: {self.full(job.size_bytes) or 'it is there already'}")
         lane.waiting[job.key] = job
-        lane.waiting_for[job.model] += 1
+        lane.waiting_for[job.model, job.shape] += 1
         self.waiting_bytes += job.size_bytes
         self._deadlines.set(job.key, job.deadline_us)
 
@@ -129,9 +141,10 @@ class Execution:
         if lane is None:
             return None
         job = lane.waiting.pop(key)
-        lane.waiting_for[job.model] -= 1
-        if not lane.waiting_for[job.model]:
-            del lane.waiting_for[job.model]
+        kind = job.model, job.shape
+        lane.waiting_for[kind] -= 1
+        if not lane.waiting_for[kind]:
+            del lane.waiting_for[kind]
         self.waiting_bytes -= job.size_bytes
         self._deadlines.discard(key)
         return job
@@ -163,26 +176,33 @@ class Execution:
         """A running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
 
         What is learned is how long the board was taken up, which is more than the engine's own time when a picture had to be
-        decoded, or an emulated board is slower than what it emulates.
+        decoded, or an emulated board is slower than what it emulates.  Of talk it is the time from the first token on: what comes
+        before depends on where the session lies, and the placement adds it by its KV plan.
         """
         lane = next((each for each in self._lanes.values() if key in each.running), None)
         if lane is None:
             return None
         job, started_us = lane.running.pop(key)
         self._running.discard(key)
-        offer = self.offers.get(job.model)
-        if offer is not None and result.status is Status.OK:
-            self.offers[job.model] = replace(
-                offer,
-                busy_us=max(1, corrected(offer.busy_us, now_us - started_us)),
-                energy_uj=corrected(offer.energy_uj, result.energy_uj),
-            )
+        if result.status is Status.OK:
+            busy_us = now_us - started_us
+            if job.request.task == CHAT:
+                busy_us = _answering_us(result, busy_us)
+            self.costs.learn(job.model, job.shape, busy_us, result.energy_uj)
         return job
 
     def _parallel(self, lane: str) -> int:
         offer = self.offers.get(lane) if lane else None
         return offer.parallel if offer else 1
 
-    def _estimate_us(self, model: str) -> int:
-        offer = self.offers.get(model)
-        return offer.busy_us if offer else 0
+    def _estimate_us(self, model: str, shape: int) -> int:
+        return self.costs.cost(model, shape).busy_us if model in self.offers else 0
+
+
+def _answering_us(result: InferenceResult, elapsed_us: int) -> int:
+    """How long a turn took after its first token; ``elapsed_us`` in all."""
+    try:
+        end = end_of(result)
+    except RefusedError:
+        return elapsed_us
+    return end.decode_us or elapsed_us - end.first_token_us

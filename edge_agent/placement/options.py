@@ -14,7 +14,7 @@ from edge_agent.core.config import PolicySection
 from edge_agent.core.kv import KvState, session_hash
 from edge_agent.core.values import DataClass, InferenceRequest, ModelOffer, TrustTier
 from edge_agent.core.wanted import Wanted
-from edge_agent.placement.cost import CostParts, option_cost
+from edge_agent.placement.cost import CostParts, expected_cost, option_cost
 from edge_agent.placement.kv import Holding, KvAction, KvPlan, holdings, plan_kv
 
 NO_KV = KvPlan(KvAction.NONE, 0, 0)
@@ -150,7 +150,7 @@ def why_not_model(wanted: Wanted, offer: ModelOffer, rules: Rules) -> str:
         return f"its digest {offer.digest.hex()[:16]} is not that of a signed release"
     if offer.quality_permille < wanted.quality_permille:
         return f"quality {offer.quality_permille} ‰ is under the request's floor of {wanted.quality_permille} ‰"
-    energy_uj = offer.cost_of(wanted.shape).energy_uj
+    energy_uj = expected_cost(offer, wanted.shape).energy_uj
     if wanted.energy_uj and energy_uj > wanted.energy_uj:
         return f"{energy_uj} µJ an inference is over the request's {wanted.energy_uj} µJ"
     return ""
@@ -168,7 +168,7 @@ def kv_plan(
 
 def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budget_us: int, policy: PolicySection) -> CostParts:
     """What a feasible option costs."""
-    state, cost = view.kv.get(offer.model), offer.cost_of(wanted.shape)
+    state, cost = view.kv.get(offer.model), expected_cost(offer, wanted.shape)
     return option_cost(
         policy,
         busy_us=cost.busy_us + plan.prefill_us,

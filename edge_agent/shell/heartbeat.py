@@ -47,4 +47,4 @@ class Heartbeat:
             sensors = self._board.read_sensors(now_us)
         else:
             sensors = await asyncio.to_thread(self._board.read_sensors, now_us)
-        self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc))
+        self._feed(Sensed(sensors.temperature_mdegc, sensors.trip_mdegc, sensors.power_mw))
