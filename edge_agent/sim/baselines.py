@@ -151,10 +151,10 @@ class Shuffled:
         others = sorted((view for view in boards if not view.local), key=lambda view: view.board)
         draw = Random(blake2b(f"{self._peek.seed}/{request.request_id}/state".encode(), digest_size=16).digest())
         dealt = [_in_state_of(view, other) for view, other in zip(others, draw.sample(others, len(others)), strict=True)]
-        decision = choose(request, [*(view for view in boards if view.local), *dealt], rules, budget_us)
-        plans = {(o.board, o.offer.model): o for o in choose(request, boards, rules, budget_us).ranked}
-        ranked = [plans[key] for o in decision.ranked if (key := (o.board, o.offer.model)) in plans]
-        return replace(decision, ranked=tuple(ranked))
+        believed = choose(request, [*(view for view in boards if view.local), *dealt], rules, budget_us)
+        decision = choose(request, boards, rules, budget_us)
+        true = {(option.board, option.offer.model): option for option in decision.ranked}
+        return preferring(decision, [true[key] for o in believed.ranked if (key := (o.board, o.offer.model)) in true])
 
 
 @dataclass(slots=True)

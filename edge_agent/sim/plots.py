@@ -172,12 +172,9 @@ def latency_cdf(runs: Mapping[str, Run], path: Path) -> None:
             run = runs[name]
             latencies = sorted(each.latency_us / 1e6 for each in run.served if each.status is Status.OK)
             requests = max(1, len(run.served) + len(run.pending))
-            ranks = (
-                sorted({len(latencies) * n // MAX_POINTS for n in range(MAX_POINTS)} | {len(latencies) - 1}) if latencies else []
-            )
-            axes.plot(
-                [latencies[n] for n in ranks], [(n + 1) / requests for n in ranks], color=colour, linewidth=width, zorder=width, label=name
-            )
+            ranks = sorted({len(latencies) * (n + 1) // MAX_POINTS for n in range(MAX_POINTS)} - {0})
+            xs, ys = [latencies[rank - 1] for rank in ranks], [rank / requests for rank in ranks]
+            axes.plot(xs, ys, color=colour, linewidth=width, zorder=width, label=name)
         axes.set_xscale("log")
         axes.set_ylim(0, 1)
         axes.set_xlabel("latency, s")
