@@ -11,6 +11,7 @@ from pathlib import Path
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
+from edge_agent.cloud.endpoint import endpoint_of
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
@@ -50,11 +51,16 @@ def read_config(path: Path) -> AgentConfig:
 
 
 async def check(config: AgentConfig) -> None:
-    """Judge a configuration without serving: models, gateway, board, identity, broker. Raises ``SlyError`` for what is wrong."""
+    """Judge a configuration without serving: models, gateway, cloud, board, identity, broker.
+
+    Raises ``SlyError`` for what is wrong.
+    """
     model_files(config)
     language_models(config)
     if config.gateway.on:
         Access(config.gateway)
+    if config.cloud.on:
+        endpoint_of(config.cloud)
     signer_of(config)
     open_board(config.board.backend, BoardSettings(profile=config.board.profile))
     if config.broker.host:

@@ -3,7 +3,7 @@
 Owns the way of a model file (set-up folder -> content-addressed cache -> the descriptor that was hashed -> the engine child)
 and of one job (engine, then what the board says it cost; or a language model's turn, part by part).  Rules: a model that is
 missing or is not what its card says is refused before anything is loaded; on an emulated board the modelled time is waited out
-when it is paced; a turn ends with its job, whatever ended that.
+when it is paced; a turn ends with its job, whatever ended that; what may not leave the fleet never reaches a cloud.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.core.kv import MAX_REFUSAL_CHARS
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
+from edge_agent.core.wanted import Wanted
 from edge_agent.node.events import Execute, KvFind, KvFound, KvGave, KvGive, KvPut, KvStored
 from edge_agent.node.streams import end_tensor, turn_of
+from edge_agent.placement.options import Rules, why_not_model
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
 from edge_agent.store.blobs import BlobStore
@@ -50,10 +52,13 @@ class Host:
         self._work: dict[str, ModelWork] = {}
         self._digests: dict[str, bytes] = {}
         self.speakers: dict[str, Speaker] = {}
+        self._clouds: dict[str, ModelOffer] = {}
 
     def speak(self, offer: ModelOffer, speaker: Speaker) -> None:
         """Host a language model that runs already."""
         self.speakers[offer.model], self._digests[offer.model] = speaker, offer.digest
+        if offer.cloud:
+            self._clouds[offer.model] = offer
 
     async def close(self) -> None:
         while self.speakers:
@@ -99,6 +104,8 @@ class Host:
         speaker = self.speakers.get(job.model)
         if speaker is None:
             return self._failure(job, Status.FAILED, f"{self._board_id} does not host {job.model!r}")
+        if refusal := self._why_not_cloud(job):
+            return self._failure(job, Status.FAILED, refusal)
         try:
             async with asyncio.timeout(job.budget_us / 1e6):
                 end = await _heard_out(speaker, job, emit)
@@ -111,12 +118,22 @@ class Host:
         except TimeoutError:
             return self._failure(job, Status.FAILED, f"the turn did not end within {job.budget_us} µs")
         busy_us = self._clock.monotonic_us() - started_us
-        energy_uj = busy_us * self._board.profile.active_mw // 1000
-        kind = EnergyKind.EMULATED if self._board.emulated else EnergyKind.ESTIMATED
+        cloud = job.model in self._clouds
+        energy_uj = 0 if cloud else busy_us * self._board.profile.active_mw // 1000
+        kind = EnergyKind.EMULATED if self._board.emulated and not cloud else EnergyKind.ESTIMATED
         return InferenceResult(
             job.request.request_id, Status.OK, self._board_id, job.model, self._digests[job.model], end_tensor(end), busy_us,
             energy_uj, kind,
         )  # fmt: skip
+
+    def _why_not_cloud(self, job: Execute) -> str:
+        """Why a job may not leave the fleet, whoever placed it and however; empty if it may, or does not."""
+        offer = self._clouds.get(job.model)
+        if offer is None:
+            return ""
+        if not job.key.startswith(f"{self._board_id}/"):
+            return f"the cloud of {self._board_id} is for requests that come in there"
+        return why_not_model(Wanted.of(job.request), offer, Rules())
 
     async def _infer(self, job: Execute) -> InferenceResult:
         started_us = self._clock.monotonic_us()
