@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
+from edge_agent.cloud.endpoint import Endpoint, endpoint_of, offer_of
 from edge_agent.configured import (
     broker_address,
     check_broker,
@@ -30,7 +31,7 @@ from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
-from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, ModelOffer, TrustTier
+from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, ModelOffer, TrustTier
 from edge_agent.gateway.access import Access
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
@@ -121,16 +122,24 @@ class Agent:
     # the Talker of the doors (gateway.talker)
 
     def models(self) -> list[str]:
-        """The language models that can be asked for here: this board's own first, then those of boards that are there."""
-        own = [offer.model for offer in self.node.execution.offers.values() if offer.task == CHAT]
-        return own + sorted({offer.model for offer in self.node.offers_elsewhere() if offer.task == CHAT} - set(own))
+        """The language models that can be asked for here: this board's own, those of boards that are there, the cloud."""
+        here = [offer for offer in self.node.execution.offers.values() if offer.task == CHAT]
+        own, clouds = [[offer.model for offer in here if offer.cloud is cloud] for cloud in (False, True)]
+        return own + sorted({offer.model for offer in self.node.offers_elsewhere() if offer.task == CHAT} - set(own)) + clouds
 
     async def talk(
-        self, turn: Turn, model: str | None = None, *, data: DataClass = DataClass.PRIVATE, trust: TrustTier = TrustTier.NONE
+        self,
+        turn: Turn,
+        model: str | None = None,
+        *,
+        data: DataClass = DataClass.PRIVATE,
+        trust: TrustTier = TrustTier.NONE,
+        limits: Limits | None = None,
     ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn, here or on another board: its parts as they come, then its end.
 
-        ``data`` says how far the turn may travel, ``trust`` how well the board that serves it must have been appraised.
+        ``data`` says how far the turn may travel, ``trust`` how well the board that serves it must have been appraised, at
+        least; ``limits`` what else it may cost.
 
         Raises ``RefusedError`` for a turn that is at fault, ``UnavailableError`` when no board can serve it now.
         """
@@ -138,7 +147,7 @@ class Agent:
             raise UnavailableError(DRAINING, f"{self.node.board} is being stopped", "ask another board")
         if (model or "") not in ["", *self.models()]:
             raise RefusedError(UNKNOWN_MODEL, model, ", ".join(self.models()) or "none is hosted", "see [models] serve")
-        async with aclosing(self._talks.talk(turn, model, data=data, trust=trust)) as parts:
+        async with aclosing(self._talks.talk(turn, model, data=data, trust=trust, limits=limits)) as parts:
             async for part in parts:
                 yield part
 
@@ -146,7 +155,8 @@ class Agent:
         """Why no turn could be served now; empty when one could."""
         if self.work.broken or self.node.draining:
             return "it is stopping"
-        refusals = [why for speaker in self.host.speakers.values() if (why := await speaker.ready())]
+        hosted = [speaker for model, speaker in self.host.speakers.items() if model in self.node.execution.offers]
+        refusals = [why for speaker in hosted if (why := await speaker.ready())]
         if refusals or not self.models():
             return "; ".join(refusals) or "no language model is hosted here or on a board that is there"
         return ""
@@ -169,6 +179,7 @@ class Agent:
         files = [*model_files(config), *language_models(config)]
         if config.gateway.on:
             Access(config.gateway)
+        endpoint = endpoint_of(config.cloud) if config.cloud.on else None
         folder = private_folder(config)
         ledger = Ledger(folder / "ledger.db")
         self._closers.append(ledger.close)
@@ -188,6 +199,8 @@ class Agent:
         self._jobs.tell_kv()
         self.work.recover()
         self._open_link()
+        if endpoint is not None:
+            self._open_cloud(endpoint)
         await self._open_gateway()
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
@@ -228,6 +241,15 @@ class Agent:
         self._effects.link = link
         link.open(self._feed, Will(self.node.will(), broker.will_delay_s))
         self._closers.append(link.close)
+
+    def _open_cloud(self, endpoint: Endpoint) -> None:
+        from edge_agent.cloud.speaker import CloudSpeaker
+
+        offer = offer_of(self.config.cloud)
+        speaker = CloudSpeaker(endpoint, offer)
+        self.host.speak(offer, speaker)
+        self._tasks.spawn(speaker.watch(self._feed), "cloud")
+        self.say(f"public turns may go to {endpoint.model} at {endpoint.authority}, as {offer.model}")
 
     async def _open_gateway(self) -> None:
         settings = self.config.gateway

@@ -29,6 +29,7 @@ from edge_agent.core.values import (
 )
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.gateway.local_talk import talk_over
+from edge_agent.gateway.terms import Terms
 
 MAX_PICTURE_BYTES = 16 * 2**20
 
@@ -122,22 +123,25 @@ class Client:
         model: str = "",
         max_tokens: int = DEFAULT_NEW_TOKENS,
         sampling: Sampling | None = None,
+        limits: Limits | None = None,
+        data: DataClass = DataClass.PRIVATE,
     ) -> Reply:
         """Talk with a language model: one question, or the messages of a conversation.
 
         With ``session`` the messages are new ones after those that the board's session of that name holds; without, a
-        conversation is told whole each time, and the board computes only what is new in it.  Raises ``RefusedError`` for what
+        conversation is told whole each time, and the board computes only what is new in it.  ``limits`` says what the turn may
+        cost (without, it has ten minutes), ``data`` how far it may travel.  Raises ``RefusedError`` for what
         cannot be asked; iterating raises ``RefusedError`` for what is refused and ``UnavailableError`` when no agent answers.
         """
         told = (ChatMessage("user", messages),) if isinstance(messages, str) else tuple(messages)
         turn = Turn(told, session=session, max_tokens=max_tokens, sampling=sampling or Sampling())
-        return Reply(self._talk(turn, model))
+        return Reply(self._talk(turn, model, Terms(limits or Terms().limits, data)))
 
-    def _talk(self, turn: Turn, model: str) -> Generator[TurnPart, None, TurnEnd]:
+    def _talk(self, turn: Turn, model: str, terms: Terms) -> Generator[TurnPart, None, TurnEnd]:
         """From the first agent that begins to answer; one that goes away amid its answer is not replaced."""
         refusals = []
         for connection in self._connections:
-            parts = talk_over(connection, turn, model)
+            parts = talk_over(connection, turn, model, terms)
             try:
                 first = next(parts)
             except StopIteration as ended:

@@ -15,11 +15,10 @@ from dataclasses import replace
 from edge_agent.core.chat import Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import AnswerPart, DataClass, InferenceResult, Limits, Status, TrustTier
+from edge_agent.gateway.terms import TALK_DEADLINE_US
 from edge_agent.node.events import Abandoned, Event, Submitted
 from edge_agent.node.streams import Assembly, end_of, turn_request
 
-TALK_DEADLINE_US = 600_000_000
-"""From a turn's arrival to its end, waiting and reading its prompt included."""
 CHANGED = "the end of this answer came from another draw than its beginning: the whole text is in the end"
 
 
@@ -42,14 +41,21 @@ class Talks:
             self._heard[handle].put_nowait(result)
 
     async def talk(
-        self, turn: Turn, model: str | None, *, data: DataClass = DataClass.PRIVATE, trust: TrustTier = TrustTier.NONE
+        self,
+        turn: Turn,
+        model: str | None,
+        *,
+        data: DataClass = DataClass.PRIVATE,
+        trust: TrustTier = TrustTier.NONE,
+        limits: Limits | None = None,
     ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn. Raises ``RefusedError`` for one that is at fault, ``UnavailableError`` when no board can serve it."""
         handle, answered, shown, told_tokens = self._new_handle(), False, Assembly(turn.begun), 0
         heard: asyncio.Queue[AnswerPart | InferenceResult] = asyncio.Queue()
         self._heard[handle] = heard
         try:
-            limits = Limits(TALK_DEADLINE_US, trust=trust)
+            limits = limits or Limits(TALK_DEADLINE_US)
+            limits = replace(limits, trust=max(trust, limits.trust))
             self._feed(Submitted(turn_request(os.urandom(16).hex(), turn, model, limits, data), handle))
             while isinstance(said := await heard.get(), AnswerPart):
                 for fresh in shown.take(said):

@@ -17,6 +17,7 @@ from pathlib import Path
 from edge_agent.core.chat import Finish, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import GatewaySection
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import DataClass, Limits
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
 from edge_agent.gateway.local_talk import TALK, talk_stream
@@ -36,6 +37,7 @@ class ScriptedTalker:
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
+        self.terms: list[tuple[DataClass, Limits | None]] = []
         self.live = 0
         self.began, self.freed = threading.Semaphore(0), threading.Semaphore(0)
         self.why_not = ""
@@ -58,8 +60,11 @@ class ScriptedTalker:
     def go_on(self) -> None:
         self._go_on.set()
 
-    async def talk(self, turn: Turn, model: str | None) -> AsyncGenerator[TurnPart | TurnEnd, None]:
+    async def talk(
+        self, turn: Turn, model: str | None, *, data: DataClass = DataClass.PRIVATE, limits: Limits | None = None
+    ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         self.turns.append(turn)
+        self.terms.append((data, limits))
         self.live += 1
         try:
             async for part in self._played(turn):

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from edge_agent.commands.limits import TURN_MS, add_limits
+
 MORE = """\
 Without TEXT, a question is read from a terminal again and again, or once from a pipe. Answers go to stdout as they are
 made; what they took goes to stderr: tokens a second, how much of the prompt was held already, the size of the session's
@@ -44,6 +46,7 @@ def _add_chat(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--temperature", type=float, default=0.0, metavar="T",
         help="0 for the likeliest words, the same each time (the default), up to 2 for the wildest",
     )  # fmt: skip
+    add_limits(parser, TURN_MS)
     parser.add_argument("--json", action="store_true", help="print each answer, and what it took, as one line of JSON")
     parser.set_defaults(run=_chat)
 

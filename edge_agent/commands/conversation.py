@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.client import Reply
+from edge_agent.commands.limits import data_of, limits_of
 from edge_agent.core.cbor import list_of
 from edge_agent.core.chat import MAX_TURN_BYTES, ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.gateway.local_talk import talk_over
+from edge_agent.gateway.terms import Terms
 
 MAX_SESSIONS = 4096
 MAX_TOKEN_BYTES = 4096
@@ -182,16 +184,17 @@ def _held(arguments: argparse.Namespace) -> KeptSession | None:
 
 
 def _way(arguments: argparse.Namespace) -> tuple[Way, Callable[[], None]]:
+    terms = Terms(limits_of(arguments), data_of(arguments))
     if arguments.url is None:
         connection = LocalConnection(arguments.socket)
-        return lambda turn: talk_over(connection, turn, arguments.model), connection.close
+        return lambda turn: talk_over(connection, turn, arguments.model, terms), connection.close
     from edge_agent.gateway.http_talk import HttpBoard
 
     board = HttpBoard(arguments.url, _token(arguments.token_file))
     model = arguments.model or next(iter(board.models()), "")
     if not model:
         raise RefusedError(f"board at {arguments.url}", "no language model", "a board that hosts one")
-    return lambda turn: board.talk(turn, model), lambda: None
+    return lambda turn: board.talk(turn, model, terms), lambda: None
 
 
 def _token(path: Path | None) -> str:

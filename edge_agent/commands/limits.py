@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_agent.core.values import DataClass, Limits
 
+TURN_MS = 600_000
 TIERS = ("none", "warning", "affirming")
 DATA = ("public", "private", "local")
 

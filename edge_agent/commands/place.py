@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge_agent.commands.limits import add_limits
+from edge_agent.commands.limits import TURN_MS, add_limits
 
 CHAT = "chat"
 PICTURE_BYTES, TURN_BYTES = 64 * 2**10, 2**10
-PICTURE_MS, TURN_MS = 10_000, 600_000
+PICTURE_MS = 10_000
 MORE = """\
 Prints what sly explain prints of a request that was sent: every option with its cost taken apart, every excluded one with the
 filter that took it out, and why the first one would win. Nothing is sent, counted or remembered.

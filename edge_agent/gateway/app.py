@@ -187,8 +187,8 @@ class Door:
 
     async def _parts(self, asked: Asked, arrived_s: float) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """The talker's parts, counted; the last one is a ``TurnEnd``."""
-        last_s = 0.0
-        async with aclosing(self._talker.talk(asked.turn, asked.model)) as parts:
+        last_s, terms = 0.0, asked.terms
+        async with aclosing(self._talker.talk(asked.turn, asked.model, data=terms.data, limits=terms.limits)) as parts:
             async for part in parts:
                 now_s = time.monotonic()
                 if isinstance(part, TurnEnd):

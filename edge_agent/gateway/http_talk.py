@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from edge_agent.core.chat import Finish, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.gateway.terms import FIELD, Terms
 
 MAX_LINE_BYTES = 2**20
 MAX_ANSWER_BYTES = 2**20
@@ -50,10 +51,11 @@ class HttpBoard:
         names = [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return [name for name in names if isinstance(name, str)]
 
-    def talk(self, turn: Turn, model: str) -> Generator[TurnPart, None, TurnEnd]:
+    def talk(self, turn: Turn, model: str, terms: Terms | None = None) -> Generator[TurnPart, None, TurnEnd]:
         """Parts as they come; the generator's return value is the end, with what the board told of it."""
+        body = json.dumps(_asked(turn, model) | _extension(terms))
         headers = {"X-Sly-Session": turn.session} if turn.session else {}
-        connection, response = self._ask("POST", "/v1/chat/completions", json.dumps(_asked(turn, model)), headers)
+        connection, response = self._ask("POST", "/v1/chat/completions", body, headers)
         text, finish = "", Finish.STOP
         told: dict[str, Any] = {}
         try:
@@ -152,6 +154,12 @@ def _asked(turn: Turn, model: str) -> dict[str, object]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+def _extension(terms: Terms | None) -> dict[str, object]:
+    """Nothing where nothing is asked for, so that any server that speaks OpenAI's chat understands."""
+    told = terms.as_json() if terms else {}
+    return {FIELD: told} if told else {}
 
 
 def _choices(event: Mapping[str, Any]) -> Iterator[tuple[str, Finish | None]]:

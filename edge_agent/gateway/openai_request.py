@@ -1,7 +1,8 @@
 """What a request in OpenAI's form asks for: a body in, a turn of talk out. Pure.
 
 Rules: what the board can do is served; what would change the answer and cannot be done is refused by name (tools, logprobs,
-pictures, more than one choice); what changes nothing is ignored, known or not, as OpenAI does.  ``null`` is the same as absent.
+pictures, more than one choice); what changes nothing is ignored, known or not, as OpenAI does, but in the extension ``slyos``
+nothing is ignored.  ``null`` is the same as absent.
 Without ``temperature`` the answer is greedy, not drawn at OpenAI's 1: small models are at their best so, the answer is the
 same each time, and guessing ahead works.  Source: the public API reference of OpenAI, "Chat" and "Completions (legacy)".
 """
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from edge_agent.core.chat import DEFAULT_NEW_TOKENS, MAX_NEW_TOKENS, MAX_STOPS, ChatMessage, Sampling, Turn
 from edge_agent.core.errors import RefusedError, shown
 from edge_agent.gateway.errors import bad_request, told, unsupported
+from edge_agent.gateway.terms import FIELD, Terms
 
 COMPLETION_NEW_TOKENS = 16
 """OpenAI's own default of the older endpoint; chat has none there and ``DEFAULT_NEW_TOKENS`` here."""
@@ -43,6 +45,7 @@ class Asked:
     chat: bool
     stream: bool
     include_usage: bool
+    terms: Terms = Terms()
 
 
 def read_request(body: bytes, chat: bool, session: str = "") -> Asked:
@@ -69,7 +72,16 @@ def read_request(body: bytes, chat: bool, session: str = "") -> Asked:
         )
     except RefusedError as error:
         raise told(error) from error
-    return Asked(turn, model, chat, stream, _flag(options or {}, "include_usage"))
+    return Asked(turn, model, chat, stream, _flag(options or {}, "include_usage"), _terms(given))
+
+
+def _terms(given: Mapping[str, Any]) -> Terms:
+    if given.get(FIELD) is None:
+        return Terms()
+    try:
+        return Terms.from_json(given[FIELD])
+    except RefusedError as error:
+        raise bad_request(str(error), error.subject) from error
 
 
 def _asks_for_nothing(value: object, worthless: tuple[object, ...]) -> bool:

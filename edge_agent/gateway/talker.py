@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from edge_agent.core.chat import Turn, TurnEnd, TurnPart
+from edge_agent.core.values import DataClass, Limits
 
 UNKNOWN_MODEL = "chat model"
 """Subject of a ``RefusedError``: no board hosts this language model (HTTP 404, ``model_not_found``)."""
@@ -47,8 +48,8 @@ class Talker(Protocol):
         """The language models that can be asked for here, by name; the first is the default."""
         ...
 
-    def talk(self, turn: Turn, model: str | None) -> Parts:
-        """Serve one turn; ``model`` ``None`` is the default.
+    def talk(self, turn: Turn, model: str | None, *, data: DataClass = DataClass.PRIVATE, limits: Limits | None = None) -> Parts:
+        """Serve one turn within ``limits``; ``model`` ``None`` is the default; ``data`` says how far the turn may travel.
 
         Raises ``SlyError`` from the first or a later step of the iterator; nothing follows it.  Closing the iterator ends the
         turn and frees what it held; the text that came out stays in its session.
