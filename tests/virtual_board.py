@@ -1,31 +1,25 @@
-"""One board on virtual time: the shell around ``Node`` that ``edge_agent/shell`` is in production.
+"""One board on virtual time, for the tests: the simulator's shell around ``Node`` (``edge_agent.sim.shell``).
 
-Owns the transaction around the decisions, the effects after it (what cannot be published comes back as ``Rejected``), the engine
-as a delay, and the checks that every event must pass.  Rule: a killed board keeps its ledger and nothing else.
+Owns the engine as a delay, the store of sessions, and the checks that every event must pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
-from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import KvAsk, KvHome, KvItem, KvState, Place, session_hash
 from edge_agent.core.values import AnswerPart, EnergyKind, InferenceRequest, InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.node.events import (
     Abandoned,
-    Acknowledge,
-    Cancel,
-    Drain,
     Effect,
     Event,
     Execute,
@@ -38,14 +32,9 @@ from edge_agent.node.events import (
     KvGive,
     KvPut,
     KvStored,
-    Log,
     Partial,
     Publish,
-    Reply,
-    ReplyPart,
     Submitted,
-    Subscribe,
-    Tick,
 )
 from edge_agent.node.execution import lane_of
 from edge_agent.node.node import Node
@@ -53,9 +42,10 @@ from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, end_of, end_tensor, turn_of
 from edge_agent.placement.options import Rules
-from edge_agent.store.ledger import Bounds, Ledger
+from edge_agent.sim.shell import BoardShell
+from edge_agent.store.ledger import Bounds
 from edge_agent.transport.backoff import BackoffLimits
-from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message, Rejected, Will
+from edge_agent.transport.link import MAX_OWED_MESSAGES, Delivered, Message
 from edge_agent.transport.loopback import LoopbackLink, LoopbackOptions
 from edge_agent.transport.topics import Kind
 from tests.scripted_speaker import answer_to, end_of_turn
@@ -65,8 +55,6 @@ if TYPE_CHECKING:
 
 FLEET = "home"
 TASK = "detect_faces"
-TICK_US = 100_000
-IDLE_TICK_US = 1_000_000
 LINK = LoopbackOptions(
     keepalive_us=3_000_000,
     connect_timeout_us=2_000_000,
@@ -131,16 +119,15 @@ class Asked:
         return self.gone or bool(self.answers)
 
 
-class VirtualBoard:
-    """What ``Agent`` is, with timers in place of asyncio and a delay in place of the engine."""
+class VirtualBoard(BoardShell):
+    """A shell with a delay in place of the engine; every event passes the checks below."""
 
     def __init__(
         self, fleet: VirtualFleet, name: str, offers: Iterable[ModelOffer], queue: QueueSection, bounds: Bounds | None = None
     ) -> None:
-        self.fleet, self.name, self.offers, self.queue, self.bounds = fleet, name, tuple(offers), queue, bounds
-        self.up = False
+        super().__init__(fleet, name, bounds)
+        self.fleet, self.offers, self.queue = fleet, tuple(offers), queue
         self.engine_ok_permille = 1000
-        self._life = 0
         self._handles = 0
         self._waiting: dict[int, Asked] = {}
         self._running: dict[str, str] = {}
@@ -153,19 +140,11 @@ class VirtualBoard:
         self._told: KvState | None = None
 
     def boot(self) -> None:
-        if self.up:
-            return
-        self._life += 1
-        self.up = True
-        self._running.clear()
-        self._shown.clear()
-        self._told = None
-        self._events: deque[Event] = deque()
-        self._pumping = False
-        self._heard.clear()
-        self.ledger = Ledger(self.fleet.folder / self.name / "ledger.db", self.bounds)
-        with self.ledger.transaction():
-            boot_epoch = self.ledger.increment("boot_epoch")
+        if not self.up:
+            super().boot()
+            self.fleet.house_homeless()
+
+    def make_node(self, boot_epoch: int) -> Node:
         settings = NodeSettings(
             board=self.name,
             boot_epoch=boot_epoch,
@@ -175,31 +154,17 @@ class VirtualBoard:
             rules=RULES,
             queue=self.queue,
         )
-        self.node = Node(settings, self.ledger)
-        self.fleet.note(f"{self.name} boots for the {boot_epoch}th time")
-        for each in self.offers:
-            self.feed(Hosted(each))
-        self._tell_kv()
-        self._carry_out(self._decide(lambda: self.node.recover(self.fleet.now_us)))
-        self.link = LoopbackLink(self.fleet.broker, self.name, LINK)
-        self.link.open(self.feed, Will(self.node.will()))
-        self._tick(self._life)
-        self.fleet.house_homeless()
+        return Node(settings, self.ledger)
 
-    def kill(self, power_cut: bool = False) -> None:
-        """The plug is pulled: what is not in the ledger is gone, and local clients notice."""
-        if not self.up:
-            return
-        self.fleet.note(f"{self.name} is killed")
-        self.link.crash(power_cut)
-        self._end()
+    def make_link(self) -> LoopbackLink:
+        return LoopbackLink(self.fleet.broker, self.name, LINK)
 
-    def stop(self) -> None:
-        """SIGTERM: take nothing new, finish, say goodbye."""
-        if self.up:
-            self.fleet.note(f"{self.name} drains")
-            self.feed(Drain())
-            self._leave_when_idle(self._life)
+    def furnish(self) -> Iterator[Event]:
+        for forgotten in (self._running, self._shown, self._heard):
+            forgotten.clear()
+        self._told = None
+        yield from map(Hosted, self.offers)
+        yield from self._kv_news()
 
     def ask(self, asked: Asked) -> int:
         self._handles += 1
@@ -218,69 +183,48 @@ class VirtualBoard:
         asked.gone = True
         self.feed(Abandoned(handle))
 
-    def feed(self, event: Event) -> None:
-        self._events.append(event)
-        if self._pumping:
-            return
-        self._pumping = True
-        while self._events and self.up:
-            self._carry_out(self._decide(self._handle_waiting))
-        self._pumping = False
-        if self.up:
-            self._check_bounds()
+    def lose_clients(self) -> None:
+        waiting, self._waiting = list(self._waiting.values()), {}
+        for asked in waiting:
+            self.fleet.ask_elsewhere(asked)
 
-    def _handle_waiting(self) -> list[Effect]:
-        effects: list[Effect] = []
-        while self._events:
-            event = self._events.popleft()
-            self._hear(event)
-            self.fleet.note(f"{self.name} < {event!r}", event.message.payload if isinstance(event, Delivered) else b"")
-            effects += self.node.handle(event, self.fleet.now_us)
-        return effects
+    def before_event(self, event: Event) -> None:
+        self._hear(event)
+        self.fleet.note(f"{self.name} < {event!r}", event.message.payload if isinstance(event, Delivered) else b"")
 
-    def _decide(self, step: Callable[[], list[Effect]]) -> list[Effect]:
-        with self.ledger.transaction():
-            return step()
+    def before_effect(self, effect: Effect) -> None:
+        self.fleet.note(f"{self.name} > {effect!r}", effect.message.payload if isinstance(effect, Publish) else b"")
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            self.fleet.note(f"{self.name} > {effect!r}", effect.message.payload if isinstance(effect, Publish) else b"")
-            match effect:
-                case Execute():
-                    self._execute(effect)
-                case Cancel(key):
-                    self._cancel(key)
-                case ReplyPart(handle, part):
-                    self.fleet.promise(handle in self._waiting, f"{self.name} shows a part to handle {handle} that is gone")
-                    told = self._shown.get(handle, 0)
-                    self.fleet.promise(part.offset == told, f"{self.name} shows {part.offset} after {told} characters")
-                    self._shown[handle] = part.end
-                    self.fleet.show(self._waiting[handle], part)
-                case Reply(handle, result):
-                    self.fleet.promise(handle in self._waiting, f"{self.name} answers handle {handle} that waits for nothing")
-                    self.fleet.answered(self._waiting.pop(handle), result)
-                case Publish() | Subscribe() | Acknowledge():
-                    self._use_link(effect)
-                case KvFind() | KvPut() | KvGive():
-                    self._move(effect)
-                case Log():
-                    pass
-                case _:
-                    assert_never(effect)
+    def after_events(self) -> None:
+        self._check_bounds()
 
-    def _move(self, effect: KvFind | KvPut | KvGive) -> None:
+    def before_publish(self, message: Message) -> None:
+        self._check_dispatch(message)
+
+    def reply_part(self, handle: int, part: AnswerPart) -> None:
+        self.fleet.promise(handle in self._waiting, f"{self.name} shows a part to handle {handle} that is gone")
+        told = self._shown.get(handle, 0)
+        self.fleet.promise(part.offset == told, f"{self.name} shows {part.offset} after {told} characters")
+        self._shown[handle] = part.end
+        self.fleet.show(self._waiting[handle], part)
+
+    def reply(self, handle: int, result: InferenceResult) -> None:
+        self.fleet.promise(handle in self._waiting, f"{self.name} answers handle {handle} that waits for nothing")
+        self.fleet.answered(self._waiting.pop(handle), result)
+
+    def move(self, effect: KvFind | KvPut | KvGive) -> None:
         """The store takes a moment for each."""
         match effect:
             case KvFind(key, _, session, manifest):
                 names = [manifest[at : at + 32] for at in range(0, len(manifest), 32)]
                 here = self.kept.setdefault(session, {})
                 found = KvFound(key, tuple(name for name in names if name not in here), ROWS not in here)
-                self._later(STORE_US, lambda: self._stored(found))
+                self.later(STORE_US, lambda: self._stored(found))
             case KvPut(key, _, session, item, name, payload):
                 self.kept.setdefault(session, {})[name or ROWS] = payload
-                self._later(STORE_US, lambda: self._stored(KvStored(key, item, name)))
+                self.later(STORE_US, lambda: self._stored(KvStored(key, item, name)))
             case KvGive(board, ask):
-                self._later(STORE_US, lambda: self._stored(self._given(board, ask)))
+                self.later(STORE_US, lambda: self._stored(self._given(board, ask)))
 
     def _stored(self, event: KvFound | KvStored | KvGave) -> None:
         self.feed(event)
@@ -303,27 +247,18 @@ class VirtualBoard:
         self._tell_kv()
 
     def _tell_kv(self) -> None:
+        for event in self._kv_news():
+            self.feed(event)
+
+    def _kv_news(self) -> Iterator[Event]:
+        """What is held here, when it is not what was told last."""
         homes = [KvHome(session_hash(each), KV_TOKENS, Place.RAM) for each in sorted(self.kept) if ROWS in self.kept[each]]
         state = KvState("parrot", b"f" * 32, 100, 200, 2**30, 4096, prefill_tok_s=200, homes=tuple(homes))
         if self.up and state != self._told and "parrot" in {each.model for each in self.offers}:
             self._told = state
-            self.feed(KvChanged(state))
+            yield KvChanged(state)
 
-    def _use_link(self, effect: Publish | Subscribe | Acknowledge) -> None:
-        try:
-            match effect:
-                case Publish(message, ticket):
-                    self._check_dispatch(message)
-                    self.link.publish(message, ticket)
-                case Subscribe(topic_filter):
-                    self.link.subscribe(topic_filter)
-                case Acknowledge(token):
-                    self.link.acknowledge(token)
-        except (UnavailableError, RefusedError) as error:
-            if isinstance(effect, Publish):
-                self.feed(Rejected(str(error), effect.ticket))
-
-    def _execute(self, job: Execute) -> None:
+    def execute(self, job: Execute) -> None:
         origin, request_id = job.key.split("/")
         self.fleet.check_execution(self.name, origin, request_id)
         lane = lane_of(job.request.task, job.model)
@@ -344,7 +279,7 @@ class VirtualBoard:
         elif busy_us > job.budget_us:
             reason = f"not done within {job.budget_us} µs"
             busy_us, result = job.budget_us, failure(job.request.request_id, Status.FAILED, self.name, reason, job.model)
-        self._later(busy_us, lambda: self._executed(job.key, result))
+        self.later(busy_us, lambda: self._executed(job.key, result))
 
     def _executed(self, key: str, result: InferenceResult) -> None:
         del self._running[key]
@@ -360,14 +295,14 @@ class VirtualBoard:
             due_us += WORD_US * random.randrange(500, 1500) // 1000
             if number == dies_at or due_us > job.budget_us:
                 result = failure(job.request.request_id, Status.FAILED, self.name, "the engine died, or was late", job.model)
-                self._later(due_us, lambda result=result: self._said(job.key, result))  # type: ignore[misc]
+                self.later(due_us, lambda result=result: self._said(job.key, result))  # type: ignore[misc]
                 return
             part = AnswerPart(job.request.request_id, length, word, number + 1)
             length += len(word)
-            self._later(due_us, lambda part=part: self._said(job.key, part))  # type: ignore[misc]
+            self.later(due_us, lambda part=part: self._said(job.key, part))  # type: ignore[misc]
         if job.moved_from:
             self.fleet.promise(self.kept[turn.session] == kv_of(turn.session), f"{self.name} has all of {turn.session}")
-        self._later(due_us, lambda: self._said(job.key, spoken(job, self.name)))
+        self.later(due_us, lambda: self._said(job.key, spoken(job, self.name)))
 
     def _said(self, key: str, what: AnswerPart | InferenceResult) -> None:
         if key not in self._running:
@@ -379,41 +314,12 @@ class VirtualBoard:
             if what.status is Status.OK and (session := end_of(what).session):
                 self.keep(session)
 
-    def _cancel(self, key: str) -> None:
+    def cancel(self, key: str) -> None:
         """The engine breaks off; it takes a moment to say so."""
         self.fleet.promise(key in self._running, f"{self.name} breaks off {key}, which does not run")
         request_id = key.split("/")[1]
         result = failure(request_id, Status.FAILED, self.name, "broken off")
-        self._later(1_000, lambda: self._said(key, result))
-
-    def _tick(self, life: int) -> None:
-        if self.up and life == self._life:
-            self.feed(Tick())
-            self._later(IDLE_TICK_US if self.node.idle else TICK_US, lambda: self._tick(life))
-
-    def _leave_when_idle(self, life: int) -> None:
-        if not self.up or life != self._life:
-            return
-        if not self.node.idle:
-            self._later(TICK_US // 10, lambda: self._leave_when_idle(life))
-            return
-        if self.link.up:
-            with suppress(UnavailableError):
-                self.link.publish(self.node.farewell())
-        self.link.close()
-        self._end()
-
-    def _end(self) -> None:
-        self.up = False
-        self._life += 1
-        self.ledger.close()
-        waiting, self._waiting = list(self._waiting.values()), {}
-        for asked in waiting:
-            self.fleet.ask_elsewhere(asked)
-
-    def _later(self, interval_us: int, callback: Callable[[], object]) -> None:
-        life = self._life
-        self.fleet.after(interval_us, lambda: callback() if life == self._life else None)
+        self.later(1_000, lambda: self._said(key, result))
 
     # checks, each by its own means
 

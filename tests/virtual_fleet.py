@@ -32,12 +32,13 @@ from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult
 from edge_agent.gossip.presence import Standing, open_presence
 from edge_agent.gossip.record import open_record
 from edge_agent.node.streams import end_of, turn_of, turn_request
+from edge_agent.sim.shell import TICK_US
 from edge_agent.store.ledger import Bounds
 from edge_agent.transport.link import Message
 from edge_agent.transport.loopback import Faults, LoopbackBroker, LoopbackLink
 from edge_agent.transport.topics import Kind, Topics
 from tests.scripted_speaker import answer_to
-from tests.virtual_board import FLEET, LINK, TASK, TICK_US, Asked, VirtualBoard, seed_of
+from tests.virtual_board import FLEET, LINK, TASK, Asked, VirtualBoard, seed_of
 
 MEMORY_FOLDER = Path("/dev/shm")
 

@@ -146,7 +146,7 @@ class ArrivalPlan:
     prompt_permille: int = setting(1000, low=1, high=10_000)
     answer_permille: int = setting(1000, low=1, high=10_000)
     """Of the lengths in the trace."""
-    max_prompt_tokens: int = setting(4_096, low=1, high=100_000)
+    max_prompt_tokens: int = setting(4_096, low=1, high=65_000)
     turns: int = setting(1, low=1, high=1_000)
     """``poisson``, ``bursty``: how many turns a talk has on average; 1: each stands for itself."""
     clients: int = setting(64, low=1, high=100_000)
