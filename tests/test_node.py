@@ -657,6 +657,7 @@ def test_every_new_connection_is_subscribed_and_told_whatever_the_broker_says_it
         assert {each.topic_filter for each in of(Subscribe, effects)} == {
             "sly/1/home/board/+/online",
             "sly/1/home/board/+/record",
+            "sly/1/home/digest/+",
             "sly/1/home/board/+/reply/a",
             "sly/1/home/board/a/request",
             "sly/1/home/board/a/cancel",
@@ -668,7 +669,9 @@ def test_every_new_connection_is_subscribed_and_told_whatever_the_broker_says_it
 
 
 def own_words(effects: list[Effect]) -> list[str]:
-    return [each.message.topic.rsplit("/", 1)[1] for each in of(Publish, effects) if each.message.retain]
+    """What the board says of itself, besides its word on the table."""
+    said = [each.message.topic.rsplit("/", 2) for each in of(Publish, effects) if each.message.retain]
+    return [what for _, kind, what in said if kind != "digest"]
 
 
 def test_a_record_is_said_a_second_after_a_change_and_every_15_seconds_without_one(desk: Desk) -> None:

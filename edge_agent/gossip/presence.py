@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_agent.core.cbor import decode, encode, fields
-from edge_agent.core.cose import Signer, sign1, verify1
+from edge_agent.core.cose import Signer, decode_sign1, sign1, verify1
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import BOARD_ID, bounded, checked
 
 AAD = b"sly/1/presence"
 MAX_PRESENCE_BYTES = 512
 MAX_COUNT = 2**53
+_HEAD = b"\xa3"
+"""A map of three entries; a record has more."""
 _PRESENCE = {1: ("board", str), 2: ("boot_epoch", int), 3: ("standing", str)}
 
 
@@ -42,6 +44,14 @@ class Presence:
 
 def sign_presence(presence: Presence, signer: Signer) -> bytes:
     return sign1(encode({1: presence.board, 2: presence.boot_epoch, 3: presence.standing.value}), signer, AAD)
+
+
+def is_presence(message: bytes) -> bool:
+    """Does this signed message look like a presence rather than a record? Says nothing of its signature.
+
+    Raises ``RefusedError`` for what is not signed at all.
+    """
+    return decode_sign1(message).payload[:1] == _HEAD
 
 
 def open_presence(message: bytes, find_key: Callable[[bytes], bytes | None]) -> Presence:

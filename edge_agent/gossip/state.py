@@ -27,24 +27,34 @@ class FleetState:
         self._records: dict[str, BoardRecord] = {}
         self._heard_us: dict[str, int] = {}
         self._presence: dict[str, Presence] = {}
+        self._signed: dict[tuple[str, type], bytes] = {}
+        self.changes = 0
+        """How often something new was taken in."""
 
-    def join(self, record: BoardRecord, now_us: int = 0) -> bool:
-        """Take in a record; ``False`` if one at least as new is held. Raises ``RefusedError`` when the table is full."""
+    def join(self, record: BoardRecord, now_us: int = 0, signed: bytes = b"") -> bool:
+        """Take in a record, and as its board ``signed`` it; ``False`` if one at least as new is held.
+
+        Raises ``RefusedError`` when the table is full.
+        """
         held = self._records.get(record.board)
         if held is not None and not _is_newer(record, held):
             return False
         self._bound(self._records, record.board)
         self._records[record.board] = record
         self._heard_us[record.board] = now_us
+        self._signed[record.board, BoardRecord] = signed
+        self.changes += 1
         return True
 
-    def join_presence(self, presence: Presence) -> bool:
-        """Take in a birth, farewell or will; ``False`` if it is of an older boot, or says nothing new."""
+    def join_presence(self, presence: Presence, signed: bytes = b"") -> bool:
+        """Take in a birth, farewell or will, as its board ``signed`` it; ``False`` if of an older boot, or if nothing is new."""
         held = self._presence.get(presence.board)
         if held == presence or (held is not None and held.boot_epoch > presence.boot_epoch):
             return False
         self._bound(self._presence, presence.board)
         self._presence[presence.board] = presence
+        self._signed[presence.board, Presence] = signed
+        self.changes += 1
         return True
 
     def records(self) -> Iterator[BoardRecord]:
@@ -62,10 +72,23 @@ class FleetState:
 
     def standing(self, board: str) -> Standing:
         """What was last said of a board; a record without a word of presence counts as online."""
+        presence = self.presence(board)
+        return presence.standing if presence else Standing.ONLINE
+
+    @property
+    def knows_others(self) -> bool:
+        """Is there a record of any board besides this one?"""
+        return len(self._records) > (self._board in self._records)
+
+    def presence(self, board: str) -> Presence | None:
+        """What was last said of whether ``board`` is there, unless its record is of a later boot; ``None`` if nothing was."""
         held, record = self._presence.get(board), self._records.get(board)
-        if held is None or (record is not None and record.boot_epoch > held.boot_epoch):
-            return Standing.ONLINE
-        return held.standing
+        return None if held is None or (record is not None and record.boot_epoch > held.boot_epoch) else held
+
+    def signed(self, board: str) -> bytes:
+        """What a board said of itself that counts most, as it signed it, for who did not hear it: that it is gone, or else its
+        record. Empty if that is not held."""
+        return self._signed.get((board, BoardRecord if self.standing(board) is Standing.ONLINE else Presence), b"")
 
     def heard_us(self, board: str) -> int:
         """When the newest record of ``board`` came in, on this board's monotonic clock."""

@@ -14,9 +14,11 @@ from edge_agent.core.chat import CHAT
 from edge_agent.core.cose import verify1
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
-from edge_agent.gossip.presence import Presence, Standing, open_presence
+from edge_agent.gossip.agreement import BoardDigest, open_digest
+from edge_agent.gossip.presence import Presence, Standing, is_presence, open_presence
 from edge_agent.gossip.record import BoardRecord, open_record
 from edge_agent.gossip.state import FleetState
+from edge_agent.node.agreement import Agreement
 from edge_agent.node.announcer import Announcer
 from edge_agent.node.events import Acknowledge, Cancel, Effect, Log
 from edge_agent.node.execution import Execution, Job
@@ -47,10 +49,12 @@ class Inbound:
         router: Router,
         voice: Voice,
         moves: Moves,
+        agreement: Agreement,
     ) -> None:
         self._settings, self._board, self._ledger, self._fleet = settings, settings.board, ledger, fleet
         self._execution, self._announcer, self._mailbox = execution, announcer, mailbox
         self._returns, self._router, self._voice, self._moves = returns, router, voice, moves
+        self._agreement = agreement
         self.draining = False
 
     @property
@@ -65,9 +69,15 @@ class Inbound:
             topic = self._voice.topics.parse(message.topic)
             match topic.kind:
                 case Kind.ONLINE:
-                    yield from self._hear_presence(open_presence(message.payload, self._key_of), topic.board, now_us)
+                    presence = open_presence(message.payload, self._key_of)
+                    _must_agree("presence", presence.board, topic.board)
+                    yield from self._hear_presence(presence, message.payload, now_us)
                 case Kind.RECORD:
-                    self._hear_record(open_record(message.payload, self._key_of), topic.board, now_us)
+                    record = open_record(message.payload, self._key_of)
+                    _must_agree("record", record.board, topic.board)
+                    self._hear_record(record, message.payload, now_us)
+                case Kind.DIGEST:
+                    yield from self._hear_digest(open_digest(message.payload, self._key_of), topic.board, now_us)
                 case Kind.REPLY:
                     yield from self._hear_reply(message, topic.board, now_us)
                 case Kind.KV:
@@ -78,7 +88,9 @@ class Inbound:
                     hear = self._hear_dispatch if wire.is_signed(message.payload) else self._hear_client
                     yield from hear(event, now_us)
                 case _:
-                    raise RefusedError("topic", topic.kind.value, "presence, records, replies, requests, cancellations and KV")
+                    raise RefusedError(
+                        "topic", topic.kind.value, "presence, records, digests, replies, requests, cancellations and KV"
+                    )
         except RefusedError as error:
             yield Log(f"refused a message on {message.topic}: {error}")
         if not self._returns.holds(event.token):
@@ -103,11 +115,11 @@ class Inbound:
                     reason = f"{self._board} was restarted before it ran this request"
                     yield from self._fail(key, origin, request_id, reason)
 
-    def _hear_presence(self, presence: Presence, board: str, now_us: int) -> Iterator[Effect]:
-        _must_agree("presence", presence.board, board)
+    def _hear_presence(self, presence: Presence, message: bytes, now_us: int) -> Iterator[Effect]:
+        board = presence.board
         if board == self._board:
             yield from self._hear_of_itself(presence)
-        elif self._fleet.join_presence(presence):
+        elif self._fleet.join_presence(presence, message):
             yield Log(f"{board} is {presence.standing.value}")
             if presence.standing is not Standing.ONLINE:
                 self._moves.lose(board, now_us)
@@ -121,10 +133,19 @@ class Inbound:
         elif presence.standing is not Standing.ONLINE and not self.draining:
             self._announcer.repeat()
 
-    def _hear_record(self, record: BoardRecord, board: str, now_us: int) -> None:
-        _must_agree("record", record.board, board)
-        if board != self._board:
-            self._fleet.join(record, now_us)
+    def _hear_record(self, record: BoardRecord, message: bytes, now_us: int) -> None:
+        if record.board != self._board:
+            self._fleet.join(record, now_us, message)
+
+    def _hear_digest(self, digest: BoardDigest, board: str, now_us: int) -> Iterator[Effect]:
+        """What a board says of its table, and what others signed that it passes on: as good as from themselves."""
+        _must_agree("digest", digest.board, board)
+        yield from self._agreement.hear(digest, now_us)
+        for message in digest.passed_on:
+            if is_presence(message):
+                yield from self._hear_presence(open_presence(message, self._key_of), message, now_us)
+            else:
+                self._hear_record(open_record(message, self._key_of), message, now_us)
 
     def _hear_reply(self, message: Message, board: str, now_us: int) -> Iterator[Effect]:
         if wire.is_part(message.payload):

@@ -20,6 +20,7 @@ from edge_agent.core.values import ModelOffer, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord, headroom_mdegc
 from edge_agent.gossip.state import FleetState
+from edge_agent.node.agreement import Agreement
 from edge_agent.node.announcer import Announcer
 from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.events import (
@@ -70,14 +71,17 @@ class Node:
         """Of this board's temperature in 10, 30 and 60 s."""
         self._announcer = Announcer()
         self._voice = Voice(settings)
+        self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer)
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
-        self.router = Router(settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose, self.arrivals)
+        self.router = Router(
+            settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose, self.arrivals, self.agreement
+        )
         self.moves = Moves(settings.board, settings.rules.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
             settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice,
-            self.moves,
+            self.moves, self.agreement,
         )  # fmt: skip
         self._handlers = {
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
@@ -149,7 +153,15 @@ class Node:
             if self._announcer.takes_birth(now_us):
                 yield Publish(self._voice.presence(Standing.ONLINE))
             yield from self.mailbox.to_publish()
-            if record := self._announcer.take_record(self._record, now_us):
+        if self.link_up or self.agreement.alone:
+            yield from self._announce(now_us)
+        yield from self.agreement.go_on(now_us)
+
+    def _announce(self, now_us: int) -> Iterator[Effect]:
+        """The record that is due, to the others and into what this board itself reckons from."""
+        if record := self._announcer.take_record(self._record, now_us):
+            self.fleet.join(record, now_us)
+            if self.link_up:
                 yield Publish(self._voice.record(record))
 
     def _without_held(self, effects: Iterator[Effect], now_us: int) -> Iterator[Effect]:
@@ -229,6 +241,7 @@ class Node:
 
     def _drain(self, event: Drain, now_us: int) -> Iterator[Effect]:
         self._inbound.draining = True
+        self.agreement.keep()
         yield Log(f"draining: {len(self.router.ingress)} requests pending")
 
     # the link
@@ -238,10 +251,12 @@ class Node:
         self.mailbox.restart()
         self.returns.restart()
         self._announcer.connected()
+        self.agreement.connected(now_us)
         topics = self._voice.topics
         yield Log("connected to the broker")
         yield Subscribe(topics.every(Kind.ONLINE))
         yield Subscribe(topics.every(Kind.RECORD))
+        yield Subscribe(topics.every(Kind.DIGEST))
         yield Subscribe(topics.replies_to(self.board))
         yield Subscribe(topics.request(self.board))
         yield Subscribe(topics.cancel(self.board))
@@ -251,6 +266,7 @@ class Node:
         if self.link_up:
             yield Log(f"lost the broker: {event.reason}; going on alone")
         self.router.link_state, self.moves.link_up = event.reason or "no reason given", False
+        self.agreement.link_up = False
         self.returns.restart()
         yield from self.router.lose_boards(f"the broker link went down ({event.reason})", now_us)
 
@@ -270,6 +286,7 @@ class Node:
         self.returns.rejected(event.ticket)
         if not event.ticket and not event.topic_filter:
             self._announcer.repeat()
+            self.agreement.repeat()
         yield from self.router.undelivered(event.ticket, event.reason, now_us)
 
     @property

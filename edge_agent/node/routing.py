@@ -19,6 +19,7 @@ from edge_agent.core.wanted import Wanted
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
+from edge_agent.node.agreement import Agreement
 from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.events import Cancel, Effect, Log, Publish, Reply, ReplyPart
 from edge_agent.node.execution import Execution, Job
@@ -52,9 +53,10 @@ class Router:
         tickets: Iterator[int],
         choose: Chooser,
         arrivals: Arrivals,
+        agreement: Agreement,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
-        self._board, self._choose, self._arrivals = settings.board, choose, arrivals
+        self._board, self._choose, self._arrivals, self._agreement = settings.board, choose, arrivals, agreement
         self.ingress = Ingress(settings.queue)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()

@@ -10,6 +10,7 @@ from edge_agent.core import wire
 from edge_agent.core.cose import sign1
 from edge_agent.core.kv import KvAnswer, KvAsk
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
+from edge_agent.gossip.agreement import BoardDigest, sign_digest
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.settings import NodeSettings
@@ -40,6 +41,9 @@ class Voice:
 
     def record(self, record: BoardRecord) -> Message:
         return Message(self.topics.record(record.board), sign_record(record, self._settings.signer), retain=True)
+
+    def digest(self, digest: BoardDigest) -> Message:
+        return Message(self.topics.digest(digest.board), sign_digest(digest, self._settings.signer), retain=True)
 
     def dispatch(self, request: InferenceRequest, board: str) -> Message:
         """A placed request for the board that shall run it; the broker drops it when its deadline has passed."""
