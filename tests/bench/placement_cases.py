@@ -1,0 +1,157 @@
+"""What the placement benchmark runs: fleets, workloads, placers and loads as values, and one run of each as a row of figures.
+
+Rules: a case is a value, and equal cases give equal rows but for ``wall_s``; cases run in processes of their own and come back in
+the order they were given; every placer meets the same requests at the same ingress boards.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_agent.sim.fleet import simulate
+
+from edge_agent.core.config import QueueSection
+from edge_agent.core.values import Status
+from edge_agent.sim.results import Run, metrics
+from edge_agent.sim.scenario import ArrivalPlan, Fault, Scenario, load_scenario
+
+OURS = "table"
+UNLIKE, ALIKE = "eight-boards", "eight-alike"
+ALIKE_PROFILE = "orin_nano"
+PLAIN_QUEUE = QueueSection(order="fifo", shed_late=False)
+"""First come, first served, and nothing is shed before its deadline has passed: how such systems are usually built."""
+
+DURATION_S, WARMUP_S = 180, 30
+CAMERA_BOARDS = 4
+
+AZURE = ArrivalPlan("azure", 8_000, rate_mhz=1_000, deadline_token_us=60_000, prompt_permille=250, answer_permille=500, turns=4)
+MOONCAKE = ArrivalPlan("mooncake", 8_000, rate_mhz=1_000, deadline_token_us=60_000, prompt_permille=50, answer_permille=500)
+CAMERAS = ArrivalPlan("camera", 500, task="detect_faces", period_ms=1_000)
+WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {"azure": (AZURE,), "mooncake": (MOONCAKE,), "mixed": (AZURE, CAMERAS)}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Case:
+    """One run. ``plain_queue``: FIFO without shedding instead of EDF with it. ``lost``: the board that dies half-way."""
+
+    fleet: str
+    workload: str
+    placer: str
+    load_permille: int
+    seed: int = 0
+    plain_queue: bool = False
+    energy_us_per_mj: int | None = None
+    lost: str = ""
+    seconds: int = DURATION_S
+
+    @property
+    def name(self) -> str:
+        """Of the placer with its queue, as it stands in tables."""
+        return f"{self.placer}, FIFO" if self.plain_queue else self.placer
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The figures of one case; ``mj`` a request within its limits, dynamic; ``mj_all`` with the idle power of all boards."""
+
+    case: Case
+    requests: int
+    offered_per_s: float
+    goodput_per_s: float
+    attainment: float
+    attainment_steady: float
+    goodput_late_per_s: float
+    """Of the second half."""
+    shed_rate: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_s: float
+    mj: float
+    mj_all: float
+    migrations: int
+    options: tuple[tuple[str, str, int], ...]
+    """Board, model, OK answers."""
+    trace_digest: str
+    wall_s: float
+
+
+def scenario_of(case: Case, traces: Path | None) -> Scenario:
+    """The world of a case."""
+    world = load_scenario(UNLIKE)
+    if case.fleet == ALIKE:
+        world = replace(world, boards=tuple(replace(board, profile=ALIKE_PROFILE) for board in world.boards))
+    duration_us = case.seconds * 1_000_000
+    arrivals = tuple(_here(plan, world) for plan in WORKLOADS[case.workload])
+    world = replace(
+        world, name=f"{case.fleet}/{case.workload}", arrivals=arrivals, traces=traces, duration_us=duration_us,
+        warmup_us=min(WARMUP_S * 1_000_000, duration_us // 4), outages=(), faults=_faults(case),
+    )  # fmt: skip
+    if case.plain_queue:
+        world = replace(world, queue=replace(PLAIN_QUEUE, max_requests=world.queue.max_requests, max_bytes=world.queue.max_bytes))
+    if case.energy_us_per_mj is not None:
+        world = replace(world, policy=replace(world.policy, energy_us_per_mj=case.energy_us_per_mj))
+    return world.at_load(case.load_permille)
+
+
+def _here(plan: ArrivalPlan, world: Scenario) -> ArrivalPlan:
+    if plan.kind != "camera":
+        return plan
+    return replace(plan, ingress=tuple(board.id for board in world.boards[:CAMERA_BOARDS]))
+
+
+def _faults(case: Case) -> tuple[Fault, ...]:
+    return (Fault("kill", (case.lost,), from_ms=case.seconds * 500),) if case.lost else ()
+
+
+def run_of(case: Case, traces: Path | None) -> Run:
+    return simulate(scenario_of(case, traces), case.seed, case.placer)
+
+
+def row_of(case: Case, traces: Path | None) -> Row:
+    """Run a case."""
+    began = time.perf_counter()
+    run = run_of(case, traces)
+    wall_s = time.perf_counter() - began
+    all_of_it = metrics(run, run.scenario.warmup_us)
+    good = sum(each.within_limits for each in run.served)
+    half_us = run.scenario.duration_us // 2
+    late = sum(each.within_limits and each.arrived_us >= half_us for each in run.served)
+    latencies = [each.latency_us for each in run.served if each.status is Status.OK]
+    return Row(
+        case=case, requests=all_of_it.requests, offered_per_s=all_of_it.offered_per_s, goodput_per_s=all_of_it.goodput_per_s,
+        attainment=all_of_it.attainment, attainment_steady=all_of_it.attainment_steady,
+        goodput_late_per_s=late * 2e6 / run.scenario.duration_us, shed_rate=all_of_it.shed_rate,
+        p50_ms=all_of_it.p50_ms, p95_ms=all_of_it.p95_ms, p99_ms=all_of_it.p99_ms,
+        mean_s=sum(latencies) / 1e6 / len(latencies) if latencies else 0.0,
+        mj=all_of_it.mj_per_request, mj_all=run.energy_uj / 1000 / good if good else 0.0, migrations=all_of_it.migrations,
+        options=tuple(sorted((board, model, count) for (board, model), count in all_of_it.by_option.items())),
+        trace_digest=run.trace_digest, wall_s=wall_s,
+    )  # fmt: skip
+
+
+def rows_of(cases: Iterable[Case], traces: Path | None, processes: int, told: Callable[[str], None]) -> dict[Case, Row]:
+    """Run every case once, ``processes`` at a time; ``told`` hears how far it is."""
+    wanted = sorted(set(cases))
+    rows: dict[Case, Row] = {}
+    for row in _each(wanted, traces, processes):
+        rows[row.case] = row
+        told(f"{len(rows)} of {len(wanted)} runs: {row.case.workload}, {row.case.name}")
+    return rows
+
+
+def _each(cases: Sequence[Case], traces: Path | None, processes: int) -> Iterator[Row]:
+    jobs = [(case, traces) for case in cases]
+    if processes < 2:
+        yield from map(_job, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_job, jobs)
+
+
+def _job(job: tuple[Case, Path | None]) -> Row:
+    return row_of(*job)

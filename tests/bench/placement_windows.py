@@ -1,0 +1,143 @@
+"""How far each placer stays behind the exact optimum, on windows of a few requests of talk over the unlike boards.
+
+Rules: a window's requests are drawn by the statistics of the Azure trace (``sim.statistics``), scaled as in the workload;
+costs are the modelled ones of each board; every placer meets the same windows and sees true queues; a session has no past in
+them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+
+from board_support.profile import load_profile
+from edge_agent.core.chat import CHAT
+from edge_agent.core.values import InferenceRequest, Limits, ModelOffer, ShapeCost, Tensor
+from edge_agent.core.wanted import TALK_SHAPE, answer_tokens_of
+from edge_agent.placement.kv import BYTES_A_TOKEN
+from edge_agent.placement.options import BoardView, Decision, Rules, choose
+from edge_agent.sim.baselines import BASELINES, PLACERS
+from edge_agent.sim.costs import TYPICAL_CONTEXT_TOKENS, Costs, digest_of
+from edge_agent.sim.optimum import Arrival, Outcome, Window, optimum, replay
+from edge_agent.sim.scenario import BoardPlan, ModelPlan, Scenario, load_scenario
+from edge_agent.sim.shelf import Shelf
+from edge_agent.sim.statistics import STATISTICS, draw_length
+from tests.bench.placement_cases import AZURE, OURS, UNLIKE
+
+ANSWER_BITS = range(5, 10)
+"""Shapes of talk that a board tells of: answers of up to 31 to 511 tokens."""
+RUSH = 2
+"""Windows come at so many times the rate at which all boards together would just be busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One window: its optimum and what each placer made of it."""
+
+    best: Outcome
+    made: dict[str, Outcome]
+
+
+@dataclass(slots=True)
+class _Views:
+    """The true queues of a window: those of the views that the placer is given."""
+
+    seed: int
+    views: Sequence[BoardView] = ()
+
+    def queue_us(self, board: str, lane: str) -> int:
+        return next(view.kv[lane].queue_us if lane else view.queue_us for view in self.views if view.board == board)
+
+
+def compared(windows: int, requests: int, limit_s: float, told: Callable[[str], None]) -> list[Compared]:
+    found = []
+    for number in range(windows):
+        window = drawn(number, requests)
+        found.append(Compared(optimum(window, limit_s), {name: _made(name, window, number) for name in names()}))
+        told(f"window {number + 1} of {windows}")
+    return found
+
+
+def names() -> list[str]:
+    return [OURS, *(f"{name}, FIFO" for name in BASELINES), *BASELINES]
+
+
+def _made(name: str, window: Window, seed: int) -> Outcome:
+    plain = name.endswith(", FIFO")
+    peek = _Views(seed)
+    chooser = PLACERS[name.removesuffix(", FIFO")](peek)
+
+    def choosing(request: InferenceRequest, views: Sequence[BoardView], rules: Rules, budget_us: int) -> Decision:
+        peek.views = views
+        return chooser(request, views, rules, budget_us)
+
+    return replay(window, choosing, admission=not plain)
+
+
+def drawn(seed: int, requests: int) -> Window:
+    """A window of talk over the unlike boards."""
+    world, draw = load_scenario(UNLIKE), Random(seed)
+    boards = tuple(view_of(board, world) for board in world.boards)
+    rules = Rules(world.policy, frozenset(digest_of(model.name) for model in world.models))
+    asked = [_turn(number, draw) for number in range(requests)]
+    least_us = [min(o.cost.busy_us for o in choose(each, boards, rules, 10**9).ranked) for each in asked]
+    gap_us = max(1, sum(least_us) // requests // len(boards) // RUSH)
+    at_us, arrivals = 0, []
+    for each in asked:
+        at_us += int(draw.expovariate(1) * gap_us)
+        arrivals.append(Arrival(at_us, draw.choice(world.boards).id, each))
+    return Window(tuple(arrivals), boards, rules)
+
+
+def _turn(number: int, draw: Random) -> InferenceRequest:
+    lengths = STATISTICS["azure"]
+    prompt = min(AZURE.max_prompt_tokens, max(1, draw_length(lengths.prompt, draw) * AZURE.prompt_permille // 1000))
+    answer = max(1, draw_length(lengths.answer, draw) * AZURE.answer_permille // 1000)
+    asked = 1 << (answer - 1).bit_length()
+    deadline_us = AZURE.deadline_ms * 1000 + AZURE.deadline_token_us * answer
+    turn = {"turn": Tensor("uint8", (prompt * BYTES_A_TOKEN,), _nothing(prompt * BYTES_A_TOKEN))}
+    return InferenceRequest(f"{number:032x}", CHAT, turn, limits=Limits(deadline_us), answer_tokens=asked)
+
+
+@cache
+def _nothing(size_bytes: int) -> bytes:
+    return bytes(size_bytes)
+
+
+def view_of(board: BoardPlan, world: Scenario) -> BoardView:
+    """A board that is idle and has measured what it hosts."""
+    costs = Costs(load_profile(board.profile))
+    hosted = [model for model in world.models if model.name in board.models]
+    kv = {model.name: Shelf(model, board, costs).state() for model in hosted if model.talks}
+    return BoardView(board.id, tuple(_offer(costs, model) for model in hosted), kv=kv)
+
+
+def _offer(costs: Costs, model: ModelPlan) -> ModelOffer:
+    offer = costs.offer(model)
+    if not model.talks:
+        return offer
+    step = costs.step(model, 1, TYPICAL_CONTEXT_TOKENS)
+    energy_nj = step.dynamic_nj + costs.profile.idle_mw * step.busy_us
+    shapes = [
+        ShapeCost(TALK_SHAPE + bits, step.busy_us * tokens, energy_nj * tokens // 1000)
+        for bits in ANSWER_BITS
+        if (tokens := answer_tokens_of(TALK_SHAPE + bits) // 2 + 1)
+    ]
+    return replace(offer, shapes=tuple(shapes), parallel=1)
+
+
+def decision_times_us(rounds: int = 400) -> tuple[float, float]:
+    """Median and 99th percentile of one decision of ours over the unlike boards, in wall-clock microseconds."""
+    window = drawn(0, 40)
+    samples = []
+    for number in range(rounds):
+        arrival = window.arrivals[number % len(window.arrivals)]
+        views = window.views(arrival.ingress, {})
+        began = time.perf_counter()
+        choose(arrival.request, views, window.rules, arrival.request.limits.deadline_us)
+        samples.append((time.perf_counter() - began) * 1e6)
+    samples.sort()
+    return samples[rounds // 2], samples[rounds * 99 // 100]
