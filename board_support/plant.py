@@ -19,6 +19,8 @@ class ThermalPlant:
 
     def __init__(self, profile: Profile, start_us: int) -> None:
         self._profile = profile
+        self.ambient_mdegc = profile.ambient_mdegc
+        """Of the air around the sink; it may change."""
         self.now_us = start_us
         self._step_end_us = start_us + STEP_US
         self._heat_nj = 0
@@ -49,7 +51,7 @@ class ThermalPlant:
         """One Euler step. mW * µs = nJ; nJ / (mJ/K) = µK; µK / (mK/W) = mW."""
         profile = self._profile
         to_sink_mw = (self._die_udegc - self._sink_udegc) // profile.die_r_mk_per_w
-        to_ambient_mw = (self._sink_udegc - profile.ambient_mdegc * 1000) // profile.sink_r_mk_per_w
+        to_ambient_mw = (self._sink_udegc - self.ambient_mdegc * 1000) // profile.sink_r_mk_per_w
         self._die_udegc += (self._heat_nj - to_sink_mw * STEP_US) // profile.die_c_mj_per_k
         self._sink_udegc += (to_sink_mw - to_ambient_mw) * STEP_US // profile.sink_c_mj_per_k
         self._heat_nj = 0
@@ -58,7 +60,7 @@ class ThermalPlant:
     def _settle(self, power_mw: int) -> None:
         """Where a constant power leads in the end: the rise over each resistance is P * R."""
         profile = self._profile
-        self._sink_udegc = profile.ambient_mdegc * 1000 + power_mw * profile.sink_r_mk_per_w
+        self._sink_udegc = self.ambient_mdegc * 1000 + power_mw * profile.sink_r_mk_per_w
         self._die_udegc = self._sink_udegc + power_mw * profile.die_r_mk_per_w
 
     def _settling_us(self) -> int:
