@@ -106,14 +106,16 @@ def _token(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(where, error.strerror or str(error), "a file that this user can read") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError(where, stat.filemode(mode), "a regular file")
         if mode & 0o077:
             allowed = "0600: nobody but its owner can read it"
             raise ConfigError(where, f"mode {stat.S_IMODE(mode):04o}", allowed, f"chmod 600 {path}; and change the token")
-        data = file.read(MAX_TOKEN_BYTES + 1).strip()
+        data = os.read(descriptor, MAX_TOKEN_BYTES + 1).strip()
+    finally:
+        os.close(descriptor)
     if not data or len(data) > MAX_TOKEN_BYTES or not all(0x21 <= byte <= 0x7E for byte in data):
         raise ConfigError(where, f"{len(data)} bytes", f"1 to {MAX_TOKEN_BYTES} printable ASCII characters without spaces")
     return data.decode()

@@ -33,9 +33,9 @@ NOT_NOW = (401, 403, 408, 429)
 class CloudSpeaker:
     """A ``Speaker`` over ``endpoint``; ``offer`` is what the node is told. ``watch`` must run for it to be hosted."""
 
-    def __init__(self, endpoint: Endpoint, offer: ModelOffer, limits: BackoffLimits = LIMITS) -> None:
+    def __init__(self, endpoint: Endpoint, offer: ModelOffer) -> None:
         self.offer, self._endpoint = offer, endpoint
-        self._backoff = Backoff(limits)
+        self._backoff = Backoff(LIMITS)
         self._failed: EndpointError | None = None
         self._fails = asyncio.Event()
         self._served = False
