@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 N ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
+.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
+	@echo "make bench-placement   placers side by side on simulated fleets: docs/placement.md (a quarter of an hour; TRACES=folder)"
 	@echo "make bench-llama   the language figures beside llama.cpp (compiles it: a quarter of an hour, once)"
 	@echo "make models        fetch the models and photographs of the catalog, build the language model"
 	@echo "make fuzz-models N=20000    mutated models against the sandbox"
@@ -38,6 +39,9 @@ check: $(VENV)/dev.made
 
 bench: $(VENV)/dev.made
 	$(BIN)/python -m tests.bench
+
+bench-placement: $(VENV)/bench.made
+	$(BIN)/python -m tests.bench.placement $(if $(TRACES),--traces $(TRACES))
 
 bench-llama: $(VENV)/dev.made .venv-llama/llama.made
 	SLY_LLAMA_PYTHON=$(CURDIR)/.venv-llama/bin/python $(BIN)/python -m tests.bench language
@@ -82,6 +86,11 @@ $(VENV)/demo.made: $(VENV)/pip.made setup.cfg pyproject.toml
 $(VENV)/dev.made: $(VENV)/demo.made
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,dev,gateway,bench,cloud]'
+	@touch $@
+
+$(VENV)/bench.made: $(VENV)/dev.made
+	@echo "installing what pictures and the exact optimum need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 .venv-llama/llama.made:
