@@ -6,12 +6,12 @@ Rules: at most ``WIDTH`` columns; a cost part that is nothing for every option h
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 130
 PARTS = ("busy", "wait", "transfer", "kv", "energy", "lateness", "quality", "congestion", "price")
-MIN_NAME, MAX_KV = 20, 22
+MIN_NAME, MIN_KV, MAX_KV = 20, 12, 22
 
 Row = tuple[str, ...]
 
@@ -32,35 +32,35 @@ def clipped(text: str, width: int) -> str:
 
 
 def milliseconds(time_us: int) -> str:
-    """With two decimals while there is room for them."""
-    return f"{time_us / 1000:.2f}" if time_us < 1_000_000 else f"{time_us / 1000:.0f}"
+    """In at most seven characters."""
+    if time_us < 1_000_000:
+        return f"{time_us / 1000:.2f}"
+    return f"{time_us / 1000:.0f}" if time_us < 10**10 - 500 else f"{time_us / 1000:.1e}"
 
 
 def _option_lines(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As roomy as fits."""
+    wide, narrow = (list(_lines(options, *layout)) for layout in ((2, ("= ", "+ "), MAX_KV), (1, ("", ""), MIN_KV)))
+    return wide if max(map(len, wide)) <= WIDTH else narrow
+
+
+def _lines(options: Sequence[Mapping[str, Any]], gap: int, signs: tuple[str, str], kv_width: int) -> Iterator[str]:
     parts = [part for part in PARTS if any(option[f"{part}_us"] for option in options)]
     shared = any(option["share_permille"] is not None for option in options)
     moved = any(option["kv_action"] != "none" for option in options)
-    heads = [*(["share"] if shared else []), "cost ms", *(f"{'+' if at else '='} {part}" for at, part in enumerate(parts))]
+    heads = [*(["share"] if shared else []), "cost ms", *(f"{signs[at > 0]}{part}" for at, part in enumerate(parts))]
     rows = [
         [*([_share(option)] if shared else []), *(milliseconds(option[f"{part}_us"]) for part in ("total", *parts))]
         for option in options
     ]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    kv = [_kv(option) if moved else "" for option in options]
-    kv_width = max(len("kv from"), *map(len, kv)) + 2 if moved else 0
-    room = max(MIN_NAME, WIDTH - 3 - sum(widths) - 2 * len(widths) - kv_width)
-    names = [clipped(_named(option), room) for option in options]
-    name_width = max(len("board/model"), *map(len, names))
-    lines = [_line("", "board/model", heads, "kv from" if moved else "", name_width, widths)]
-    return lines + [
-        _line("->" if at == 0 else "", name, row, way, name_width, widths)
-        for at, (name, row, way) in enumerate(zip(names, rows, kv, strict=True))
-    ]
-
-
-def _line(mark: str, name: str, cells: Sequence[str], kv: str, name_width: int, widths: Sequence[int]) -> str:
-    numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{mark:<2} {name:<{name_width}}{numbers}  {kv}".rstrip()
+    ways = ["kv from", *(clipped(_kv(option), kv_width) for option in options)] if moved else [""] * (len(options) + 1)
+    room = max(MIN_NAME, WIDTH - 3 - sum(widths) - gap * len(widths) - (gap + max(map(len, ways)) if moved else 0))
+    names = ["board/model", *(clipped(_named(option), room) for option in options)]
+    name_width = max(map(len, names))
+    for at, (name, cells, way) in enumerate(zip(names, [heads, *rows], ways, strict=True)):
+        numbers = "".join(f"{'':<{gap}}{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        yield f"{'->' if at == 1 else '':<2} {name:<{name_width}}{numbers}{'':<{gap}}{way}".rstrip()
 
 
 def _named(each: Mapping[str, Any]) -> str:
@@ -77,7 +77,7 @@ def _kv(option: Mapping[str, Any]) -> str:
     if option["kv_action"] == "none":
         return "-"
     source = f" {option['kv_source']}" if option["kv_source"] else ""
-    return clipped(f"{option['kv_action']}{source} {option['kv_tokens']}", MAX_KV)
+    return f"{option['kv_action']} {option['kv_tokens']}{source}"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""``sly status`` and ``sly explain``: what a board knows of the fleet, and why a request went where it went."""
+"""``sly status``, ``sly fleet`` and ``sly explain``: what a board knows of the fleet, and why a request went where it went."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_agent.commands.decision_table import WIDTH, clipped
+
+MAX_HARDWARE = 36
+NUMBERS = (2, 3, 5)
+"""Columns of ``sly status`` that hold figures."""
+TABLE = """\
+The table that the boards have agreed on: where requests of each class go that come in at each board, for how much of the coming
+seconds each board is booked, and which boards hold the same table. Exit code 0: all boards that are there hold it; 1: one holds
+another, or has said nothing.
+"""
+
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = subparsers.add_parser("status", help="show the fleet as one board sees it")
     explain = subparsers.add_parser("explain", help="show why a request went where it went")
-    explain.add_argument("request", help="the request's id, as sly ask prints it")
-    for parser, run in ((status, _status), (explain, _explain)):
+    explain.add_argument("request", help="the request's id, as sly ask prints it; or: last, the one placed last here")
+    fleet = subparsers.add_parser("fleet", help="what the boards have agreed on", description="What the boards have agreed on.")
+    below = fleet.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    table = below.add_parser("table", help="show the agreed table, and who holds another one", description=TABLE)
+    for parser, run in ((status, _status), (explain, _explain), (table, _table)):
         parser.add_argument("--socket", type=Path, required=True, metavar="PATH", help="the agent's socket (STATE/agent.sock)")
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
@@ -32,6 +46,14 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _table(arguments: argparse.Namespace) -> int:
+    from edge_agent.commands.fleet_table import fleet_table, who_differs
+
+    report = _asked(arguments.socket, "table")
+    print(json.dumps(report) if arguments.json else fleet_table(report))
+    return 1 if who_differs(report) else 0
+
+
 def _asked(socket: Path, verb: str, body: object = None) -> Any:
     from edge_agent.gateway.local import LocalConnection
 
@@ -40,13 +62,26 @@ def _asked(socket: Path, verb: str, body: object = None) -> Any:
 
 
 def _status_table(report: dict[str, Any]) -> str:
-    lines = [f"{'board':<16} {'standing':<10} {'queue ms':>9} {'°C':>6}  {'hardware':<40} models"]
-    for board in report["boards"]:
-        heat = board["temperature_mdegc"]
-        lines.append(
-            f"{board['board']:<16} {board['standing']:<10} {board['queue_us'] / 1000:>9.1f} "
-            f"{'-' if heat is None else f'{heat / 1000:.1f}':>6}  {board['hardware']:<40} {', '.join(board['models'])}"
-        )
+    heads = ("board", "standing", "queue ms", "°C, in 60 s", "trust", "asked /s", "hardware", "models")
+    rows = [_status_row(board) for board in report["boards"]]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    widths[-2] = min(widths[-2], MAX_HARDWARE)
+    widths[-1] = max(20, WIDTH - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    lines = []
+    for row in (heads, *rows):
+        cells = [clipped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        aligned = (f"{c:>{w}}" if at in NUMBERS else f"{c:<{w}}" for at, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        lines.append("  ".join(aligned).rstrip())
     lines.append(f"broker: {report['link']}; pending here: {report['pending']}")
     lines += [f"withdrawn: {model}: {reason}" for model, reason in report["withdrawn"].items()]
     return "\n".join(lines)
+
+
+def _status_row(board: dict[str, Any]) -> tuple[str, ...]:
+    heat, forecast = board["temperature_mdegc"], board["forecast_mdegc"]
+    warmth = "-" if heat is None else f"{heat / 1000:.1f}"
+    if forecast is not None:
+        warmth += f" -> {forecast[-1] / 1000:.1f}"
+    queue, demand = f"{board['queue_us'] / 1000:.1f}", f"{board['demand_mhz'] / 1000:.1f}"
+    models = ", ".join(board["models"])
+    return board["board"], board["standing"], queue, warmth, board["trust"], demand, board["hardware"], models

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edge_agent.core.values import TrustTier
 from edge_agent.core.wanted import Wanted
 from edge_agent.node.node import Node
 from edge_agent.node.words import PARTS, class_words, part_us, why
+from edge_agent.placement.agreed import Table
 from edge_agent.placement.options import Decision, Option
 
 Shares = Mapping[tuple[str, str], int]
@@ -25,6 +27,21 @@ def decision_report(decision: Decision, wanted: Wanted | None = None, shares: Sh
     }
 
 
+def shares_of(table: Table, ingress: str, wanted: Wanted) -> Shares | None:
+    """What the table gives each option of this class, for what comes in at ``ingress``; ``None`` if it has no such class."""
+    entry = table.entry(ingress, wanted.classed())
+    return {(each.board, each.model): each.share_permille for each in entry.options} if entry else None
+
+
+def table_report(node: Node, now_us: int) -> dict[str, object]:
+    """The agreed table with its classes in words, and who agrees with it."""
+    report = node.agreement.report(now_us)
+    entries: list[dict[str, object]] = report["entries"]  # type: ignore[assignment]
+    for entry, told in zip(node.agreement.table.entries, entries, strict=True):
+        told["class"] = class_words(entry.wanted)
+    return report | {"board": node.board}
+
+
 def fleet_report(node: Node, now_us: int) -> dict[str, object]:
     """This board and what it knows of the others."""
     own = {
@@ -35,6 +52,9 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
         "boot_epoch": node.settings.boot_epoch,
         "queue_us": node.execution.queue_us(now_us),
         "temperature_mdegc": node.sensed.temperature_mdegc,
+        "forecast_mdegc": _listed(node.forecast_mdegc),
+        "trust": _trust(node, node.board),
+        "demand_mhz": sum(each.rate_mhz for each in node.arrivals.demand(now_us)),
         "models": sorted(node.execution.offers),
     }
     others = [
@@ -46,6 +66,9 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
             "boot_epoch": record.boot_epoch,
             "queue_us": record.queue_us,
             "temperature_mdegc": record.temperature_mdegc,
+            "forecast_mdegc": _listed(record.forecast_mdegc),
+            "trust": _trust(node, record.board),
+            "demand_mhz": sum(each.rate_mhz for each in record.demand),
             "models": [offer.model for offer in record.offers],
         }
         for record in node.fleet.records()
@@ -56,6 +79,15 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
         "pending": len(node.router.ingress),
         "withdrawn": dict(node.execution.withdrawn),
     }
+
+
+def _trust(node: Node, board: str) -> str:
+    return node.settings.trust.get(board, TrustTier.NONE).name.lower()
+
+
+def _listed(forecast_mdegc: tuple[int, int, int] | None) -> list[int] | None:
+    """In 10, 30 and 60 s."""
+    return None if forecast_mdegc is None else list(forecast_mdegc)
 
 
 def _option(option: Option, shares: Shares | None) -> dict[str, object]:

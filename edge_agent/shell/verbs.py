@@ -1,9 +1,12 @@
-"""The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``place``, ``status``, ``sessions``, ``drop``.
+"""The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``place``, ``table``, ``status``,
+``sessions``, ``drop``.
 
-Rules: a body that is not the verb's is refused like a verb that does not exist; what only asks changes nothing.
+Rules: a body that is not the verb's is refused like a verb that does not exist; what only asks changes nothing that decides.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from edge_agent.core import wire
 from edge_agent.core.clock import Clock
@@ -12,28 +15,39 @@ from edge_agent.core.values import REQUEST_ID, InferenceRequest, checked
 from edge_agent.core.wanted import Wanted
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
-from edge_agent.node.report import decision_report, fleet_report
+from edge_agent.node.report import decision_report, fleet_report, shares_of, table_report
+from edge_agent.node.routing import MAX_DECISIONS
+from edge_agent.placement.options import Decision
 from edge_agent.shell.answers import Answers
 from edge_agent.shell.imagined import imagined
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.work_loop import WorkLoop
+
+NEWEST = "last"
+"""Instead of a request's id: the request that was placed last."""
 
 
 class Verbs:
     def __init__(self, node: Node, work: WorkLoop, clock: Clock, host: Host, answers: Answers, jobs: Jobs) -> None:
         self._node, self._work, self._clock = node, work, clock
         self._host, self._answers, self._jobs = host, answers, jobs
+        self._wanted: OrderedDict[str, Wanted] = OrderedDict()
+        """What the last requests of this socket asked for, for who asks why they went where they went."""
 
     async def handle(self, verb: str, body: object) -> object:
         """The answer to one call. Raises ``RefusedError``."""
         match verb, body:
             case "infer", bytes():
-                result = await self._answers.submit(wire.decode_request(body, wire.LOCAL))
+                request = wire.decode_request(body, wire.LOCAL)
+                self._note(request)
+                result = await self._answers.submit(request)
                 return wire.encode_result(result, wire.LOCAL)
             case "explain", str():
                 return self._explained(body)
             case "place", dict():
                 return self._previewed(imagined(body))
+            case "table", None:
+                return table_report(self._node, self._clock.monotonic_us())
             case "status", int() | None:
                 await self._work.until(lambda: self._node.online_boards >= (body or 1))
                 return fleet_report(self._node, self._clock.monotonic_us())
@@ -42,19 +56,32 @@ class Verbs:
             case "drop", str():
                 await self._drop(body)
                 return None
-        raise RefusedError("call", verb, "infer, explain, place, status, talk, sessions or drop")
+        raise RefusedError("call", verb, "infer, explain, place, table, status, talk, sessions or drop")
+
+    def _note(self, request: InferenceRequest) -> None:
+        self._wanted[request.request_id] = Wanted.of(request)
+        while len(self._wanted) > MAX_DECISIONS:
+            self._wanted.popitem(last=False)
 
     def _explained(self, request_id: str) -> object:
-        decision = self._node.router.decisions.get(checked(REQUEST_ID, "request id", request_id))
+        decisions = self._node.router.decisions
+        if request_id == NEWEST:
+            request_id = next(reversed(decisions), "")
+            if not request_id:
+                raise RefusedError("request last", "none was placed here yet", "the id of a request that was")
+        decision = decisions.get(checked(REQUEST_ID, "request id", request_id))
         if decision is None:
             raise RefusedError(f"request {request_id}", "an id that is not remembered here", "one of the last requests")
-        return decision_report(decision)
+        return self._told(decision, self._wanted.get(request_id))
 
     def _previewed(self, request: InferenceRequest) -> object:
         node, now_us = self._node, self._clock.monotonic_us()
         refused = f"{node.board} is being stopped" if node.draining else node.router.ingress.full(request)
-        wanted = Wanted.of(request)
-        return decision_report(node.router.preview(request, now_us), wanted) | {"request": "", "refused": refused}
+        return self._told(node.router.preview(request, now_us), Wanted.of(request)) | {"request": "", "refused": refused}
+
+    def _told(self, decision: Decision, wanted: Wanted | None) -> dict[str, object]:
+        shares = shares_of(self._node.agreement.table, self._node.board, wanted) if wanted else None
+        return decision_report(decision, wanted, shares)
 
     async def _drop(self, session: str) -> None:
         if not any([await speaker.drop(session) for speaker in self._host.speakers.values()]):
