@@ -418,7 +418,7 @@ def test_a_board_that_cannot_do_it_is_left_at_once_and_not_asked_again(desk: Des
     effects = desk.feed(trouble(sent))  # type: ignore[operator]
     (begun,) = of(Execute, effects)
     assert begun.key == f"a/{request().request_id}" and not dispatches(effects)
-    assert desk.node.router.ingress.outstanding_us("b") == 0
+    assert desk.node.router.ingress.placed_on("b") == []
 
 
 def test_a_silent_board_is_left_after_a_while_and_its_late_answer_still_counts(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from enum import IntEnum
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import DIGEST_BYTES, MAX_COST, MODEL_NAME, bounded, checked
+from edge_agent.core.waits import checked_waits
 
 BLOCK_TOKENS = 64
 SINK_TOKENS = 4
@@ -147,7 +148,8 @@ class KvState:
 
     ``fingerprint``: of the KV format; only between equal ones can a session move.  ``parked_bytes``, ``hot_bytes``: of one token,
     parked and while it talks.  ``free_bytes``: of hot memory, for sessions that are to talk.  ``window_tokens``: the most that
-    one session takes.  ``queue_us``: what a new turn waits.  Speeds are measured, in tokens a second; 0: not measured yet.
+    one session takes.  ``queue_us``: what a new turn waits, ``waits_us`` (``core.waits``) those that are urgent.  Speeds are
+    measured, in tokens a second; 0: not measured yet.
     """
 
     model: str
@@ -161,6 +163,7 @@ class KvState:
     ram_tok_s: int = 0
     disk_tok_s: int = 0
     homes: tuple[KvHome, ...] = ()
+    waits_us: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checked(MODEL_NAME, "KV model", self.model)
@@ -170,6 +173,7 @@ class KvState:
         bounded("KV free_bytes", self.free_bytes, 0, 2**50, "bytes")
         bounded("KV window_tokens", self.window_tokens, 1, MAX_TOKENS, "tokens")
         bounded("KV queue_us", self.queue_us, 0, MAX_COST, "µs")
+        checked_waits("KV waits_us", self.waits_us, self.queue_us)
         for name in ("prefill_tok_s", "ram_tok_s", "disk_tok_s"):
             bounded(f"KV {name}", getattr(self, name), 0, MAX_SPEED_TOK_S, "tokens/s")
         if len(self.homes) > MAX_HOMES or len({home.session for home in self.homes}) != len(self.homes):

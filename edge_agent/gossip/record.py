@@ -27,6 +27,7 @@ from edge_agent.core.values import (
     bounded,
     checked,
 )
+from edge_agent.core.waits import SLACKS_US, checked_waits
 from edge_agent.core.wanted import MAX_DEMANDS, Demand, Wanted
 from edge_agent.core.wire import data_in, trust_in
 
@@ -46,6 +47,7 @@ _RECORD = {
 }  # fmt: skip
 _RECORD_OPTIONAL = {
     8: ("temperature_mdegc", int), 9: ("trip_mdegc", int), 11: ("kv", list), 12: ("demand", list), 13: ("forecast_mdegc", list),
+    14: ("waits_us", list),
 }  # fmt: skip
 _OFFER = {
     1: ("model", str), 2: ("task", str), 3: ("digest", bytes), 4: ("quality_permille", int), 5: ("busy_us", int),
@@ -56,6 +58,7 @@ _KV = {
     6: ("window_tokens", int), 7: ("queue_us", int), 8: ("prefill_tok_s", int), 9: ("ram_tok_s", int), 10: ("disk_tok_s", int),
     11: ("homes", list),
 }  # fmt: skip
+_KV_OPTIONAL = {12: ("waits_us", list)}
 _OFFER_OPTIONAL = {7: ("parallel", int), 8: ("shapes", list), 9: ("measured", int)}
 _OFFER_DEFAULTS: dict[str, object] = {"parallel": 1, "shapes": [], "measured": 0}
 _DEMAND = {1: ("task", str), 3: ("shape", int), 4: ("size_bytes", int), 5: ("deadline_us", int), 10: ("rate_mhz", int)}
@@ -87,12 +90,15 @@ class BoardRecord:
     """What comes in there, by request class, ascending."""
     forecast_mdegc: tuple[int, int, int] | None = None
     """Its own forecast of its temperature in 10, 30 and 60 s; ``None`` before it has one."""
+    waits_us: tuple[int, ...] = ()
+    """What urgent requests for pictures wait (``core.waits``); ``queue_us`` is for those that may take their time."""
 
     def __post_init__(self) -> None:
         checked(BOARD_ID, "record board", self.board)
         bounded("record boot_epoch", self.boot_epoch, 0, MAX_COUNT)
         bounded("record sequence", self.sequence, 0, MAX_COUNT)
         bounded("record queue_us", self.queue_us, 0, MAX_COST, "µs")
+        checked_waits("record waits_us", self.waits_us, self.queue_us)
         if len(self.hardware) > MAX_HARDWARE_CHARS:
             raise RefusedError("record hardware", self.hardware, f"at most {MAX_HARDWARE_CHARS} characters")
         if len(self.offers) > MAX_OFFERS or len({offer.model for offer in self.offers}) != len(self.offers):
@@ -127,7 +133,7 @@ class BoardRecord:
             1: self.board, 2: self.boot_epoch, 3: self.sequence, 4: self.hardware, 5: self.emulated, 6: self.serving,
             7: self.queue_us, 8: self.temperature_mdegc, 9: self.trip_mdegc, 10: [_offer_out(o) for o in self.offers],
             11: [_kv_out(state) for state in self.kv] or None, 12: [_demand_out(each) for each in self.demand] or None,
-            13: list(self.forecast_mdegc) if self.forecast_mdegc else None,
+            13: list(self.forecast_mdegc) if self.forecast_mdegc else None, 14: list(self.waits_us) or None,
         }  # fmt: skip
         return {key: value for key, value in known.items() if value is not None}
 
@@ -136,11 +142,12 @@ class BoardRecord:
         """The record in a decoded map. Raises ``RefusedError`` naming the field."""
         entry = fields(value, "record", _RECORD, _RECORD_OPTIONAL)
         offers = list_of(entry.pop("offers"), "record offers", dict, MAX_OFFERS)
-        _without_defaults("record", entry, {"kv": [], "demand": []})
+        _without_defaults("record", entry, {"kv": [], "demand": [], "waits_us": []})
         states = list_of(entry.pop("kv", []), "record kv", dict, MAX_KV_STATES)
         demand = list_of(entry.pop("demand", []), "record demand", dict, MAX_DEMANDS)
         if "forecast_mdegc" in entry:
             entry["forecast_mdegc"] = tuple(list_of(entry["forecast_mdegc"], "record forecast_mdegc", int, FORECASTS))
+        entry["waits_us"] = tuple(list_of(entry.pop("waits_us", []), "record waits_us", int, len(SLACKS_US)))
         entry["offers"], entry["kv"] = tuple(map(_offer_in, offers)), tuple(map(_kv_in, states))
         return cls(demand=tuple(map(_demand_in, demand)), **entry)
 
@@ -216,11 +223,14 @@ def _without_defaults(subject: str, entry: dict[str, Any], defaults: dict[str, o
 
 def _kv_out(state: KvState) -> dict[int, object]:
     known: dict[int, object] = {key: getattr(state, name) for key, (name, _) in _KV.items()}
-    return {**known, 11: [[home.session, home.tokens, home.place.value] for home in state.homes]}
+    known[11] = [[home.session, home.tokens, home.place.value] for home in state.homes]
+    return {**known, 12: list(state.waits_us)} if state.waits_us else known
 
 
 def _kv_in(value: dict[Any, Any]) -> KvState:
-    entry = fields(value, "record kv", _KV)
+    entry = fields(value, "record kv", _KV, _KV_OPTIONAL)
+    _without_defaults("record kv", entry, {"waits_us": []})
+    entry["waits_us"] = tuple(list_of(entry.pop("waits_us", []), "record kv waits_us", int, len(SLACKS_US)))
     homes = list_of(entry.pop("homes"), "record kv homes", list, MAX_HOMES)
     return KvState(homes=tuple(map(_home_in, homes)), **entry)
 

@@ -1,14 +1,40 @@
-"""How much work this board has sent to each board of late, to be held against its part in the agreed table.
+"""What this board has given to others and to itself: the work that is unanswered, and how much went where of late.
 
-Rules: integers; a decayed sum whose steady state is the work sent within one horizon, so that it can be compared with what the
-table books; bounded by the boards of the fleet; it never leaves this board, so that the table stays a function of joined facts.
+Rules: integers; bounded by what is pending and by the boards of the fleet; nothing of it leaves this board, so that the agreed
+table stays a function of joined facts.  What was sent lately is a decayed sum whose steady state is the work of one horizon, so
+that it can be held against what the table plans.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 STEPS = 64
 """Decay goes in steps of a 64th of the horizon, and takes a 64th of the sum each."""
 FORGOTTEN_STEPS = 40 * STEPS
+
+Lane = tuple[str, str]
+"""A board and the queue there: a language model's own, or ``""`` for all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    given_us: int
+    deadline_us: int
+    busy_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Work of this board's own in a lane, due no later than a request that might join it.
+
+    ``jobs``: how many are unanswered, whenever they are due; ``unanswered_us`` of the urgent ones, ``fresh_us`` of those among
+    them that were given since the lane's board last spoke.
+    """
+
+    jobs: int
+    unanswered_us: int
+    fresh_us: int
 
 
 class Bookings:
@@ -16,10 +42,27 @@ class Bookings:
         self._step_us = max(1, horizon_us // STEPS)
         self._sent: dict[str, tuple[int, int]] = {}
         """By board: the sum in 1/``STEPS`` µs, and the step that it was decayed to."""
+        self._given: dict[Lane, dict[str, _Given]] = {}
 
-    def send(self, board: str, busy_us: int, now_us: int) -> None:
-        """A request that takes ``busy_us`` goes to ``board``."""
+    def give(self, request_id: str, lane: Lane, busy_us: int, deadline_us: int, now_us: int) -> None:
+        """A request that takes ``busy_us`` goes to a lane."""
+        self._given.setdefault(lane, {})[request_id] = _Given(now_us, deadline_us, busy_us)
+        board = lane[0]
         self._sent[board] = (self._decayed(board, now_us) + busy_us * STEPS, now_us // self._step_us)
+
+    def take_back(self, request_id: str, lane: Lane) -> None:
+        """It was answered there, or is given up."""
+        given = self._given[lane]
+        del given[request_id]
+        if not given:
+            del self._given[lane]
+
+    def ahead(self, lane: Lane, deadline_us: int, since_us: int) -> Ahead:
+        """What a request of this deadline would find before it in a lane whose board last spoke at ``since_us``."""
+        given = self._given.get(lane, {})
+        urgent = [each for each in given.values() if each.deadline_us <= deadline_us]
+        fresh_us = sum(each.busy_us for each in urgent if each.given_us >= since_us)
+        return Ahead(len(given), sum(each.busy_us for each in urgent), fresh_us)
 
     def recent_us(self, board: str, now_us: int) -> int:
         """The work that was sent to ``board`` within about a horizon."""

@@ -7,11 +7,11 @@ the deadline passes, that is the answer.  Whatever is asked at every event is ke
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest
+from edge_agent.node.bookings import Bookings
 from edge_agent.node.deadlines import Deadlines
 from edge_agent.node.execution import lane_of
 from edge_agent.node.streams import Assembly
@@ -46,7 +46,6 @@ class Pending:
     client: Client
     deadline_us: int
     placed_on: str = ""
-    predicted_us: int = 0
     ticket: int = 0
     """Of the last dispatch: negative, so that it is never one of the ledger's."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -77,14 +76,11 @@ class Pending:
 class Ingress:
     """The pending requests by request id, bounded in number and bytes."""
 
-    def __init__(self, limits: QueueSection) -> None:
-        self._limits = limits
+    def __init__(self, limits: QueueSection, bookings: Bookings) -> None:
+        self._limits, self._bookings = limits, bookings
         self._pending: dict[str, Pending] = {}
         self._handles: dict[int, str] = {}
         self._deadlines = Deadlines()
-        self._outstanding_us: Counter[tuple[str, str]] = Counter()
-        self._outstanding: Counter[tuple[str, str]] = Counter()
-        """By board and lane: the modelled work, and the number of requests."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -133,10 +129,9 @@ class Ingress:
 
     def place(self, pending: Pending, option: Option, now_us: int, *, local: bool) -> None:
         """The request goes to ``option.board``, and is looked at again when that board's time is up."""
-        pending.placed_on, pending.model, pending.predicted_us = option.board, option.offer.model, option.offer.busy_us
-        key = (option.board, pending.lane)
-        self._outstanding_us[key] += pending.predicted_us
-        self._outstanding[key] += 1
+        pending.placed_on, pending.model = option.board, option.offer.model
+        lane = (option.board, pending.lane)
+        self._bookings.give(pending.request.request_id, lane, option.cost.busy_us, pending.deadline_us, now_us)
         pending.patience_us = 0 if local else PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
         self.heard(pending, now_us)
 
@@ -166,21 +161,11 @@ class Ingress:
     def placed_elsewhere(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on not in ("", board)]
 
-    def outstanding_us(self, board: str, lane: str = "", parallel: int = 1) -> int:
-        """The modelled work of a lane, shared by ``parallel``, that was sent to ``board`` from here and is not answered yet."""
-        if self._outstanding[board, lane] < parallel:
-            return 0
-        return self._outstanding_us[board, lane] // parallel
-
     def take_due(self, now_us: int) -> list[Pending]:
         """The requests whose deadline or patience has run out: each must now be placed anew, wait, or be removed."""
         return [self._pending[request_id] for request_id in self._deadlines.take_due(now_us)]
 
     def _unplace(self, pending: Pending) -> None:
         if pending.placed_on:
-            key = (pending.placed_on, pending.lane)
-            self._outstanding_us[key] -= pending.predicted_us
-            self._outstanding[key] -= 1
-            if not self._outstanding[key]:
-                del self._outstanding[key], self._outstanding_us[key]
+            self._bookings.take_back(pending.request.request_id, (pending.placed_on, pending.lane))
             pending.placed_on = ""

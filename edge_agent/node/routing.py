@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.kv import KvState
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, TrustTier, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.core.wanted import Wanted
-from edge_agent.gossip.presence import Standing
-from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.agreement import Agreement
 from edge_agent.node.arrivals import Arrivals
+from edge_agent.node.bookings import Bookings
 from edge_agent.node.events import Cancel, Effect, Log, Publish, Reply, ReplyPart
 from edge_agent.node.execution import Execution, Job
 from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending, RemoteClient
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
-from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, ENVELOPE_BYTES, Voice
+from edge_agent.node.views import Views
+from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, Voice
 from edge_agent.placement.options import BoardView, Decision, Rules
-from edge_agent.transport.link import MAX_PAYLOAD_BYTES
 
 PART_TICKET = -(2**62)
 """Of every part: one that is not taken is lost, and nothing follows."""
@@ -57,18 +54,16 @@ class Router:
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
         self._board, self._choose, self._arrivals, self._agreement = settings.board, choose, arrivals, agreement
-        self.ingress = Ingress(settings.queue)
+        bookings = Bookings(settings.rules.policy.horizon_us)
+        self.ingress = Ingress(settings.queue, bookings)
+        self.views = Views(settings, fleet, execution, agreement, bookings)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
-        self.link_state = "not connected yet"
-        self.headroom_mdegc: int | None = None
         self._remembered = 0
         self._tickets = tickets
         self._dispatched: dict[int, str] = {}
         self._broken_off: OrderedDict[tuple[str, str], None] = OrderedDict()
         """By request and board: what was told to end, so that its end is no news."""
-        self._silent: dict[str, tuple[int, int]] = {}
-        """Boards that did not answer in time, each with the version of its last record then: a later one clears it."""
 
     def admit(self, request: InferenceRequest, client: Client, now_us: int, *, refusal: str = "") -> Iterator[Effect]:
         """Take a request in, or answer it at once with the reason why it is not taken."""
@@ -83,7 +78,7 @@ class Router:
     def preview(self, request: InferenceRequest, now_us: int) -> Decision:
         """What would be decided about ``request`` if it came in now; nothing is taken in, counted or remembered."""
         pending = Pending(request, LocalClient(0), now_us + request.limits.deadline_us)
-        return self._choose(request, list(self._views(pending, now_us)), self._settings.rules, request.limits.deadline_us)
+        return self._choose(request, list(self.views.of(pending, now_us)), self._settings.rules, request.limits.deadline_us)
 
     def abandon(self, handle: int) -> Iterator[Effect]:
         """The client behind ``handle`` has gone: what it asked for is not begun any more, and talk is broken off."""
@@ -120,7 +115,7 @@ class Router:
             yield from self._publish_part(to, gathered)
 
     def _publish_part(self, addressee: str, part: AnswerPart) -> Iterator[Effect]:
-        if not self.link_state:
+        if not self.views.link_state:
             yield Publish(self._voice.part(part, addressee), PART_TICKET)
 
     def outcome(self, result: InferenceResult, board: str, now_us: int) -> Iterator[Effect]:
@@ -167,7 +162,7 @@ class Router:
                 where = f"while it was on {pending.placed_on}" if pending.placed_on else f"after {', '.join(pending.failed)}"
                 yield from self._shed(pending, f"its deadline of {pending.request.limits.deadline_us} µs passed {where}")
             else:
-                self._silent[pending.placed_on] = self._fleet.version(pending.placed_on)
+                self.views.fell_silent(pending.placed_on)
                 pending.unheard.append(pending.placed_on)
                 yield from self._leave(pending, "no answer came in time", now_us, may_answer=True)
 
@@ -182,7 +177,7 @@ class Router:
         except RefusedError as error:
             yield from self._shed(pending, f"no other board can go on with it: {error}")
             return
-        decision = self._choose(request, list(self._views(pending, now_us)), self._settings.rules, budget_us)
+        decision = self._choose(request, list(self.views.of(pending, now_us)), self._settings.rules, budget_us)
         self._remember(decision)
         option = decision.chosen
         if option is None and pending.may_answer:
@@ -219,53 +214,6 @@ class Router:
         while len(self.decisions) > MAX_DECISIONS or (self._remembered > MAX_REMEMBERED and len(self.decisions) > 1):
             self._remembered -= self.decisions.popitem(last=False)[1].size
 
-    def _views(self, pending: Pending, now_us: int) -> Iterator[BoardView]:
-        size_bytes = pending.request.size_bytes
-        yield BoardView(
-            self._board,
-            tuple(self._execution.offers.values()),
-            self._execution.queue_us(now_us),
-            local=True,
-            headroom_mdegc=self.headroom_mdegc,
-            barred=self._execution.full(size_bytes),
-            barred_models=pending.failed_models,
-            trust=self._trust(self._board),
-            kv={state.model: state for state in self._execution.kv_states(now_us)},
-        )
-        for record in self._fleet.records():
-            since_heard_us = now_us - self._fleet.heard_us(record.board)
-            yield BoardView(
-                record.board,
-                record.offers,
-                max(record.queue_us - since_heard_us, self.ingress.outstanding_us(record.board)),
-                headroom_mdegc=record.headroom_mdegc,
-                trust=self._trust(record.board),
-                barred=pending.failed.get(record.board) or self._unreachable(record, size_bytes),
-                kv={state.model: self._as_of_now(record, state, since_heard_us) for state in record.kv},
-            )
-
-    def _trust(self, board: str) -> TrustTier:
-        return self._settings.trust.get(board, TrustTier.NONE)
-
-    def _as_of_now(self, record: BoardRecord, state: KvState, since_heard_us: int) -> KvState:
-        """A board's word on its language model, and what was sent there since."""
-        parallel = next((offer.parallel for offer in record.offers if offer.model == state.model), 1)
-        sent_us = self.ingress.outstanding_us(record.board, state.model, parallel)
-        return replace(state, queue_us=max(state.queue_us - since_heard_us, sent_us, 0))
-
-    def _unreachable(self, record: BoardRecord, size_bytes: int) -> str:
-        if self.link_state:
-            return f"the broker link is down ({self.link_state})"
-        if (standing := self._fleet.standing(record.board)) is not Standing.ONLINE:
-            return f"it is {standing.value}"
-        if self._silent.get(record.board) == record.version:
-            return "it did not answer in time, and has said nothing since"
-        if not record.serving:
-            return "it is being stopped and takes nothing new"
-        if size_bytes + ENVELOPE_BYTES > MAX_PAYLOAD_BYTES:
-            return f"{size_bytes} bytes do not fit into one message of at most {MAX_PAYLOAD_BYTES} bytes"
-        return ""
-
     def _leave(self, pending: Pending, reason: str, now_us: int, *, may_answer: bool = False) -> Iterator[Effect]:
         """The board that has this request cannot do it: the next option is tried."""
         yield Log(f"request {pending.request.request_id} leaves {pending.placed_on}: {reason}")
@@ -295,10 +243,10 @@ class Router:
             if board == self._board and self._execution.running_job(self._key(pending.request)) is not None:
                 self._tell_to_end(pending, board)
                 yield Cancel(self._key(pending.request))
-            elif board not in ("", self._board) and not self.link_state:
+            elif board not in ("", self._board) and not self.views.link_state:
                 self._tell_to_end(pending, board)
                 yield Publish(self._voice.cancel(pending.request.request_id, board), next(self._tickets))
-        if not self.link_state:
+        if not self.views.link_state:
             pending.unheard, pending.may_answer = [], False
 
     def _tell_to_end(self, pending: Pending, board: str) -> None:

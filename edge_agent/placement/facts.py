@@ -150,10 +150,12 @@ def _kv(state: KvState) -> KvState:
         state,
         free_bytes=state.free_bytes - state.free_bytes % MEMORY_STEP_BYTES,
         queue_us=0,
+        waits_us=(),
         prefill_tok_s=_speed(state.prefill_tok_s),
         ram_tok_s=_speed(state.ram_tok_s),
         disk_tok_s=_speed(state.disk_tok_s),
         homes=(),
+        waits_us=(),
     )
 
 
