@@ -155,7 +155,6 @@ def _kv(state: KvState) -> KvState:
         ram_tok_s=_speed(state.ram_tok_s),
         disk_tok_s=_speed(state.disk_tok_s),
         homes=(),
-        waits_us=(),
     )
 
 
