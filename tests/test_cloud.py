@@ -119,7 +119,7 @@ def in_cloud(door: Served, folder: Path, scene: Callable[[Agent], Awaitable[None
     """Play a scene on a board whose cloud is our own HTTP door."""
 
     async def play() -> None:
-        async with board(folder, f"{door.url}/v1", [].append, **cloud) as agent:
+        async with board(folder, f"{door.url}/v1", print, **cloud) as agent:
             await scene(agent)
 
     asyncio.run(play())
