@@ -16,7 +16,7 @@ SLACKS_US = tuple(250_000 << step for step in range(9))
 
 
 def wait_us(queue_us: int, waits_us: Sequence[int], slack_us: int) -> int:
-    """The wait of a job that is due in ``slack_us``, by what a board tells; ``queue_us`` is that of one that may take its time."""
+    """The wait of a job that is due in ``slack_us``, by what a board tells; ``queue_us`` is that of an unhurried one."""
     return next((wait for slack, wait in zip(SLACKS_US, waits_us, strict=False) if slack_us <= slack), queue_us)
 
 
