@@ -1,0 +1,355 @@
+"""A simulated fleet: production nodes on virtual time, and what comes and goes around them.
+
+Owns the clock, the clients, the schedule of outages and faults, the trace, and ``simulate``.  Rules: everything is drawn from the
+scenario and one seed and happens in timers of one clock, so that a seed reproduces a run to the same trace digest; a client
+whose agent dies asks the next board under the same request id; what must never happen raises ``BrokenPromiseError``.
+Times that leave here count from the moment at which requests begin to come.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from edge_agent.core.clock import VirtualClock
+from edge_agent.core.cose import Signer
+from edge_agent.core.errors import RefusedError
+from edge_agent.core.values import InferenceResult, Status, TrustTier, failure
+from edge_agent.core.wanted import Wanted
+from edge_agent.node.events import Execute
+from edge_agent.placement.options import Rules, choose
+from edge_agent.sim.arrivals import Arrival, arrivals, sources
+from edge_agent.sim.board import Execution, SimBoard, key_seed
+from edge_agent.sim.costs import digest_of
+from edge_agent.sim.results import Run, Sample, Served
+from edge_agent.sim.scenario import Fault, Outage, Scenario
+from edge_agent.sim.world import Network
+
+if TYPE_CHECKING:
+    from edge_agent.node.routing import Chooser
+
+MEMORY_FOLDER = Path("/dev/shm")
+START_US = 3_000_000
+"""Boards that are there from the beginning boot so long before the first request."""
+STEP_US = 250_000
+DRAIN_US = 10_000_000
+"""After the last deadline; what has no answer then is pending."""
+SAMPLES = 600
+"""Of each board, about."""
+MAX_SESSIONS = 2**17
+"""Talks of which it is remembered that they have a past."""
+WALL_US = 1_790_000_000_000_000
+"""The time of day at which simulations begin: in September 2026."""
+ASK_AGAIN_US = 500_000
+TABLE = "table"
+
+
+class BrokenPromiseError(RuntimeError):
+    """Something that must hold in every run did not; a fault of the product or of the simulator."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request whose client waits. ``tried`` counts the boards whose agent died on it."""
+
+    arrival: Arrival
+    arrived_us: int
+    tried: int = 0
+    executions: dict[str, Execution] = field(default_factory=dict)
+    """By the board that ran it."""
+
+    @property
+    def deadline_us(self) -> int:
+        return self.arrived_us + self.arrival.request.limits.deadline_us
+
+
+class Peek:
+    """What a simulation lets a placer see that no board could: the truth at the moment of the decision."""
+
+    def __init__(self, fleet: SimFleet) -> None:
+        self._fleet = fleet
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self._fleet.seed
+
+    @property
+    def now_us(self) -> int:
+        return self._fleet.now_us
+
+    def queue_us(self, board: str, lane: str = "") -> int:
+        """What a new job of a lane (a language model's name, or empty) would wait on a board by that board's own books, now."""
+        there = self._fleet.boards[board]
+        return there.node.execution.queue_us(there.monotonic_us(), lane) if there.up else 0
+
+    def work_us(self, board: str) -> int:
+        """All work that a board has still to do, in time of its whole accelerator."""
+        return self._fleet.boards[board].work_us()
+
+
+class SimFleet:
+    """``with SimFleet(scenario, seed, placer) as fleet: run = fleet.run()``."""
+
+    def __init__(self, scenario: Scenario, seed: int = 0, placer: str = TABLE) -> None:
+        self.scenario, self.seed, self.placer = scenario, seed, placer
+        self.choose = self._chooser(placer)
+        self.clock = VirtualClock(wall_offset_us=WALL_US)
+        self.network = Network(self.clock, f"network {seed}", scenario.links)
+        self.keys = {board.id: Signer(board.id.encode(), key_seed(board.id)).public_key for board in scenario.boards}
+        self.trust = {board.id: TrustTier[board.trust.upper()] for board in scenario.boards}
+        self.rules = Rules(scenario.policy, frozenset(digest_of(model.name) for model in scenario.models))
+        self.liars = {name for fault in scenario.faults if fault.kind == "liar" for name in fault.boards}
+        self.boards: dict[str, SimBoard] = {}
+        self.served: list[Served] = []
+        self._asked: dict[str, _Asked] = {}
+        self._samples: list[Sample] = []
+        self._incidents: list[tuple[int, str]] = []
+        self._sessions: OrderedDict[str, None] = OrderedDict()
+        self._homeless: list[str] = []
+        self._arrivals: Iterator[Arrival] = iter(())
+        self._came_us = self._last_deadline_us = 0
+        self._exhausted = False
+        self._trace = sha256()
+
+    def _chooser(self, placer: str) -> Chooser:
+        """Raises ``RefusedError`` for an unknown name."""
+        if placer == TABLE:
+            return choose
+        from edge_agent.sim.baselines import PLACERS
+
+        if placer not in PLACERS:
+            raise RefusedError("placer", placer, ", ".join(PLACERS))
+        return PLACERS[placer](Peek(self))
+
+    def __enter__(self) -> Self:
+        parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
+        self._folder = tempfile.TemporaryDirectory(prefix="sly-sim-", dir=parent)
+        self.folder = Path(self._folder.name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for board in self.boards.values():
+            board.close()
+        self._folder.cleanup()
+
+    # time
+
+    @property
+    def now_us(self) -> int:
+        return self.clock.monotonic_us()
+
+    @property
+    def since_start_us(self) -> int:
+        return self.now_us - START_US
+
+    def after(self, interval_us: int, callback: Callable[[], object]) -> None:
+        self.clock.call_at(self.now_us + interval_us, callback)
+
+    def note(self, text: str, payload: bytes | memoryview = b"") -> None:
+        self._trace.update(f"\n{self.now_us} {text} ".encode())
+        self._trace.update(payload)
+
+    def tell(self, text: str) -> None:
+        """An incident, for people."""
+        self.note(text)
+        self._incidents.append((self.since_start_us, text))
+
+    # the run
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> Run:
+        """The whole scenario. Raises ``BrokenPromiseError``, and what reading a trace raises."""
+        self._prepare()
+        while not self._over():
+            self.clock.run_until(self.now_us + STEP_US)
+            if progress:
+                progress(min(max(0, self.since_start_us), self.scenario.duration_us), self.scenario.duration_us)
+        for plan in self.scenario.boards:
+            if self.boards[plan.id].up:
+                self.boards[plan.id].sample(self.since_start_us)
+        return self._result()
+
+    def _prepare(self) -> None:
+        scenario = self.scenario
+        for source in sources(scenario):
+            self.tell(source)
+        self.boards.update({plan.id: SimBoard(self, plan) for plan in scenario.boards})
+        for plan in scenario.boards:
+            self._at(plan.joins_ms if plan.joins_ms else -START_US // 1000, self.boards[plan.id].boot)
+        for outage in scenario.outages:
+            self._at(outage.from_ms, lambda outage=outage: self._begin_outage(outage))  # type: ignore[misc]
+            self._at(outage.to_ms, lambda outage=outage: self._end_outage(outage))  # type: ignore[misc]
+        for fault in scenario.faults:
+            self._at(fault.from_ms, lambda fault=fault: self._fault(fault, begins=True))  # type: ignore[misc]
+            self._at(fault.to_ms, lambda fault=fault: self._fault(fault, begins=False))  # type: ignore[misc]
+        self._arrivals = arrivals(scenario, self.seed)
+        self._next_arrival()
+        self._at(0, self._sample)
+
+    def _at(self, since_start_ms: int, callback: Callable[[], object]) -> None:
+        self.clock.call_at(START_US + since_start_ms * 1000, callback)
+
+    def _over(self) -> bool:
+        if not self._exhausted or (not self.scenario.limit and self.since_start_us < self.scenario.duration_us):
+            return False
+        return not self._asked or self.now_us > self._last_deadline_us + DRAIN_US
+
+    def _result(self) -> Run:
+        load_us = self._came_us if self.scenario.limit else self.scenario.duration_us
+        return Run(
+            self.scenario, self.seed, self.placer, tuple(self.served), tuple(self._asked), tuple(self._samples),
+            tuple(board.use() for board in self.boards.values()), tuple(self._incidents), self._trace.hexdigest(),
+            max(1, load_us), self.since_start_us,
+        )  # fmt: skip
+
+    def _sample(self) -> None:
+        for board in self.boards.values():
+            self._samples.append(board.sample(self.since_start_us))
+        self.after(max(1_000_000, self.scenario.duration_us // SAMPLES), self._sample)
+
+    # clients
+
+    def _next_arrival(self) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is None:
+            self._exhausted = True
+        else:
+            self.clock.call_at(START_US + arrival.at_us, lambda: self._come(arrival))
+
+    def _come(self, arrival: Arrival) -> None:
+        asked = _Asked(arrival, self.now_us)
+        if arrival.request.request_id in self._asked:
+            raise BrokenPromiseError(f"request {arrival.request.request_id} comes twice")
+        self._asked[arrival.request.request_id] = asked
+        self._came_us = self.since_start_us
+        self._last_deadline_us = max(self._last_deadline_us, asked.deadline_us)
+        self._next_arrival()
+        self._ask(asked)
+
+    def _ask(self, asked: _Asked) -> None:
+        """At its own board, or at the next one that is there."""
+        request, left_us = asked.arrival.request, asked.deadline_us - self.now_us
+        names = list(self.boards)
+        first = names.index(asked.arrival.ingress) + asked.tried
+        there = [each for i in range(len(names)) if (each := self.boards[names[(first + i) % len(names)]]).up]
+        if left_us <= 0:
+            reason = "its client gave up: no board that it asked had an answer in time"
+            self.answered(request.request_id, failure(request.request_id, Status.SHED, asked.arrival.ingress, reason))
+        elif not there:
+            self._homeless.append(request.request_id)
+            self.clock.call_at(min(self.now_us + ASK_AGAIN_US, asked.deadline_us), self.house_homeless)
+        else:
+            limits = request.limits if not asked.tried else replace(request.limits, deadline_us=left_us)
+            there[0].ask(replace(request, limits=limits))
+
+    def ask_elsewhere(self, request_id: str) -> None:
+        """The agent that a client was asking has died."""
+        asked = self._asked[request_id]
+        asked.tried += 1
+        self._ask(asked)
+
+    def house_homeless(self) -> None:
+        """Clients that found no board at all ask again."""
+        homeless, self._homeless = self._homeless, []
+        for request_id in homeless:
+            self._ask(self._asked[request_id])
+
+    def answered(self, request_id: str, result: InferenceResult) -> None:
+        asked = self._asked.pop(request_id, None)
+        if asked is None:
+            raise BrokenPromiseError(f"request {request_id} was answered twice, the second time by {result.board}")
+        self.served.append(self._entry(asked, result))
+
+    def _entry(self, asked: _Asked, result: InferenceResult) -> Served:
+        request = asked.arrival.request
+        ran = asked.executions.get(result.board) if result.status is Status.OK else None
+        quality = self.scenario.model(result.model).quality_permille if result.model else 0
+        return Served(
+            request_id=request.request_id, ingress=asked.arrival.ingress, wanted=Wanted.of(request), session=request.session,
+            arrived_us=asked.arrived_us - START_US, began_us=ran.began_us - START_US if ran else 0,
+            ended_us=ran.ended_us - START_US if ran else 0, answered_us=self.since_start_us, board=result.board,
+            model=result.model, status=result.status, reason=result.reason, busy_us=result.busy_us, energy_uj=result.energy_uj,
+            quality_permille=quality, kv_action=ran.kv_action if ran else "none",
+        )  # fmt: skip
+
+    # what boards ask of the world
+
+    def lengths(self, request_id: str) -> tuple[int, int]:
+        """Tokens of a turn's prompt and of its answer; a board that runs what nobody waits for gets the least."""
+        asked = self._asked.get(request_id)
+        return (asked.arrival.prompt_tokens, asked.arrival.answer_tokens) if asked else (1, 1)
+
+    def ran(self, board: str, request_id: str, execution: Execution) -> None:
+        if asked := self._asked.get(request_id):
+            asked.executions[board] = execution
+
+    def talked(self, session: str) -> None:
+        self._sessions[session] = None
+        self._sessions.move_to_end(session)
+        if len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
+
+    def has_past(self, session: str) -> bool:
+        return session in self._sessions
+
+    def check_execution(self, board: SimBoard, job: Execute) -> None:
+        """No request runs where it must not: its board's appraisal, its data, its model's quality and task."""
+        request, model = job.request, self.scenario.model(job.model)
+        origin, _, request_id = job.key.partition("/")
+        trust = self.trust[board.name]
+        for kept, text in (
+            (job.model in board.plan.models, f"runs {job.model}, which it does not host"),
+            (trust >= request.limits.trust and trust > TrustTier.CONTRAINDICATED, f"is {trust.name}, under what is asked for"),
+            (request.data != "local" or origin == board.name, f"has data that may not leave {origin}"),
+            (model.quality_permille >= request.limits.quality_permille, f"runs {job.model}, which is under the floor"),
+            (model.task == request.task, f"runs {job.model} for {request.task}"),
+        ):
+            if not kept:
+                raise BrokenPromiseError(f"request {request_id} on {board.name}: {board.name} {text}")
+
+    # what happens to the fleet
+
+    def _begin_outage(self, outage: Outage) -> None:
+        self.tell("the broker stops" if outage.kind == "broker" else f"{', '.join(outage.boards)} cut off ({outage.way})")
+        self.network.begin(outage)
+
+    def _end_outage(self, outage: Outage) -> None:
+        self.tell("the broker is back" if outage.kind == "broker" else f"{', '.join(outage.boards)} can reach the broker again")
+        self.network.end(outage)
+
+    def _fault(self, fault: Fault, *, begins: bool) -> None:
+        names = ", ".join(fault.boards)
+        self.tell(f"{names}: {fault.kind} {'begins' if begins else 'ends'}")
+        for name in fault.boards:
+            self._afflict(self.boards[name], fault, begins)
+
+    def _afflict(self, board: SimBoard, fault: Fault, begins: bool) -> None:
+        match fault.kind:
+            case "kill" | "power_cut" if begins:
+                board.kill(power_cut=fault.kind == "power_cut")
+            case "kill" | "power_cut":
+                board.boot()
+            case "heat":
+                board.engine.plant.ambient_mdegc = fault.ambient_mdegc if begins else board.plan.ambient_mdegc
+            case "engine":
+                board.fail_permille = fault.fail_permille if begins else 0
+            case "liar":
+                board.tell_lies(fault if begins else None)
+            case "clock_1970":
+                board.wall_offset_us = -self.now_us if begins else WALL_US
+
+
+def simulate(scenario: Scenario, seed: int = 0, placer: str = TABLE, progress: Callable[[int, int], None] | None = None) -> Run:
+    """Run a scenario to its end; the same arguments give the same ``Run``, to the bit.
+
+    ``progress`` is told virtual µs done and to do. Raises ``RefusedError`` for an unknown placer or a bad trace,
+    ``UnavailableError`` for a trace that cannot be read, ``BrokenPromiseError`` when something happened that must not.
+    """
+    with SimFleet(scenario, seed, placer) as fleet:
+        return fleet.run(progress)
