@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_agent.commands.decision_table import WIDTH, clipped
 
-MAX_HARDWARE = 36
+MAX_BOARD, MAX_HARDWARE = 20, 36
 NUMBERS = (2, 3, 5)
 """Columns of ``sly status`` that hold figures."""
 TABLE = """\
@@ -65,8 +65,10 @@ def _status_table(report: dict[str, Any]) -> str:
     heads = ("board", "standing", "queue ms", "°C, in 60 s", "trust", "asked /s", "hardware", "models")
     rows = [_status_row(board) for board in report["boards"]]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    widths[-2] = min(widths[-2], MAX_HARDWARE)
-    widths[-1] = max(20, WIDTH - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    widths[0] = min(widths[0], MAX_BOARD)
+    left = WIDTH - sum(widths[:-2]) - 2 * (len(widths) - 1)
+    widths[-2] = min(widths[-2], MAX_HARDWARE, left // 2)
+    widths[-1] = left - widths[-2]
     lines = []
     for row in (heads, *rows):
         cells = [clipped(cell, width) for cell, width in zip(row, widths, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from edge_agent.core.values import TrustTier
 from edge_agent.core.wanted import Wanted
+from edge_agent.gossip.record import BoardRecord
 from edge_agent.node.node import Node
 from edge_agent.node.words import PARTS, class_words, part_us, why
 from edge_agent.placement.agreed import Table
@@ -54,7 +55,7 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
         "temperature_mdegc": node.sensed.temperature_mdegc,
         "forecast_mdegc": _listed(node.forecast_mdegc),
         "trust": _trust(node, node.board),
-        "demand_mhz": sum(each.rate_mhz for each in node.arrivals.demand(now_us)),
+        "demand_mhz": sum(_demand_mhz(record) for record in node.fleet.all_records() if record.board == node.board),
         "models": sorted(node.execution.offers),
     }
     others = [
@@ -68,17 +69,22 @@ def fleet_report(node: Node, now_us: int) -> dict[str, object]:
             "temperature_mdegc": record.temperature_mdegc,
             "forecast_mdegc": _listed(record.forecast_mdegc),
             "trust": _trust(node, record.board),
-            "demand_mhz": sum(each.rate_mhz for each in record.demand),
+            "demand_mhz": _demand_mhz(record),
             "models": [offer.model for offer in record.offers],
         }
         for record in node.fleet.records()
     ]
     return {
         "boards": [own, *others],
-        "link": node.router.link_state or "connected",
+        "link": node.router.views.link_state or "connected",
         "pending": len(node.router.ingress),
         "withdrawn": dict(node.execution.withdrawn),
     }
+
+
+def _demand_mhz(record: BoardRecord) -> int:
+    """As it was last told to the others."""
+    return sum(each.rate_mhz for each in record.demand)
 
 
 def _trust(node: Node, board: str) -> str:

@@ -25,7 +25,7 @@ WORSE: Mapping[str, str] = {
 }  # fmt: skip
 WORTH_TELLING = 4
 """A part that differs by less than a fourth of the one that differs most is not told."""
-NO_OTHER_BOARD = "no other board may or can"
+NO_OTHER_BOARD = "no other board is left"
 NOTHING_LEFT = "nothing was left"
 SAME_COST = "same cost, first by name"
 
