@@ -22,6 +22,7 @@ from edge_agent import cli
 from edge_agent.commands.conversation import for_people, harmless, status_line
 from edge_agent.core.chat import ChatMessage, Finish, Tier
 from edge_agent.core.config import GatewaySection
+from edge_agent.core.values import DataClass, Limits, TrustTier
 from tests.needs import needs_module
 from tests.scripted_talker import END, LONG_S, OnSocket, Served, on_socket, served
 
@@ -105,6 +106,16 @@ def test_what_was_asked_for_is_the_turn(board: OnSocket) -> None:
     assert (turn.session, turn.max_tokens, turn.sampling.temperature_milli) == ("den", 5, 700)
 
 
+TERMS = ("--data", "public", "--trust", "warning", "--quality", 700, "--energy-mj", 9, "--deadline-ms", 5000)
+AS_TERMS = (DataClass.PUBLIC, Limits(5_000_000, 9000, 700, TrustTier.WARNING))
+
+
+def test_limits_and_data_class_reach_the_board_through_either_door(board: OnSocket, door: Served, token: Path) -> None:
+    assert sly("chat", "--socket", board.path, *TERMS, "say a").returncode == 0
+    assert sly("chat", "--url", door.url, "--token-file", token, *TERMS, "say a").returncode == 0
+    assert board.talker.terms == door.talker.terms == [AS_TERMS]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -113,6 +124,9 @@ def test_what_was_asked_for_is_the_turn(board: OnSocket) -> None:
         (("--max-tokens", "0"), "max_tokens"),
         (("--session", "~x"), "session"),
         (("--token-file", "x"), "--url"),
+        (("--deadline-ms", "0"), "deadline"),
+        (("--trust", "blind"), "blind"),
+        (("--data", "secret"), "secret"),
     ],
 )
 def test_an_option_that_cannot_be_is_named(board: OnSocket, arguments: tuple[str, ...], named: str) -> None:

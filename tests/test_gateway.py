@@ -20,11 +20,13 @@ import pytest
 from edge_agent.core.chat import MAX_NEW_TOKENS, ChatMessage, Sampling, Turn
 from edge_agent.core.config import GatewaySection
 from edge_agent.core.errors import ConfigError, UnavailableError
+from edge_agent.core.values import DataClass, Limits, TrustTier
 from edge_agent.gateway.errors import ApiError
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.metrics import GatewayMetrics, Histogram
 from edge_agent.gateway.openai_request import read_request
 from edge_agent.gateway.talker import CONTEXT_LENGTH, DRAINING, KV_ROOM, SESSION_BUSY, UNKNOWN_MODEL, Figure
+from edge_agent.gateway.terms import TALK_DEADLINE_US, Terms
 from tests.needs import needs_module
 from tests.scripted_talker import LONG_S, MODEL, ScriptedTalker, Served, served
 
@@ -212,7 +214,9 @@ def test_the_official_client_chats_streams_completes_and_lists(door: Served) -> 
         )
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "hello you"
         assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 2
-        assert client.completions.create(model=MODEL, prompt="say hi").choices[0].text == "hi"
+        terms = {"slyos": {"data": "public", "deadline_ms": 9000}}
+        assert client.completions.create(model=MODEL, prompt="say hi", extra_body=terms).choices[0].text == "hi"
+        assert door.talker.terms[-1] == (DataClass.PUBLIC, Limits(9_000_000))
 
 
 def test_the_official_client_raises_the_error_that_was_meant(door: Served) -> None:
@@ -291,7 +295,49 @@ BAD_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"frequency_penalty": -1}, "frequency_penalty"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"modalities": ["audio"]}, "modalities"),
+    ({"slyos": "public"}, "slyos"),
+    ({"slyos": []}, "slyos"),
+    ({"slyos": {"dta": "public"}}, "slyos.dta"),
+    ({"slyos": {"data": "secret"}}, "slyos.data"),
+    ({"slyos": {"data": ["public"]}}, "slyos.data"),
+    ({"slyos": {"data": None}}, "slyos.data"),
+    ({"slyos": {"trust": "contraindicated"}}, "slyos.trust"),
+    ({"slyos": {"trust": 3}}, "slyos.trust"),
+    ({"slyos": {"deadline_ms": 0}}, "slyos.deadline_ms"),
+    ({"slyos": {"deadline_ms": 1.5}}, "slyos.deadline_ms"),
+    ({"slyos": {"deadline_ms": 3_600_001}}, "slyos.deadline_ms"),
+    ({"slyos": {"quality": 1001}}, "slyos.quality"),
+    ({"slyos": {"quality": True}}, "slyos.quality"),
+    ({"slyos": {"energy_mj": 0}}, "slyos.energy_mj"),
+    ({"slyos": {"energy_mj": 10**10}}, "slyos.energy_mj"),
 ]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("given", "terms"),
+    [
+        (None, Terms()),
+        ({}, Terms()),
+        ({"data": "public", "trust": "warning"}, Terms(Limits(TALK_DEADLINE_US, trust=TrustTier.WARNING), DataClass.PUBLIC)),
+        (
+            {"deadline_ms": 1500, "quality": 700, "energy_mj": 3, "trust": "none", "data": "local"},
+            Terms(Limits(1_500_000, 3000, 700), DataClass.LOCAL),
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_turn_may_cost_and_how_far_it_may_travel_reaches_the_board(
+    door: Served, given: object, terms: Terms, stream: bool
+) -> None:
+    assert ask(door, "POST", CHAT, chat(slyos=given, stream=stream)).status == 200
+    assert door.talker.terms[-1] == (terms.data, terms.limits)
+
+
+def test_terms_keep_their_meaning_through_both_of_their_forms() -> None:
+    for terms in (Terms(), Terms(Limits(2_500_000, 9_000_000, 5, TrustTier.AFFIRMING), DataClass.LOCAL)):
+        assert Terms.from_json(terms.as_json()) == Terms.from_list(terms.as_list()) == terms
+    rounded = Terms(Limits(1_999, 999)).as_json()
+    assert rounded == {"deadline_ms": 1, "energy_mj": 1}, "limits are rounded down, but not to nothing"
 
 
 @pytest.mark.parametrize(("change", "param"), BAD_FIELDS, ids=lambda value: str(value)[:60])

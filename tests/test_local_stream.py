@@ -15,8 +15,10 @@ from edge_agent.client import Client
 from edge_agent.core.cbor import encode
 from edge_agent.core.chat import ChatMessage, Finish, Turn
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import DataClass, Limits, TrustTier
 from edge_agent.gateway.local import LENGTH_BYTES, MAX_PART_BYTES, LocalConnection, LocalServer, SendPart
-from edge_agent.gateway.local_talk import talk_over
+from edge_agent.gateway.local_talk import TALK, talk_over
+from edge_agent.gateway.terms import Terms
 from tests.needs import needs_module
 from tests.scripted_talker import LONG_S, MODEL, OnSocket, on_socket
 
@@ -63,6 +65,27 @@ def test_a_refusal_is_not_taken_to_the_next_agent(board: OnSocket) -> None:
     with Client(board.path, board.path) as client, pytest.raises(RefusedError, match="something"):
         client.chat("refuse something").text()
     assert len(board.talker.turns) == 1
+
+
+def test_limits_and_data_class_of_a_talk_reach_the_board(board: OnSocket) -> None:
+    limits = Limits(5_000_001, 7, 800, TrustTier.WARNING)
+    with Client(board.path) as client:
+        client.chat("say a", limits=limits, data=DataClass.PUBLIC).text()
+        client.chat("say a").text()
+    assert board.talker.terms == [(DataClass.PUBLIC, limits), (DataClass.PRIVATE, Terms().limits)]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [None, [], ["public"], ["public", 1, 5, 0, 0, 0], ["secret", 1, 5, 0, 0], ["public", 0, 5, 0, 0], ["public", 1, 0, 0, 0]],
+    ids=str,
+)
+def test_terms_that_are_none_are_refused(board: OnSocket, terms: object) -> None:
+    with LocalConnection(board.path) as connection:
+        stream = connection.stream(TALK, [question("say a").encode(), "", terms])
+        with pytest.raises(RefusedError):
+            next(stream)
+    assert board.talker.turns == []
 
 
 # parts
