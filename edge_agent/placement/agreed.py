@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from edge_agent.core.cbor import decode, encode, fields, list_of
@@ -50,7 +51,7 @@ class Ranked(NamedTuple):
 class Entry:
     """Requests of class ``wanted`` that come in at ``ingress``: all feasible options, by (cost, model, board).
 
-    No options: nothing may serve it. Else the shares are 1000 together.
+    No options: nothing may serve it. Else the shares are 1000 together, or less where KV memory does not hold all of it.
     """
 
     ingress: str
@@ -162,9 +163,13 @@ def _table_in(data: bytes) -> Table:
     models = _names(entry["models"], "table model", MODEL_NAME, MAX_MODELS)
     for name in ("facts_digest", "rules_digest"):
         bounded(f"table {name} length", len(entry[name]), DIGEST_BYTES, DIGEST_BYTES, "bytes")
+    entries = [_entry_in(each, boards, models) for each in list_of(entry["entries"], "table entries", list, MAX_ENTRIES)]
+    bookings = [_booking_in(each, boards) for each in list_of(entry["bookings"], "table bookings", list, MAX_BOARDS)]
+    _ascending("table entries", [(each.ingress, each.wanted) for each in entries])
+    _ascending("table bookings", [each.board for each in bookings])
     return Table(
-        tuple(_entry_in(each, boards, models) for each in list_of(entry["entries"], "table entries", list, MAX_ENTRIES)),
-        tuple(_booking_in(each, boards) for each in list_of(entry["bookings"], "table bookings", list, MAX_BOARDS)),
+        tuple(entries),
+        tuple(bookings),
         entry["facts_digest"],
         entry["rules_digest"],
         bounded("table moves", entry["moves"], 0, MAX_FIGURE),
@@ -179,13 +184,10 @@ def _names(value: object, subject: str, pattern: re.Pattern[str], most: int) -> 
 def _entry_in(value: list[Any], boards: list[str], models: list[str]) -> Entry:
     match value:
         case [int(ingress), list(wanted), rate_mhz, bytes(options)]:
-            unpacked = _unpacked(_OPTION, options, "table options", MAX_OPTIONS)
-            return Entry(
-                _at(boards, ingress, "table ingress"),
-                _wanted_in(wanted),
-                bounded("table rate_mhz", rate_mhz, 1, MAX_RATE_MHZ, "mHz"),
-                tuple(_option_in(each, boards, models) for each in unpacked),
-            )
+            ranked = [_option_in(each, boards, models) for each in _unpacked(_OPTION, options, "table options", MAX_OPTIONS)]
+            _ascending("table options", [(option.cost_us, option.model, option.board) for option in ranked])
+            rate_mhz = bounded("table rate_mhz", rate_mhz, 1, MAX_RATE_MHZ, "mHz")
+            return Entry(_at(boards, ingress, "table ingress"), _wanted_in(wanted), rate_mhz, tuple(ranked))
     raise RefusedError("table entry", shown(value), "[ingress, class, rate, packed options]")
 
 
@@ -210,10 +212,10 @@ def _booking_in(value: list[Any], boards: list[str]) -> Booking:
     match value:
         case [int(board), bytes(parts)]:
             unpacked = _unpacked(_PART, parts, "table booking", MAX_BOARDS)
-            by_ingress = [
-                (_at(boards, of, "table booking's ingress"), bounded("table booking", us, 0, MAX_FIGURE, "µs"))
-                for of, us in unpacked
-            ]
+            by_ingress = [(_at(boards, of, "table booking's ingress"), us) for of, us in unpacked]
+            _ascending("table booking", [ingress for ingress, _ in by_ingress])
+            for _, work_us in by_ingress:
+                bounded("table booking", work_us, 0, MAX_FIGURE, "µs")
             return Booking(_at(boards, board, "table booking's board"), tuple(by_ingress))
     raise RefusedError("table booking", shown(value), "[board, packed parts]")
 
@@ -226,3 +228,9 @@ def _unpacked(form: struct.Struct, data: bytes, subject: str, most: int) -> list
 
 def _at(names: list[str], index: int, subject: str) -> str:
     return names[bounded(subject, index, 0, len(names) - 1)]
+
+
+def _ascending(subject: str, keys: Sequence[Any]) -> None:
+    for one, other in pairwise(keys):
+        if not one < other:
+            raise RefusedError(subject, f"{shown(one)} before {shown(other)}", "ascending, each once")

@@ -18,27 +18,36 @@ from dataclasses import dataclass
 from itertools import repeat
 from operator import add, itemgetter, mul
 
-ENTRY_BLOCKS = 8
-"""A crowd enters in so many blocks, at most."""
+ENTRY_PARTS = 8
+"""A crowd enters in so many parts."""
+FULL = 1 << 200
+"""What an option costs whose pool has no room: more than any cost there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
     """``count`` players with the same options: on ``boards[o]``, for ``private[o]``, with ``work[o]``; the first wins a tie.
 
-    Without options they are shed: they take part in nothing.  Raises ``ValueError`` for columns that do not fit together.
+    Where memory counts, an option also holds ``room[o]`` of the pool ``pools[o]``, and one of them holds none, so that there is
+    always a place.  Without options the players are shed: they take part in nothing.  Raises ``ValueError`` for columns that do
+    not fit together.
     """
 
     count: int
     boards: tuple[int, ...]
     private: tuple[int, ...]
     work: tuple[int, ...]
+    pools: tuple[int, ...] = ()
+    room: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.boards) == len(self.private) == len(self.work):
-            raise ValueError(f"columns of {len(self.boards)}, {len(self.private)} and {len(self.work)} options")
+        lengths = [len(self.boards), len(self.private), len(self.work)] + [len(self.pools), len(self.room)] * bool(self.room)
+        if len(dict.fromkeys(lengths)) > 1:
+            raise ValueError(f"columns of {lengths} options")
         if self.count < 1 or min(self.private, default=0) < 0 or min(self.work, default=1) < 1:
             raise ValueError("a crowd has players, private costs of at least 0 and work of at least 1")
+        if self.room and min(self.room) != 0:
+            raise ValueError(f"room {self.room}: one option must need none, and none less")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,90 +82,172 @@ class Equilibrium:
         return self.selfish.bound + self.social.bound
 
 
-def settle(crowds: Sequence[Crowd], boards: int, factor: int, gain: int) -> Equilibrium:
-    """Where the game of ``crowds`` over ``boards`` boards rests. Raises ``ValueError`` for a gain under 1 or a factor under 0."""
+def settle(
+    crowds: Sequence[Crowd], boards: int, factor: int, gain: int, pools: Sequence[int] = (), *, together: bool = True
+) -> Equilibrium:
+    """Where the game of ``crowds`` over ``boards`` boards rests; ``pools`` is the memory that may be held of each pool.
+
+    Without ``together`` it is left at the equilibrium of what each pays.  Raises ``ValueError`` for a gain under 1 or a factor
+    under 0.
+    """
     if gain < 1 or factor < 0:
         raise ValueError(f"a gain of {gain} or a factor of {factor}: the dynamics need 1 or more, and 0 or more")
-    play = _Play(crowds, boards, factor)
+    play = _Play(crowds, boards, factor, pools)
     play.enter()
-    floor = sum(crowd.count * min(seat.alone) for crowd, seat in zip(crowds, play.seats, strict=True) if seat.alone)
+    floor = sum(seat.crowd.count * min(seat.alone) for seat in play.seats if seat.alone)
     selfish = play.descend(1, gain, play.potential, 2 * floor, 2 * gain)
-    social = play.descend(2, gain, play.social_cost, floor, gain)
+    rest = play.social_cost()
+    social = play.descend(2, gain, play.social_cost, floor, gain) if together else Descent(rest, rest, 0, 0, 0)
     return Equilibrium(tuple(tuple(seat.taken) for seat in play.seats), tuple(play.loads), selfish, social)
 
 
-class _Seat:
-    """A crowd in play. ``alone``: what an option costs on an empty board; ``slopes``: what a unit of work there adds to it."""
+class _Shape:
+    """What crowds on the same boards have in common: how to pick the loads of their options, and which share a board."""
 
-    def __init__(self, crowd: Crowd, factor: int) -> None:
-        self.crowd = crowd
-        self.slopes = tuple(map(mul, crowd.work, repeat(factor)))
-        self.alone = tuple(map(add, crowd.private, map(mul, self.slopes, crowd.work)))
+    def __init__(self, boards: tuple[int, ...]) -> None:
+        at: dict[int, list[int]] = {}
+        for option, board in enumerate(boards):
+            at.setdefault(board, []).append(option)
+        self.beside = [[other for other in at[board] if other != option] for option, board in enumerate(boards)]
+        self.crowded = any(self.beside)
+        self.loads_of: Callable[[list[int]], Sequence[int]]
+        if len(boards) > 1:
+            self.loads_of = itemgetter(*boards)
+        else:
+            self.loads_of = lambda loads: [loads[board] for board in boards]
+
+
+class _Seat:
+    """A crowd in play. ``alone``: what an option costs on an empty board; ``used``: the options that somebody has taken.
+
+    ``slopes``: what a unit of work on the board adds to it in the present stage; ``own``: what a player's own work would add.
+    """
+
+    def __init__(self, crowd: Crowd, factor: int, shape: _Shape) -> None:
+        self.crowd, self.shape = crowd, shape
+        self.weigh(factor)
+        self.alone = tuple(map(add, crowd.private, self.own))
         self.taken = [0] * len(crowd.boards)
-        self.loads_of: Callable[[list[int]], Sequence[int]] = _picker(crowd.boards)
+        self.used: tuple[int, ...] = ()
+
+    def weigh(self, factor: int) -> None:
+        self.slopes = tuple(map(mul, self.crowd.work, repeat(factor)))
+        self.own = tuple(map(mul, self.slopes, self.crowd.work))
+
+    def entering(self, loads: list[int]) -> list[int]:
+        """What one more player would pay, by option, wherever there is room."""
+        return list(map(add, self.alone, map(mul, self.slopes, self.shape.loads_of(loads))))
+
+    def gained(self, option: int, costs: list[int], least: int) -> int:
+        """What a player on ``option`` gains by its best response, given what entering ``costs``.
+
+        Its own work is in the loads: it counts in what it pays now, and it takes it along to other options of its board.
+        """
+        if self.shape.crowded:
+            work = self.crowd.work[option]
+            for other in self.shape.beside[option]:
+                least = min(least, costs[other] - self.slopes[other] * work)
+        paid: int = costs[option] - self.own[option]
+        return paid - least
 
 
 class _Play:
-    def __init__(self, crowds: Sequence[Crowd], boards: int, factor: int) -> None:
-        self.seats = [_Seat(crowd, factor) for crowd in crowds]
+    def __init__(self, crowds: Sequence[Crowd], boards: int, factor: int, pools: Sequence[int]) -> None:
+        shapes = {crowd.boards: _Shape(crowd.boards) for crowd in {crowd.boards: crowd for crowd in crowds}.values()}
+        self.seats = [_Seat(crowd, factor, shapes[crowd.boards]) for crowd in crowds]
         self.loads = [0] * boards
+        self._free = list(pools)
         self._factor = factor
 
     def enter(self) -> None:
-        """Every player, in order, takes what is best for it beside those who are there already."""
-        for seat in self.seats:
-            left = seat.crowd.count if seat.alone else 0
-            block = -(-left // ENTRY_BLOCKS)
-            while left:
-                players = min(block, left)
-                costs = list(map(add, seat.alone, map(mul, seat.slopes, seat.loads_of(self.loads))))
-                option = costs.index(min(costs))
-                seat.taken[option] += players
-                self.loads[seat.crowd.boards[option]] += players * seat.crowd.work[option]
-                left -= players
+        """A part of every crowd, in order, takes what is best for its first player; then the next part of every crowd."""
+        for part in range(ENTRY_PARTS):
+            for seat in self.seats:
+                left = (seat.crowd.count + ENTRY_PARTS - 1 - part) // ENTRY_PARTS if seat.alone else 0
+                while left:
+                    costs = self._entering(seat)
+                    option = costs.index(min(costs))
+                    players = min(left, self._fit(seat, option)) if seat.crowd.room else left
+                    self._take(seat, option, players)
+                    left -= players
 
     def descend(self, weight: int, gain: int, level: Callable[[], int], floor: int, drop: int) -> Descent:
         """Move players while one gains, with ``weight`` times the slopes: 1, what it pays itself; 2, what all pay for it.
 
-        Each move lowers ``level`` by at least ``drop``, and ``level`` is never under ``floor``.
+        Each move lowers ``level`` by at least ``drop``, and ``level`` is never under ``floor``.  A crowd is not asked again until
+        somebody has moved since it was.
         """
-        start, moves, sweeps, settled = level(), 0, 0, False
-        while not settled:
-            moved = sum(self._best_responses(seat, weight, gain) for seat in self.seats)
-            moves, sweeps, settled = moves + moved, sweeps + 1, not moved
+        start, moves, sweeps = level(), 0, 0
+        seats = [seat for seat in self.seats if seat.alone]
+        for seat in seats:
+            seat.weigh(weight * self._factor)
+            seat.used = tuple([option for option, players in enumerate(seat.taken) if players])
+        asked = [-1] * len(seats)
+        while asked and min(asked) < moves:
+            sweeps += 1
+            for index, seat in enumerate(seats):
+                if asked[index] < moves:
+                    asked[index] = moves
+                    moves += self._respond_all(seat, weight, gain) if seat.crowd.room else self._respond(seat, weight, gain)
         return Descent(start, level(), moves, (start - floor) // drop, sweeps)
 
-    def _best_responses(self, seat: _Seat, weight: int, gain: int) -> int:
-        """Let the players on each option move, as many as gain; how many did."""
-        loads, boards, work = self.loads, seat.crowd.boards, seat.crowd.work
-        slopes = seat.slopes if weight == 1 else tuple(map(mul, seat.slopes, repeat(weight)))
-        moves = 0
-        for option, players in enumerate(seat.taken):
-            if not players:
-                continue
-            loads[boards[option]] -= work[option]
-            costs = list(map(add, seat.alone, map(mul, slopes, seat.loads_of(loads))))
-            loads[boards[option]] += work[option]
-            least = min(costs)
-            gained = costs[option] - least
-            if gained >= gain:
-                other = costs.index(least)
-                lost = weight * self._factor * _bend(boards[option] == boards[other], work[option], work[other])
-                moves += self._move(seat, option, other, min(players, 1 + (gained - gain) // lost) if lost else players)
+    def _respond(self, seat: _Seat, weight: int, gain: int) -> int:
+        """Let the players on each option move, as many as gain; how many did. One look at the loads tells what each gains."""
+        costs, moves = seat.entering(self.loads), 0
+        least = min(costs)
+        for option in seat.used:
+            if seat.gained(option, costs, least) >= gain:
+                moves += self._respond_on(seat, option, weight, gain)
+                costs = seat.entering(self.loads)
+                least = min(costs)
         return moves
 
-    def _move(self, seat: _Seat, option: int, other: int, players: int) -> int:
-        boards, work = seat.crowd.boards, seat.crowd.work
-        seat.taken[option] -= players
-        seat.taken[other] += players
-        self.loads[boards[option]] -= players * work[option]
-        self.loads[boards[other]] += players * work[other]
-        return players
+    def _respond_all(self, seat: _Seat, weight: int, gain: int) -> int:
+        """As ``_respond``, where a player that leaves also leaves room: a look for each option."""
+        return sum(self._respond_on(seat, option, weight, gain) for option in seat.used)
+
+    def _respond_on(self, seat: _Seat, option: int, weight: int, gain: int) -> int:
+        """Move players from ``option`` to the best response of one of them, as many as gain; how many did."""
+        players, boards, work = seat.taken[option], seat.crowd.boards, seat.crowd.work
+        self._take(seat, option, -1)
+        costs = self._entering(seat)
+        other = costs.index(min(costs))
+        fit = self._fit(seat, other) if seat.crowd.room else players
+        self._take(seat, option, 1)
+        gained = costs[option] - costs[other]
+        if gained < gain:
+            return 0
+        lost = weight * self._factor * _bend(boards[option] == boards[other], work[option], work[other])
+        movers = min(players, fit, 1 + (gained - gain) // lost) if lost else min(players, fit)
+        self._take(seat, option, -movers)
+        self._take(seat, other, movers)
+        seat.used = tuple([each for each, count in enumerate(seat.taken) if count])
+        return movers
+
+    def _entering(self, seat: _Seat) -> list[int]:
+        """What one more player would pay, by option; ``FULL`` where there is no room."""
+        costs = seat.entering(self.loads)
+        for option, need in enumerate(seat.crowd.room):
+            if need > self._free[seat.crowd.pools[option]]:
+                costs[option] = FULL
+        return costs
+
+    def _fit(self, seat: _Seat, option: int) -> int:
+        """How many more players of a crowd find room on an option."""
+        need = seat.crowd.room[option]
+        return self._free[seat.crowd.pools[option]] // need if need else seat.crowd.count
+
+    def _take(self, seat: _Seat, option: int, players: int) -> None:
+        """So many more players on an option; fewer, if negative."""
+        seat.taken[option] += players
+        self.loads[seat.crowd.boards[option]] += players * seat.crowd.work[option]
+        if seat.crowd.room:
+            self._free[seat.crowd.pools[option]] -= players * seat.crowd.room[option]
 
     def potential(self) -> int:
         """2 Phi."""
-        own = sum(sum(map(mul, seat.taken, map(mul, seat.slopes, seat.crowd.work))) for seat in self.seats)
-        return self.social_cost() + self._private() + own
+        own: int = sum(sum(map(mul, seat.taken, map(mul, seat.crowd.work, seat.crowd.work))) for seat in self.seats)
+        return self.social_cost() + self._private() + self._factor * own
 
     def social_cost(self) -> int:
         squares: int = sum(map(mul, self.loads, self.loads))
@@ -169,10 +260,3 @@ class _Play:
 def _bend(same_board: bool, left: int, taken: int) -> int:
     """By how much less each next player of a crowd gains that makes the move of the one before it, for a factor of 1."""
     return (left - taken) * (left - taken) if same_board else left * left + taken * taken
-
-
-def _picker(boards: tuple[int, ...]) -> Callable[[list[int]], Sequence[int]]:
-    """The loads of these boards out of those of all: ``itemgetter``, which gives no tuple for a single one."""
-    if len(boards) > 1:
-        return itemgetter(*boards)
-    return lambda loads: [loads[board] for board in boards]

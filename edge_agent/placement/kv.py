@@ -8,7 +8,7 @@ for it is out, with the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edge_agent.core.config import PolicySection
@@ -40,6 +40,7 @@ class KvPlan:
     """``action`` for ``tokens`` tokens of a session's past in ``kv_us``; ``prefill_us`` for what is new in the turn.
 
     ``source`` is the board that they are fetched from. ``lacking``: why there is no room; empty when there is.
+    ``room_bytes``: the hot memory that the turn holds while it is answered.
     """
 
     action: KvAction
@@ -48,6 +49,7 @@ class KvPlan:
     tokens: int = 0
     source: str = ""
     lacking: str = ""
+    room_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,9 @@ def _with_room(plan: KvPlan, state: KvState, new_tokens: int) -> KvPlan:
     tokens = min(plan.tokens + new_tokens + ANSWER_TOKENS, state.window_tokens)
     need_bytes = tokens * state.hot_bytes
     if need_bytes <= state.free_bytes:
-        return plan
+        return replace(plan, room_bytes=need_bytes)
     lacking = f"no room for its KV: {tokens} tokens need {need_bytes} bytes, {state.free_bytes} are free"
-    return KvPlan(plan.action, plan.kv_us, plan.prefill_us, plan.tokens, plan.source, lacking)
+    return replace(plan, lacking=lacking, room_bytes=need_bytes)
 
 
 def _us(tokens: int, tok_s: int) -> int:

@@ -11,11 +11,12 @@ in at most ``MAX_UNITS_EACH`` equal parts, at most ``MAX_UNITS`` in the whole fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import add, floordiv, mul
 from typing import NamedTuple
 
+from edge_agent.core.config import PolicySection
 from edge_agent.core.values import TrustTier
 from edge_agent.core.wanted import Demand, Wanted
 from edge_agent.placement.agreed import EMPTY, MAX_ENTRIES, MAX_FIGURE, MAX_OPTIONS, Booking, Entry, Ranked, Table
@@ -31,14 +32,12 @@ MAX_UNITS_EACH = 32
 MAX_OPTION_US = 2**40
 """What an option may cost, or keep a board busy, for one request: 12 days."""
 MAX_UNIT_MREQ = 2**30
+KEPT_CLASSES = 64
+"""A maker keeps the options of so many classes, and twice as many as are wanted."""
 
 
-class _Cell(NamedTuple):
-    """The options of one class on one board: models, and what one request costs and keeps busy there."""
-
-    models: tuple[str, ...]
-    cost_us: tuple[int, ...]
-    work_us: tuple[int, ...]
+_Option = tuple[str, int, int, int, int]
+"""Model, index of the board, what one request costs there, keeps busy, and holds of KV memory (byte-µs)."""
 
 
 class _Group(NamedTuple):
@@ -48,10 +47,11 @@ class _Group(NamedTuple):
     demand: Demand
     units: int
     unit_mreq: int
-    boards: tuple[int, ...]
     models: tuple[str, ...]
+    boards: tuple[int, ...]
     cost_us: tuple[int, ...]
     work_us: tuple[int, ...]
+    hold_byte_us: tuple[int, ...]
 
 
 class TableMaker:
@@ -61,8 +61,8 @@ class TableMaker:
         self._rules = rules
         self._rules_digest = rules_digest(rules)
         self._classes: dict[Wanted, int] = {}
-        self._supply: dict[str, bytes] = {}
-        self._cells: dict[str, dict[int, _Cell]] = {}
+        self._supply: dict[str, tuple[int, bytes]] = {}
+        self._cells: dict[str, dict[int, list[_Option]]] = {}
 
     def make(self, facts: Iterable[BoardFacts]) -> Table:
         """The table of these facts. Raises ``ValueError`` for a board that is there twice."""
@@ -75,8 +75,8 @@ class TableMaker:
             self._group(ingress, demand, count, unit_mreq, ordered)
             for (ingress, demand), (count, unit_mreq) in zip(demands, units, strict=True)
         ]
-        crowds = [_crowd(group, ordered, self._rules) for group in groups]
-        played = settle(crowds, len(ordered), policy.congestion_factor, policy.gain_us * policy.horizon_us)
+        crowds, pools = _crowds(groups, ordered, policy)
+        played = settle(crowds, len(ordered) + 1, policy.congestion_factor, policy.gain_us * policy.horizon_us, pools)
         plan = _Plan(ordered, groups, crowds, played, self._rules)
         return Table(
             tuple(plan.entries()),
@@ -88,34 +88,29 @@ class TableMaker:
         )
 
     def _forget(self, facts: Sequence[BoardFacts], wanted: Sequence[Wanted]) -> None:
-        """Keep only what holds still: cells of boards that say the same, of classes that somebody wants."""
+        """Keep only what holds still: the options of boards that say the same, of no more classes than are wanted and some."""
         classes = dict.fromkeys(wanted)
-        if any(each not in self._classes for each in classes) or len(self._classes) > 2 * len(classes):
-            same = {number: index for index, each in enumerate(classes) if (number := self._classes.get(each)) is not None}
-            self._classes = {each: index for index, each in enumerate(classes)}
-            self._cells = {
-                board: {2 * same[key >> 1] + (key & 1): cell for key, cell in cells.items() if key >> 1 in same}
-                for board, cells in self._cells.items()
-            }
-        self._cells = {
-            each.board: self._cells.get(each.board, {}) if self._supply.get(each.board) == each.supply_bytes else {}
-            for each in facts
-        }
-        self._supply = {each.board: each.supply_bytes for each in facts}
+        if len(self._classes) > 2 * len(classes) + KEPT_CLASSES:
+            self._classes, self._supply = {}, {}
+        for each in classes:
+            self._classes.setdefault(each, len(self._classes))
+        supply = {each.board: (index, each.supply_bytes) for index, each in enumerate(facts)}
+        self._cells = {board: self._cells[board] if self._supply.get(board) == said else {} for board, said in supply.items()}
+        self._supply = supply
 
     def _group(self, ingress: str, demand: Demand, count: int, unit_mreq: int, facts: Sequence[BoardFacts]) -> _Group:
         number = 2 * self._classes[demand.wanted]
-        options: list[tuple[str, int, int, int]] = []
+        options: list[_Option] = []
         for index, each in enumerate(facts):
             local = each.board == ingress
             cells, key = self._cells[each.board], number + local
             cell = cells.get(key)
             if cell is None:
-                cell = cells[key] = _cell(demand.wanted, each, local, self._rules)
-            options += zip(cell.models, repeat(index), cell.cost_us, cell.work_us)
+                cell = cells[key] = list(_options(demand.wanted, each, index, local, self._rules))
+            options += cell
         options.sort()
-        models, boards, cost_us, work_us = zip(*options, strict=True) if options else ((), (), (), ())
-        return _Group(ingress, demand, count, unit_mreq, boards, models, cost_us, work_us)
+        columns = zip(*options, strict=True) if options else [()] * 5
+        return _Group(ingress, demand, count, unit_mreq, *columns)
 
 
 def _demands(facts: Sequence[BoardFacts]) -> list[tuple[str, Demand]]:
@@ -136,40 +131,70 @@ def _units(wanted_mreq: Sequence[int]) -> list[tuple[int, int]]:
     return [(count, min(-(-mreq // count), MAX_UNIT_MREQ)) for count, mreq in zip(counts, wanted_mreq, strict=True)]
 
 
-def _cell(wanted: Wanted, facts: BoardFacts, local: bool, rules: Rules) -> _Cell:
+def _options(wanted: Wanted, facts: BoardFacts, index: int, local: bool, rules: Rules) -> Iterator[_Option]:
     """What the live choice would see of this board for a request of the class, if the board were booked for nothing."""
     view = BoardView(
         facts.board, facts.offers, facts.queue_us, local, facts.headroom_mdegc, "" if facts.up else "it is not up",
         kv={state.model: state for state in facts.kv}, trust=facts.trust,
     )  # fmt: skip
     if why_not_board(wanted, view, rules):
-        return _Cell((), (), ())
-    options = []
+        return
     for offer in view.offers:
         plan = kv_plan(wanted, view, offer, (), rules.policy)
-        if not wanted.served_by(offer) or why_not_model(wanted, offer, rules) or plan.lacking:
-            continue
-        cost = weigh(wanted, view, offer, plan, wanted.deadline_us, rules.policy)
-        work_us = max(1, -(-cost.busy_us // offer.parallel))
-        options.append((offer.model, min(cost.total_us, MAX_OPTION_US), min(work_us, MAX_OPTION_US)))
-    return _Cell(*zip(*options, strict=True)) if options else _Cell((), (), ())
+        if wanted.served_by(offer) and not why_not_model(wanted, offer, rules) and not plan.lacking:
+            cost = weigh(wanted, view, offer, plan, wanted.deadline_us, rules.policy)
+            busy_us = min(cost.busy_us, MAX_OPTION_US)
+            work_us = max(1, -(-busy_us // offer.parallel))
+            yield offer.model, index, min(cost.total_us, MAX_OPTION_US), work_us, plan.room_bytes * busy_us
 
 
-def _crowd(group: _Group, facts: Sequence[BoardFacts], rules: Rules) -> Crowd:
-    """The units of a demand as players: what waits on a board already is part of what they pay in private."""
-    policy, unit = rules.policy, repeat(group.unit_mreq)
+def _crowds(groups: Sequence[_Group], facts: Sequence[BoardFacts], policy: PolicySection) -> tuple[list[Crowd], list[int]]:
+    """The units of demand as players, and the KV memory that they may hold of each board's language models.
+
+    Memory stays out of the game where even all units together would find room on each pool that they could take.
+    """
+    at = {(index, state.model): state.free_bytes for index, each in enumerate(facts) for state in each.kv}
+    pool_of = {key: pool for pool, key in enumerate(at)}
+    asked = [0] * len(at)
+    rooms = [_room(group, pool_of, policy.horizon_us) for group in groups]
+    for group, (pools, room) in zip(groups, rooms, strict=True):
+        for pool, need in zip(pools, room, strict=True):
+            asked[pool] += need * group.units
+    binds = any(need > free for need, free in zip(asked, at.values(), strict=True))
+    crowds = [
+        _crowd(group, facts, policy, pools, room if binds else ()) for group, (pools, room) in zip(groups, rooms, strict=True)
+    ]
+    return crowds, list(at.values())
+
+
+def _room(group: _Group, pool_of: Mapping[tuple[int, str], int], horizon_us: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The pool of each option and the bytes that a unit holds of it on average: rate * time * bytes (Little's law), rounded up.
+
+    Nothing and nothing, if no option holds any.
+    """
+    if not any(group.hold_byte_us):
+        return (), ()
+    pools = tuple([pool_of.get(key, 0) for key in zip(group.boards, group.models, strict=True)])
+    return pools, tuple([-(-hold * group.unit_mreq // (1000 * horizon_us)) for hold in group.hold_byte_us])
+
+
+def _crowd(
+    group: _Group, facts: Sequence[BoardFacts], policy: PolicySection, pools: tuple[int, ...], room: tuple[int, ...]
+) -> Crowd:
+    """What waits on a board already is part of what players pay in private. With ``room`` comes the last option: to be shed."""
+    unit = repeat(group.unit_mreq)
     waiting = map(mul, repeat(policy.congestion_factor), map(mul, [facts[b].queue_us for b in group.boards], group.work_us))
-    private = map(add, map(mul, group.cost_us, repeat(policy.horizon_us)), waiting)
-    return Crowd(
-        group.units,
-        group.boards,
-        tuple(map(floordiv, map(mul, private, unit), repeat(1000))),
-        tuple(max(1, work // 1000) for work in map(mul, group.work_us, unit)),
-    )
+    costs = map(add, map(mul, group.cost_us, repeat(policy.horizon_us)), waiting)
+    private = tuple(map(floordiv, map(mul, costs, unit), repeat(1000)))
+    work = tuple([max(1, work // 1000) for work in map(mul, group.work_us, unit)])
+    if not room:
+        return Crowd(group.units, group.boards, private, work)
+    shed = 2 * MAX_OPTION_US * policy.horizon_us * group.unit_mreq // 1000
+    return Crowd(group.units, (*group.boards, len(facts)), (*private, shed), (*work, 1), (*pools, 0), (*room, 0))
 
 
 class _Plan:
-    """An equilibrium in the words of the table."""
+    """An equilibrium in the words of the table: without the last option of crowds that may be shed, which is on no board."""
 
     def __init__(
         self, facts: Sequence[BoardFacts], groups: Sequence[_Group], crowds: Sequence[Crowd], played: Equilibrium, rules: Rules
@@ -177,13 +202,13 @@ class _Plan:
         self._boards = [each.board for each in facts]
         self._groups, self._crowds, self._played = groups, crowds, played
         self._factor, self._horizon_us = rules.policy.congestion_factor, rules.policy.horizon_us
-        self._loads = [load + each.queue_us for load, each in zip(played.loads, facts, strict=True)]
+        self._loads = [load + each.queue_us for load, each in zip(played.loads, facts, strict=False)]
 
     def entries(self) -> Iterator[Entry]:
         for group, crowd, taken in zip(self._groups, self._crowds, self._played.assignment, strict=True):
             names = [self._boards[board] for board in group.boards]
             costs = list(self._costs(group, crowd, taken))
-            ranked = sorted(zip(costs, group.models, names, _shares(taken), strict=True))
+            ranked = sorted(zip(costs, group.models, names, _shares(taken), strict=False))
             if len(ranked) > MAX_OPTIONS:
                 ranked = sorted(sorted(ranked, key=lambda each: (each[3] == 0, each))[:MAX_OPTIONS])
             options = tuple([Ranked(board, model, share, cost) for cost, model, board, share in ranked])
@@ -191,16 +216,15 @@ class _Plan:
 
     def _costs(self, group: _Group, crowd: Crowd, taken: Sequence[int]) -> Iterator[int]:
         """What a request of a unit pays where units are already, and would pay as one more unit elsewhere."""
-        for board, cost_us, work_us, unit_us, units in zip(
-            group.boards, group.cost_us, group.work_us, crowd.work, taken, strict=True
-        ):
+        columns = zip(group.boards, group.cost_us, group.work_us, crowd.work, taken, strict=False)
+        for board, cost_us, work_us, unit_us, units in columns:
             load = self._loads[board] if units else self._loads[board] + unit_us
             yield min(cost_us + self._factor * work_us * load // self._horizon_us, MAX_FIGURE)
 
     def bookings(self) -> Iterator[Booking]:
         booked: list[dict[str, int]] = [{} for _ in self._boards]
         for group, crowd, taken in zip(self._groups, self._crowds, self._played.assignment, strict=True):
-            for at, work, units in zip(crowd.boards, crowd.work, taken, strict=True):
+            for at, work, units in zip(group.boards, crowd.work, taken, strict=False):
                 if units:
                     of = booked[at]
                     of[group.ingress] = min(of.get(group.ingress, 0) + work * units, MAX_FIGURE)
