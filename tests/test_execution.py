@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from edge_agent.core.chat import CHAT, Finish, TurnEnd
 from edge_agent.core.config import QueueSection
+from edge_agent.core.kv import KvHome, KvState, Place, session_hash
 from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
 from edge_agent.node.execution import Execution, Job
@@ -25,14 +26,14 @@ def job(number: int, *, model: str = "m", deadline_us: int = 10**6, size_bytes: 
     return Job(f"{ingress}/{request.request_id}", request, model, deadline_us, ingress)
 
 
-def hosting(*models: str, busy_us: int = 1_000) -> Execution:
-    execution = Execution(QUEUE)
+def hosting(*models: str, busy_us: int = 1_000, **settings: object) -> Execution:
+    execution = Execution(replace(QUEUE, **settings))  # type: ignore[arg-type]
     for model in models:
         execution.host(offer(model, busy_us))
     return execution
 
 
-def test_jobs_run_one_at_a_time_in_the_order_in_which_they_came() -> None:
+def test_jobs_that_are_equally_urgent_run_one_at_a_time_in_the_order_in_which_they_came() -> None:
     execution = hosting("m")
     jobs = [job(i) for i in (3, 1, 2)]
     for each in jobs:
@@ -117,10 +118,11 @@ class QueueMachine(RuleBasedStateMachine):
     """The queue against a plain list, whatever is done to it."""
 
     waiting = Bundle("waiting")
+    order = "edf"
 
     def __init__(self) -> None:
         super().__init__()
-        self.execution = hosting("m", "n")
+        self.execution = hosting("m", "n", order=self.order)
         self.model: list[Job] = []
         self.running: Job | None = None
         self.now_us = 0
@@ -150,9 +152,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         begun = self.execution.start_next(self.now_us)
+        for given_up, reason in self.execution.take_given_up():
+            assert "it cannot be done in time" in reason
+            self.model.remove(given_up)
         assert (begun is None) == (self.running is not None or not self.model)
         if begun is not None:
-            self.running = self.model.pop(0)
+            self.running = min(self.model, key=lambda each: each.deadline_us) if self.order == "edf" else self.model[0]
+            self.model.remove(self.running)
             assert begun.key == self.running.key and begun.budget_us > 0
 
     @rule()
@@ -169,10 +175,17 @@ class QueueMachine(RuleBasedStateMachine):
         self_us = self.execution.queue_us(self.now_us)
         assert work_us <= self_us <= work_us + (0 if self.running is None else 10_000)
         assert len(self.execution) == len(self.execution._deadlines) == len(self.model) <= QUEUE.max_requests
+        waits_us = self.execution.waits_us(self.now_us)
+        assert list(waits_us) == sorted(waits_us) and max(waits_us, default=0) <= self_us
         assert self.execution.waiting_bytes == sum(each.size_bytes for each in self.model) <= QUEUE.max_bytes
 
 
+class OldestFirstMachine(QueueMachine):
+    order = "fifo"
+
+
 TestQueueMachine = QueueMachine.TestCase
+TestOldestFirstMachine = OldestFirstMachine.TestCase
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 50) | st.none())), st.lists(st.integers(0, 60)))
@@ -217,9 +230,9 @@ def test_a_picture_of_one_size_teaches_most_about_pictures_of_that_size() -> Non
     assert [(each.shape, each.measured) for each in told.shapes] == [(12, 20)] and told.measured == 20
     assert 2_970 <= told.cost_of(12).busy_us <= 3_000 and 2_900 <= told.busy_us <= 3_000
     execution.enqueue(job(50, size_bytes=4_000))
-    execution.start_next(10**6 - 1)
+    execution.start_next(0)
     execution.enqueue(job(51, size_bytes=4_000))
-    assert 2 * 2_970 <= execution.queue_us(10**6 - 1) <= 2 * 3_000
+    assert 2 * 2_970 <= execution.queue_us(0) <= 2 * 3_000
 
 
 def test_of_a_turn_the_time_after_its_first_token_is_learned_since_the_placement_adds_what_comes_before() -> None:
@@ -277,6 +290,104 @@ def test_a_turn_waits_for_nothing_while_there_is_a_place_and_then_for_its_share_
         begun(execution)
     assert waits == [0, 0, 0, 0, 1_000, 1_250] and execution.queue_us(0) == 0
     assert execution.queue_us(400, "parrot") == (4 * 600 + 2 * 1_000) // 4
+
+
+def test_a_turn_waits_for_what_the_others_have_to_read_too() -> None:
+    execution = talking(1)
+    home = KvHome(session_hash("s"), 900, Place.HOT)
+    execution.kv["parrot"] = KvState("parrot", b"f" * 32, 1, 1, 2**30, 4096, prefill_tok_s=1_000, homes=(home,))
+    long, known = talk_job(1), talk_job(2)
+    inputs = {"x": Tensor("uint8", (4_000,), bytes(4_000))}
+    long = replace(long, request=replace(long.request, inputs=inputs))
+    known = replace(known, request=replace(known.request, inputs=inputs, session="s"))
+    execution.enqueue(long)
+    assert execution.queue_us(0, "parrot") == 1_000 + 1_000_000, "1000 tokens at 1000 a second"
+    execution.start_next(0)
+    execution.enqueue(known)
+    assert execution.queue_us(400_000, "parrot") == 1_000 + 600_000 + 1_000 + 100_000, "900 of them lie in hot memory"
+
+
+def test_an_urgent_job_waits_for_what_is_more_urgent_only() -> None:
+    execution = hosting("m", busy_us=10_000)
+    for number, deadline_us in enumerate((10**6, 10**5, 3 * 10**6, 10**8)):
+        execution.enqueue(job(number, deadline_us=deadline_us))
+    assert execution.waits_us(0) == (10_000, 10_000, 20_000, 20_000, *[30_000] * 5) and execution.queue_us(0) == 40_000
+    oldest_first = hosting("m", busy_us=10_000, order="fifo")
+    for number, deadline_us in enumerate((10**6, 10**5)):
+        oldest_first.enqueue(job(number, deadline_us=deadline_us))
+    assert oldest_first.waits_us(0) == () and oldest_first.queue_us(0, due_us=1) == oldest_first.queue_us(0) == 20_000
+
+
+# what is given up
+
+
+def sure(execution: Execution, busy_us: int, size_bytes: int = 8) -> None:
+    """Pictures of this size have been measured well."""
+    for _ in range(40):
+        execution.costs.learn("m", size_bytes.bit_length(), busy_us, 1)
+
+
+def given_up(execution: Execution) -> dict[str, str]:
+    return {each.key: reason for each, reason in execution.take_given_up()}
+
+
+def test_what_cannot_be_done_in_time_is_given_up_at_once_and_says_by_what_figures() -> None:
+    execution = hosting("m", busy_us=100_000)
+    sure(execution, 100_000)
+    least_us = execution.costs.cost("m", 4).busy_us - execution.costs.spread_us("m", 4)
+    assert 99_900 < least_us <= 100_000
+    for each in (job(1, deadline_us=500_000), job(2, deadline_us=180_000)):
+        execution.enqueue(each)
+        execution.start_next(0)
+    execution.enqueue(job(3, deadline_us=290_000))
+    assert execution.start_next(10_000) is None
+    assert given_up(execution) == {
+        job(2).key: (
+            f"it cannot be done in time: after {least_us} µs of other work it takes {least_us} µs at least and "
+            "180000 µs are left of its deadline; a longer deadline, a quicker model or a board with less to do may serve it"
+        )
+    }
+    assert not given_up(execution) and len(execution) == 1
+    execution.finish(job(1).key, echo(job(1).request, "a", "m", 1), 200_000)
+    assert execution.start_next(200_000) is None and "90000 µs are left" in given_up(execution)[job(3).key]
+    assert execution.idle
+
+
+def test_nothing_is_given_up_on_a_guess_nor_where_it_is_switched_off() -> None:
+    guessing = hosting("m", busy_us=100_000)
+    switched_off = hosting("m", busy_us=100_000, shed_late=False)
+    sure(switched_off, 100_000)
+    for execution in (guessing, switched_off):
+        execution.enqueue(job(1, deadline_us=50_000))
+        assert execution.start_next(0) is not None and not execution.take_given_up()
+
+
+def test_one_hopeless_job_in_sixteen_runs_so_that_an_estimate_that_became_wrong_is_corrected() -> None:
+    execution = hosting("m", busy_us=100_000)
+    sure(execution, 100_000)
+    ran = 0
+    for number in range(200):
+        execution.enqueue(job(number, deadline_us=number * 10**6 + 50_000))
+        if start := execution.start_next(number * 10**6):
+            ran += 1
+            execution.finish(start.key, echo(job(number).request, "a", "m", 1), number * 10**6 + 5_000)
+        assert len(execution.take_given_up()) == (start is None)
+    assert ran > 200 - 3 * 16, "three wild measurements in a row, and it is believed that the board is quick again"
+
+
+def test_a_board_that_fills_the_queue_gives_way_to_another_but_keeps_more_than_that_one_has() -> None:
+    execution = hosting("m", busy_us=1_000)
+    greedy = [job(number, ingress="b", deadline_us=10**6 + number) for number in range(5)]
+    for each in greedy:
+        execution.enqueue(each)
+    assert "5 requests wait" in execution.full(8) and "5 requests wait" in execution.full(8, "b")
+    for number, loser in ((10, greedy[4]), (11, greedy[3])):
+        assert not execution.full(8, "c")
+        execution.enqueue(job(number, ingress="c"))
+        reason = given_up(execution)[loser.key]
+        assert reason.startswith("it gave way in a full queue of 5 requests and 40 bytes, in which b has ")
+    assert execution.full(8, "c"), "3 of b, 2 of c: that is fair"
+    assert not execution.full(8, "d") and len(execution) == 5
 
 
 def test_a_request_that_is_asked_for_again_while_its_first_run_is_not_over_waits_for_its_end() -> None:

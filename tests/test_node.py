@@ -1004,6 +1004,9 @@ def test_the_record_says_what_the_language_models_hold_and_what_a_turn_waits(des
     desk.feed(KvChanged(HOME))
     desk.deliver(dispatch(replace(turn(3), model="parrot")))
     (state,) = desk.node._record(1, desk.now_us).kv
-    assert state.homes == HOME.homes and state.queue_us == 2 * expected_cost(TALK, shape_of(turn(3))).busy_us // 2
+    waits_us = 2 * expected_cost(TALK, shape_of(turn(3))).busy_us + 7 * 1_000_000 // 200
+    assert state.homes == HOME.homes and state.queue_us == waits_us // 2, (
+        "its 28 bytes are 7 tokens, which 200 a second are read of"
+    )
     desk.feed(Withdrawn("parrot", "gone"))
     assert not desk.node._record(1, desk.now_us).kv

@@ -203,7 +203,7 @@ class Inbound:
             yield from self._say_again(event.token, key, ingress)
             return
         job = Job(key, request, request.model or "", now_us + request.limits.deadline_us, ingress)
-        if reason := self._refusal or self._not_hosted(job.model) or self._execution.full(job.size_bytes):
+        if reason := self._refusal or self._not_hosted(job.model) or self._execution.full(job.size_bytes, ingress):
             yield from self._fail(key, ingress, request.request_id, reason)
         else:
             self._execution.enqueue(job)

@@ -44,7 +44,7 @@ from edge_agent.node.events import (
     Tick,
     Withdrawn,
 )
-from edge_agent.node.execution import Execution
+from edge_agent.node.execution import Execution, Job
 from edge_agent.node.inbound import Inbound
 from edge_agent.node.ingress import LocalClient
 from edge_agent.node.mailbox import Mailbox
@@ -145,8 +145,7 @@ class Node:
     def _continue(self, now_us: int) -> Iterator[Effect]:
         """What any event or the time that passed may have made due: what is too late, the next job, what is owed, our word."""
         yield from self._expire(now_us)
-        while begin := self.execution.start_next(now_us):
-            yield from self.moves.start(begin, self._kv_elsewhere(begin.model), now_us)
+        yield from self._begin(now_us)
         yield from self.moves.go_on(now_us)
         if self.link_up:
             yield from self.router.flush_parts(now_us)
@@ -192,6 +191,21 @@ class Node:
 
     def _submitted(self, event: Submitted, now_us: int) -> Iterator[Effect]:
         yield from self.router.admit(event.request, LocalClient(event.handle), now_us, refusal=self._inbound.stopping)
+
+    def _begin(self, now_us: int) -> Iterator[Effect]:
+        """Begin what has room to run; what is given up here goes back to the board that placed it, and on from there."""
+        given_up: list[tuple[Job, str]] | None = None
+        while given_up is None or given_up:
+            while begin := self.execution.start_next(now_us):
+                yield from self.moves.start(begin, self._kv_elsewhere(begin.model), now_us)
+            given_up = self.execution.take_given_up()
+            for job, reason in given_up:
+                result = failure(job.request.request_id, Status.FAILED, self.board, reason, job.model)
+                if job.ingress == self.board:
+                    yield from self.router.outcome(result, self.board, now_us)
+                else:
+                    yield Log(f"request {job.request.request_id} of {job.ingress} is given up: {reason}")
+                    yield from self.mailbox.answer(job.key, job.ingress, result, seconds(job.deadline_us - now_us))
 
     def _abandoned(self, event: Abandoned, now_us: int) -> Iterator[Effect]:
         yield from self.router.abandon(event.handle)
@@ -308,5 +322,6 @@ class Node:
             kv=tuple(self.execution.kv_states(now_us)),
             offers=tuple(self.execution.offers[name] for name in self._told_of),
             demand=self.arrivals.demand(now_us),
+            waits_us=self.execution.waits_us(now_us),
             forecast_mdegc=self.forecast_mdegc,
         )
