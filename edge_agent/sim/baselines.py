@@ -4,8 +4,7 @@ Owns ``PLACERS``: each makes a chooser over the same options and hard filters as
 memory and heat bind all alike and only the pick differs.  Rules for the baselines: they pick a board; on it they take the fastest
 model that meets the request's floor of quality, which is the variant strongest in goodput; KV moves with a session by the same
 plan as for ours; what is random is drawn from the run's seed and the request's id, so that no order of calls matters.  In their
-favour: JSQ(2) and greedy latency see true queues at no cost of time.  With ``QUEUED_PLAINLY`` behind a placer's name, boards keep
-a plain FIFO queue and shed nothing early, as such systems are usually built.
+favour: JSQ(2) and greedy latency see true queues at no cost of time.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from edge_agent.placement.options import BoardView, Decision, Exclusion, Option,
 
 Chooser = Callable[[InferenceRequest, Sequence[BoardView], Rules, int], Decision]
 JSQ_CHOICES = 2
-QUEUED_PLAINLY = "+fifo"
 
 
 class Peek(Protocol):

@@ -12,31 +12,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_agent.sim.fleet import simulate
-
-from edge_agent.core.config import QueueSection
 from edge_agent.core.values import Status
+from edge_agent.sim.fleet import simulate
 from edge_agent.sim.results import Run, metrics
 from edge_agent.sim.scenario import ArrivalPlan, Fault, Scenario, load_scenario
 
 OURS = "table"
 UNLIKE, ALIKE = "eight-boards", "eight-alike"
 ALIKE_PROFILE = "orin_nano"
-PLAIN_QUEUE = QueueSection(order="fifo", shed_late=False)
-"""First come, first served, and nothing is shed before its deadline has passed: how such systems are usually built."""
 
-DURATION_S, WARMUP_S = 180, 30
-CAMERA_BOARDS = 4
+DURATION_S, WARMUP_S = 90, 15
 
-AZURE = ArrivalPlan("azure", 8_000, rate_mhz=1_000, deadline_token_us=60_000, prompt_permille=250, answer_permille=500, turns=4)
-MOONCAKE = ArrivalPlan("mooncake", 8_000, rate_mhz=1_000, deadline_token_us=60_000, prompt_permille=50, answer_permille=500)
-CAMERAS = ArrivalPlan("camera", 500, task="detect_faces", period_ms=1_000)
-WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {"azure": (AZURE,), "mooncake": (MOONCAKE,), "mixed": (AZURE, CAMERAS)}
+AZURE = (
+    ArrivalPlan("azure", 5_000, rate_mhz=667, deadline_token_us=60_000, max_prompt_tokens=2_000),
+    ArrivalPlan("azure", 10_000, rate_mhz=333, deadline_token_us=120_000, max_prompt_tokens=2_000, quality_permille=750),
+)
+MOONCAKE = tuple(replace(plan, kind="mooncake", prompt_permille=100) for plan in AZURE)
+CAMERAS = (ArrivalPlan("camera", 400, task="detect_objects", period_ms=4_000),)
+WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {"azure": AZURE, "mooncake": MOONCAKE, "mixed": (*AZURE, *CAMERAS)}
+"""Talk at one request a second together, two thirds of it content with any model, one third not; cameras come on top."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Case:
-    """One run. ``plain_queue``: FIFO without shedding instead of EDF with it. ``lost``: the board that dies half-way."""
+    """One run. ``plain_queue``: FIFO without shedding, how such systems are usually built,
+    instead of the earliest deadline first with it. ``lost``: the board that dies half-way."""
 
     fleet: str
     workload: str
@@ -86,22 +86,15 @@ def scenario_of(case: Case, traces: Path | None) -> Scenario:
     if case.fleet == ALIKE:
         world = replace(world, boards=tuple(replace(board, profile=ALIKE_PROFILE) for board in world.boards))
     duration_us = case.seconds * 1_000_000
-    arrivals = tuple(_here(plan, world) for plan in WORKLOADS[case.workload])
     world = replace(
-        world, name=f"{case.fleet}/{case.workload}", arrivals=arrivals, traces=traces, duration_us=duration_us,
+        world, name=f"{case.fleet}/{case.workload}", arrivals=WORKLOADS[case.workload], traces=traces, duration_us=duration_us,
         warmup_us=min(WARMUP_S * 1_000_000, duration_us // 4), outages=(), faults=_faults(case),
     )  # fmt: skip
     if case.plain_queue:
-        world = replace(world, queue=replace(PLAIN_QUEUE, max_requests=world.queue.max_requests, max_bytes=world.queue.max_bytes))
+        world = replace(world, queue=replace(world.queue, order="fifo", shed_late=False))
     if case.energy_us_per_mj is not None:
         world = replace(world, policy=replace(world.policy, energy_us_per_mj=case.energy_us_per_mj))
     return world.at_load(case.load_permille)
-
-
-def _here(plan: ArrivalPlan, world: Scenario) -> ArrivalPlan:
-    if plan.kind != "camera":
-        return plan
-    return replace(plan, ingress=tuple(board.id for board in world.boards[:CAMERA_BOARDS]))
 
 
 def _faults(case: Case) -> tuple[Fault, ...]:
