@@ -21,7 +21,7 @@ from edge_agent.core.values import MAX_DEADLINE_US, DataClass, InferenceRequest,
 from edge_agent.placement.kv import BYTES_A_TOKEN
 from edge_agent.sim.scenario import TRACES, ArrivalPlan, Scenario
 from edge_agent.sim.statistics import OWN_RATE_MHZ, STATISTICS, TraceStatistics, draw_length
-from edge_agent.sim.traces import Row, read_trace, trace_file
+from edge_agent.sim.traces import Row, read_trace, trace_extent, trace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +147,7 @@ class _Talks:
 
 
 def _replayed(plan: ArrivalPlan, path: Path, random: Random, needed_us: int) -> Iterator[_Draft]:
-    span_us, count = 1, 0
-    for row in read_trace(plan.kind, path):
-        span_us, count = max(span_us, row.at_us), count + 1
+    span_us, count = trace_extent(plan.kind, path)
     own_mhz = max(1, count * 10**9 // span_us) if count > 1 else OWN_RATE_MHZ[plan.kind]
     rate_mhz = plan.rate_mhz or own_mhz
     begin_us = random.randrange(max(1, span_us - needed_us * rate_mhz // own_mhz))

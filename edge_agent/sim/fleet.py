@@ -29,6 +29,7 @@ from edge_agent.sim.board import Execution, SimBoard, key_seed
 from edge_agent.sim.costs import digest_of
 from edge_agent.sim.results import Run, Sample, Served
 from edge_agent.sim.scenario import Fault, Outage, Scenario
+from edge_agent.sim.sharing import shared_work
 from edge_agent.sim.world import Network
 
 if TYPE_CHECKING:
@@ -351,5 +352,5 @@ def simulate(scenario: Scenario, seed: int = 0, placer: str = TABLE, progress: C
     ``progress`` is told virtual µs done and to do. Raises ``RefusedError`` for an unknown placer or a bad trace,
     ``UnavailableError`` for a trace that cannot be read, ``BrokenPromiseError`` when something happened that must not.
     """
-    with SimFleet(scenario, seed, placer) as fleet:
+    with shared_work(), SimFleet(scenario, seed, placer) as fleet:
         return fleet.run(progress)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def trace_file(kind: str, folder: Path | None) -> Path | None:
 def read_trace(kind: str, path: Path) -> Iterator[Row]:
     """The rows of a trace in the order of their times. Raises ``RefusedError`` or ``UnavailableError``."""
     return (_azure if kind == "azure" else _mooncake)(path)
+
+
+def trace_extent(kind: str, path: Path) -> tuple[int, int]:
+    """How long a trace is, in µs, and how many requests it has. Raises as ``read_trace`` does."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UnavailableError(f"trace {path}", error.strerror or str(error), "choose another folder with --traces") from error
+    return _extent(kind, path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _extent(kind: str, path: Path, size_bytes: int, mtime_ns: int) -> tuple[int, int]:
+    """Of a file as it is with this size and time: it is read through once."""
+    span_us, count = 1, 0
+    for row in read_trace(kind, path):
+        span_us, count = max(span_us, row.at_us), count + 1
+    return span_us, count
 
 
 def _azure(path: Path) -> Iterator[Row]:
