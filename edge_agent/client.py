@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edge_agent.core import wire
 from edge_agent.core.chat import DEFAULT_NEW_TOKENS, ChatMessage, Sampling, Turn, TurnEnd, TurnPart
@@ -153,6 +154,23 @@ class Client:
             yield first
             return (yield from parts)
         raise UnavailableError("no agent answers", " | ".join(refusals))
+
+    def explain(self, request_id: str) -> dict[str, Any]:
+        """Why a request went where it went, as ``sly explain --json`` prints it, from the first agent that remembers it.
+
+        Raises ``UnavailableError`` when none does.
+        """
+        refusals = []
+        for connection in self._connections:
+            try:
+                report = connection.call("explain", request_id)
+            except (RefusedError, UnavailableError) as error:
+                refusals.append(str(error))
+                continue
+            if not isinstance(report, dict):
+                raise RefusedError("explanation", report, "a map")
+            return report
+        raise UnavailableError(f"explanation of {request_id}", " | ".join(refusals))
 
     def submit(self, request: InferenceRequest) -> InferenceResult:
         """The one result of a request. An agent that goes away is replaced by the next one, with the same request id.

@@ -88,8 +88,15 @@ def test_a_runner_up_on_the_same_board_is_not_all_that_is_told() -> None:
 
 
 def test_the_last_board_left_says_so() -> None:
-    report = why(decided(option("coral"), out=[Exclusion("jetson", "", "it is offline")]))
-    assert (report["main"], report["text"]) == (NO_OTHER_BOARD, f"chosen: coral/m, {NO_OTHER_BOARD}")
+    offline = [
+        Exclusion("coral", "n", "too poor"),
+        Exclusion("jetson", "", "it is offline"),
+        Exclusion("pi", "", "it is offline"),
+    ]
+    report = why(decided(option("coral"), out=offline))
+    assert (report["main"], report["text"]) == (NO_OTHER_BOARD, f"chosen: coral/m, {NO_OTHER_BOARD}: it is offline")
+    unlike = [*offline, Exclusion("barn", "", "it is stopped")]
+    assert why(decided(option("coral"), out=unlike))["text"] == f"chosen: coral/m, {NO_OTHER_BOARD}"
 
 
 def test_a_tie_says_how_it_was_broken() -> None:

@@ -16,6 +16,8 @@ from edge_agent.client import Client
 from edge_agent.commands.decision_table import WIDTH
 from edge_agent.commands.fleet import _status_table
 from edge_agent.commands.fleet_table import fleet_table, who_differs
+from edge_agent.core.errors import UnavailableError
+from edge_agent.demo.choices import Agreed, agreement
 from edge_agent.local_fleet import LocalFleet, Member
 from tests.brokers import mosquitto
 from tests.fetched import model_path, picture_path
@@ -181,3 +183,23 @@ def test_an_answer_is_explained_with_the_share_of_the_agreed_table(capsys: pytes
     assert sum(each["share_permille"] for each in report["options"]) == 1000
     assert cli.main(["status", "--socket", str(socket)]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= WIDTH
+
+
+# as the demo asks
+
+
+def test_the_demo_sees_boards_agree_or_what_each_of_them_holds(fleet: LocalFleet) -> None:
+    found = agreement(fleet, ["kitchen", "coral"], LIMIT_S)
+    assert found.holds and found.classes == 1 and "1 request classes, after " in str(found)
+    apart = Agreed({"a": "aa" * 32, "b": "bb" * 32}, 1, 0.1)
+    assert not apart.holds and str(apart) == "a aaaaaaaa, b bbbbbbbb"
+
+
+def test_a_client_is_told_why_by_the_first_agent_that_remembers(fleet: LocalFleet) -> None:
+    with Client(fleet.socket_of("kitchen")) as client:
+        asked = client.look("detect_faces", picture_path("grace_hopper")).request_id
+    with Client(fleet.folder / "none.sock", fleet.socket_of("coral"), fleet.socket_of("kitchen")) as client:
+        report = client.explain(asked)
+        assert report["request"] == asked and report["why"]["chosen"]
+        with pytest.raises(UnavailableError, match="not remembered"):
+            client.explain("0" * 32)

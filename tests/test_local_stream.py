@@ -281,4 +281,5 @@ def test_parts_and_calls_of_talk_are_as_the_protocol_says() -> None:
     assert is_a("part", encode({0: 1, 3: ["text", 1]}))
     assert is_a("call", encode({0: 1, 1: "talk", 2: [question("x").encode(), ""]}))
     assert is_a("call", encode({0: 1, 1: "sessions", 2: None}))
+    assert is_a("terms", encode(Terms(Limits(1, 2, 3, TrustTier.WARNING), DataClass.LOCAL).as_list()))
     assert not is_a("part", encode({0: 1, 1: "", 2: None}))

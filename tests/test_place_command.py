@@ -14,13 +14,14 @@ import pytest
 from edge_agent import cli
 from edge_agent.agent import Agent
 from edge_agent.core import wire
+from edge_agent.core.cbor import encode
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MAX_TENSOR_BYTES, DataClass, InferenceRequest, Limits, Tensor, TrustTier
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.shell.imagined import NOT_SENT, imagined
 from tests.fetched import model_path, picture_path
-from tests.needs import needs
+from tests.needs import needs, needs_module
 from tests.scripted_speaker import TALK_OFFER, Parrot
 
 WAIT_S = 60.0
@@ -151,6 +152,15 @@ def test_a_body_that_is_none_is_refused(change: Mapping[str, object]) -> None:
         imagined({**BODY, **change})
     with pytest.raises(RefusedError):
         imagined({name: value for name, value in BODY.items() if name not in change} | {"odd": 1})
+
+
+def test_what_is_asked_is_as_the_protocol_says() -> None:
+    needs_module("pycddl", "dev")
+    from tests.test_protocol import is_a
+
+    assert is_a("not-sent", encode(BODY))
+    assert is_a("call", encode({0: 1, 1: "place", 2: BODY}))
+    assert not is_a("not-sent", encode(BODY | {"data": "secret"}))
 
 
 # no trace

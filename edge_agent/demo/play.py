@@ -11,23 +11,23 @@ import json
 import shutil
 import socket
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.broker_client import BrokerClient
-from edge_agent.client import Client, request_for_picture
+from edge_agent.client import Client
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.values import InferenceRequest, Limits, Status
+from edge_agent.core.values import Status
+from edge_agent.demo.act import CLIENTS_PER_BOARD, DEADLINE_US, Act, request, why_of
+from edge_agent.demo.choices import agreement, choices, choices_json, choices_table
 from edge_agent.demo.conversation import AFTER_KILL, LANGUAGE_MODEL, Asked, converse, talk_json, talk_table
 from edge_agent.demo.report import closing_json, closing_table, promises
-from edge_agent.demo.story import Served, Story, say, show_progress
+from edge_agent.demo.story import Served, Story, say
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.progress import Bar
 from edge_agent.transport.embedded import EmbeddedBroker
 
-TASK = "detect_faces"
 MODELS = ("blazeface-short", "blazeface-full")
 PICTURE = "grace_hopper"
 BOARDS = (
@@ -36,9 +36,8 @@ BOARDS = (
     Member("pi", "raspberry_pi_5"),
     Member("jalapeno", "jalapeno_edge"),
 )
-CLIENTS_PER_BOARD = 2
-DEADLINE_US = 20_000_000
 OWED_REQUESTS = 24
+BY_BROKER = "over the broker"
 MAX_REQUESTS = 10_000
 
 
@@ -52,10 +51,13 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
     try:
         story = asyncio.run(_play(folder, picture, requests))
         asked = converse(folder, story)
+        chosen = choices(each.why for each in story.served if each.why is not None)
         if as_json:
-            print(json.dumps(closing_json(story, BOARDS) | {"talk": talk_json(asked)}))
+            extra = {"choices": choices_json(chosen), "talk": talk_json(asked)}
+            print(json.dumps(closing_json(story, BOARDS) | extra))
         else:
-            print(closing_table(story, BOARDS), talk_table(asked), promises(story), sep="\n")
+            options = choices_table(chosen, len(story.served))
+            print(closing_table(story, BOARDS), options, talk_table(asked), promises(story), sep="\n")
         _draw(output, picture, story, asked)
     finally:
         for log in folder.glob("**/agent.log"):
@@ -95,6 +97,7 @@ async def _play(folder: Path, picture: bytes, requests: int) -> Story:
 
         say(f"Act 1: {requests} requests from {CLIENTS_PER_BOARD * len(boards)} clients at once")
         await Act(story, fleet, picture, "all up").serve(boards, requests)
+        await _judge_agreement(story, fleet, boards, "after act 1")
 
         doomed = Counter(each.result.board for each in story.served).most_common(1)[0][0]
         say(f"Act 2: {requests} more, and the plug of {doomed}, the busiest board, is pulled")
@@ -122,7 +125,7 @@ async def _act_three(
     options = MqttOptions(5, backoff=BackoffLimits(100_000, 500_000))
     link = MqttLink(BrokerAddress("127.0.0.1", broker.port), "camera", asyncio.get_running_loop(), options)
     async with BrokerClient(link, fleet.name, "camera", fleet.keys) as client:
-        asked = [(story.now_s(), client.ask(_request(picture), boards[0])) for _ in range(OWED_REQUESTS)]
+        asked = [(story.now_s(), client.ask(request(picture), boards[0])) for _ in range(OWED_REQUESTS)]
         await asyncio.wait([answer for _, answer in asked], return_when=asyncio.FIRST_COMPLETED)
         await asyncio.to_thread(broker.kill)
         story.incident("broker killed")
@@ -136,63 +139,27 @@ async def _act_three(
         await asyncio.wait([answer for _, answer in asked], timeout=DEADLINE_US / 1e6)
         answered_s = story.now_s()
         story.served += [
-            Served("over the broker", "camera", asked_s, answered_s, answer.result())
-            for asked_s, answer in asked
-            if answer.done()
+            Served(BY_BROKER, "camera", asked_s, answered_s, answer.result()) for asked_s, answer in asked if answer.done()
         ]
+        _explain_the_rest(story, fleet, boards[0])
         came = owed - client.outstanding
         story.incident(f"{came} answers that were owed are delivered")
         text = f"{owed} answers were owed when the broker died and {came} came, each once ({client.duplicates} repeats dropped)"
         story.promise(came == owed > 0, text)
+    await _judge_agreement(story, fleet, boards, "after the broker's return")
 
 
-class Act:
-    """Clients at every board, asking until so many requests are answered; something may happen at the n-th answer."""
-
-    def __init__(self, story: Story, fleet: LocalFleet, picture: bytes, name: str) -> None:
-        self._story, self._fleet, self._picture, self._name = story, fleet, picture, name
-        self._left = self._total = self._answered = 0
-        self._lock = threading.Lock()
-        self._at: tuple[int, Callable[[], object]] | None = None
-
-    def at(self, answered: int, happening: Callable[[], object]) -> None:
-        self._at = (answered, happening)
-
-    async def serve(self, boards: list[str], requests: int) -> None:
-        self._left = self._total = requests
-        names = [(board, number) for number in range(CLIENTS_PER_BOARD) for board in boards]
-        await asyncio.gather(*(asyncio.to_thread(self._ask, board, number, boards) for board, number in names))
-        show_progress(self._answered, self._total, end="\n")
-
-    def _ask(self, board: str, number: int, boards: list[str]) -> None:
-        """One client: its own board first, the others when that one is gone."""
-        sockets = [self._fleet.socket_of(each) for each in (board, *(b for b in boards if b != board))]
-        with Client(*sockets) as client:
-            while self._take():
-                asked_s = self._story.now_s()
-                result = client.submit(_request(self._picture))
-                served = Served(self._name, f"{board}/{number}", asked_s, self._story.now_s(), result)
-                self._story.served.append(served)
-                self._count()
-
-    def _take(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left >= 0
-
-    def _count(self) -> None:
-        with self._lock:
-            self._answered += 1
-            happening = None
-            if self._at is not None and self._answered >= self._at[0]:
-                (_, happening), self._at = self._at, None
-            show_progress(self._answered, self._total)
-        if happening is not None:
-            happening()
+def _explain_the_rest(story: Story, fleet: LocalFleet, ingress: str) -> None:
+    """What came in at ``ingress`` over the broker is explained by it too."""
+    with Client(fleet.socket_of(ingress)) as client:
+        story.served = [
+            replace(each, why=why_of(client, each.result.request_id)) if each.act == BY_BROKER else each for each in story.served
+        ]
 
 
-def _request(picture: bytes) -> InferenceRequest:
-    return request_for_picture(TASK, picture, limits=Limits(deadline_us=DEADLINE_US))
+async def _judge_agreement(story: Story, fleet: LocalFleet, boards: list[str], when: str) -> None:
+    found = await asyncio.to_thread(agreement, fleet, boards)
+    story.promise(found.holds, f"{when} the {len(boards)} boards hold the same table ({found})")
 
 
 def _judge_board_loss(story: Story, doomed: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edge_agent.core.values import InferenceResult
 
@@ -18,6 +20,8 @@ class Served:
     asked_s: float
     answered_s: float
     result: InferenceResult
+    why: Mapping[str, Any] | None = None
+    """Why its ingress board chose as it did; ``None`` if that board is gone."""
 
     @property
     def latency_ms(self) -> float:

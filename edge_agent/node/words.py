@@ -43,13 +43,19 @@ def why(decision: Decision) -> dict[str, object]:
     elsewhere = next((option for option in decision.ranked if option.board != chosen.board), None)
     rivals = list(dict.fromkeys([*decision.ranked[1:2], *([elsewhere] if elsewhere else [])]))
     sentences = [_sentence(chosen, rival) for rival in rivals]
-    sentences += [] if elsewhere else [NO_OTHER_BOARD]
+    sentences += [] if elsewhere else [_why_alone(decision, chosen.board)]
     return {
         "chosen": named(chosen),
         "main": _main(chosen, elsewhere) if elsewhere else NO_OTHER_BOARD,
         "against": [_comparison(chosen, rival) for rival in rivals],
         "text": f"chosen: {named(chosen)}, {'; '.join(sentences)}",
     }
+
+
+def _why_alone(decision: Decision, board: str) -> str:
+    """With the reason, where there is one for all other boards."""
+    reasons = {each.reason for each in decision.excluded if each.board != board}
+    return f"{NO_OTHER_BOARD}: {reasons.pop()}" if len(reasons) == 1 else NO_OTHER_BOARD
 
 
 def named(option: Option) -> str:
