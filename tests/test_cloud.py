@@ -246,7 +246,7 @@ def test_public_turns_stay_while_the_local_model_has_a_place_and_go_to_the_cloud
         assert len(door.talker.turns) == 1
 
     with served() as door:
-        in_cloud(door, tmp_path, scene, price_us=150_000, busy_us=1000)
+        in_cloud(door, tmp_path, scene, price_us=300_000, busy_us=1000)
 
 
 def test_a_turn_that_the_local_model_would_end_too_late_goes_to_the_cloud(tmp_path: Path) -> None:
@@ -327,6 +327,7 @@ def against(play: Play, folder: Path, scene: Callable[[Agent, StrangeEndpoint, l
             async with board(folder, f"http://127.0.0.1:{endpoint.port}/v1", log.append, busy_us=1) as agent:
                 agent.host_speaker(TALK_OFFER, Parrot())
                 await scene(agent, endpoint, log)
+                assert not agent.faulty
         assert not [line for line in log if TOKEN in line]
 
     asyncio.run(all_of_it())
@@ -447,12 +448,17 @@ def test_an_event_without_end(tmp_path: Path) -> None:
 
 
 def test_an_error_body_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    sent_bytes = 0
+
     async def endless(asked: Asked) -> None:
+        nonlocal sent_bytes
         await asked.say(b"HTTP/1.1 500 X\r\nContent-Length: 999999999999\r\n\r\n")
         while True:
             await asked.say(b"x" * 65_536)
+            sent_bytes += 65_536
 
     falls_back(endless, tmp_path, "answered 500")
+    assert sent_bytes < 2**26
 
 
 def test_usage_that_lies_is_not_believed(tmp_path: Path) -> None:
@@ -499,6 +505,24 @@ def test_an_endpoint_that_is_away_is_not_tried_by_every_turn_and_comes_back_when
         assert (await heard(agent, turn()))[0] == "fine"
 
     against(status(503), tmp_path, scene)
+
+
+def test_turns_that_wait_for_an_endpoint_that_fails_are_not_sent_there(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def fail_late(asked: Asked) -> None:
+        await release.wait()
+        await status(503)(asked)
+
+    async def scene(agent: Agent, endpoint: StrangeEndpoint, log: list[str]) -> None:
+        endpoint.get_status = 503
+        talks = [asyncio.create_task(heard(agent, turn())) for _ in range(6)]
+        await until(lambda: len(endpoint.asked) == 4 and len(agent.node.execution) == 2)
+        release.set()
+        assert {text for text, _ in await asyncio.gather(*talks)} == {answer_to(turn())[0]}
+        assert len(endpoint.asked) == 4
+
+    against(fail_late, tmp_path, scene)
 
 
 def test_a_board_without_the_network_starts_and_asks_again(tmp_path: Path) -> None:
