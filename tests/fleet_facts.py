@@ -59,8 +59,8 @@ def wanted(draw: Draw) -> Wanted:
     ).classed()  # fmt: skip
 
 
-def supply(draw: Draw) -> dict[str, Any]:
-    """What one board is and offers."""
+def supply(draw: Draw, most_mib: int = 64) -> dict[str, Any]:
+    """What one board is and offers; its language model has up to ``most_mib`` of memory for sessions."""
     speed = draw.one_of((1, 2, 3, 5, 8, 12))
     offers, kv = [], []
     for name, task, quality, slow_us in MODELS:
@@ -82,7 +82,7 @@ def supply(draw: Draw) -> dict[str, Any]:
             )
         )
         if task == "chat":
-            free_bytes, prefill_tok_s = draw.below(64) << 20, draw.between(20, 2000)
+            free_bytes, prefill_tok_s = draw.below(most_mib) << 20, draw.between(20, 2000)
             kv.append(KvState(name, FINGERPRINT, 4_096, 16_384, free_bytes, 4_096, draw.below(10**6), prefill_tok_s))
     return {
         "up": draw.below(12) > 0, "trust": draw.one_of((TrustTier.AFFIRMING,) * 4 + tuple(TrustTier)),
@@ -103,23 +103,51 @@ def fleet(seed: int, boards: int = 6, classes: int = 4, most_mhz: int = 4_000) -
     return made
 
 
-def crowds(
-    draw: Draw, players: int, boards: int, *, count: int = 1, factor: int = 10, horizon_us: int = 10_000_000
-) -> list[Crowd]:
-    """Players with private costs on unlike boards, as the table would see them: a few kinds of work, each board with a speed."""
+def crowds(draw: Draw, players: int, boards: int, *, horizon: int = 10_000) -> list[Crowd]:
+    """Players of one each, in ms: a few kinds of work, a speed for each board, and costs that no two players have alike."""
     speeds = [draw.one_of((1, 2, 3, 5, 8, 12)) for _ in range(boards)]
-    kinds_us = [draw.between(20_000, 2_000_000) for _ in range(4)]
-    return [_crowd(draw, speeds, draw.one_of(kinds_us), count, horizon_us) for _ in range(players)]
+    kinds_ms = [draw.between(20, 2_000) for _ in range(4)]
+    return [_crowd(draw, speeds, draw.one_of(kinds_ms), horizon) for _ in range(players)]
 
 
-def _crowd(draw: Draw, speeds: Sequence[int], slow_us: int, count: int, horizon_us: int) -> Crowd:
-    ingress, mreq = draw.below(len(speeds)), draw.between(200, 1000)
-    options = []
+def _crowd(draw: Draw, speeds: Sequence[int], slow_ms: int, horizon: int) -> Crowd:
+    ingress, options = draw.below(len(speeds)), []
     for board, speed in enumerate(speeds):
         if board != ingress and draw.below(7) == 0:
             continue
-        busy_us = max(1, slow_us * draw.between(70, 130) // 100 // speed)
-        cost_us = busy_us + busy_us * draw.between(1, 4) // 2 + (board != ingress) * draw.between(2_000, 40_000)
-        options.append((board, cost_us * horizon_us * mreq // 1000, max(1, busy_us * mreq // 1000)))
-    at, private, work = zip(*options, strict=True)
-    return Crowd(count, at, private, work)
+        busy_ms = max(1, slow_ms * draw.between(70, 130) // 100 // speed)
+        cost_ms = busy_ms + busy_ms * draw.between(1, 4) // 2 + (board != ingress) * draw.between(2, 40)
+        options.append((board, cost_ms * horizon, busy_ms))
+    return Crowd(1, *zip(*options, strict=True))
+
+
+def full_fleet(
+    seed: int, boards: int = 16, demands: int = 40, units: int = 1_000, horizon_us: int = 10_000_000
+) -> list[BoardFacts]:
+    """Unlike boards that are all up, and at random ones of them ``demands`` demands of equally many units, ``units`` in all."""
+    draw = Draw(seed)
+    rate_mhz = units // demands * 1000 * 10**6 // horizon_us
+    classes = [
+        Wanted(
+            draw.one_of(("detect_faces", "classify")),
+            "",
+            draw.between(10, 20),
+            1 << draw.between(8, 20),
+            1 << draw.between(17, 24),
+        )
+        for _ in range(12)
+    ]
+    classes += [
+        Wanted("chat", "", 64 + draw.between(4, 8), 1 << draw.between(8, 12), 1 << draw.between(20, 24)) for _ in range(4)
+    ]
+    pairs: dict[tuple[int, Wanted], None] = {}
+    while len(pairs) < demands:
+        pairs[draw.below(boards), draw.one_of(classes).classed()] = None
+    return [
+        BoardFacts.rounded(
+            f"board-{board:02}",
+            demand=tuple(Demand(each, rate_mhz) for at, each in sorted(pairs) if at == board),
+            **{**supply(draw, 1024), "up": True, "trust": TrustTier.NONE, "headroom_mdegc": 30_000},
+        )
+        for board in range(boards)
+    ]

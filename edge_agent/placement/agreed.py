@@ -193,7 +193,7 @@ def _entry_in(value: list[Any], boards: list[str], models: list[str]) -> Entry:
 
 def _wanted_in(value: list[Any]) -> Wanted:
     match value:
-        case [task, model, shape, size_bytes, deadline_us, quality_permille, energy_uj, int(trust), str(data)]:
+        case [str(task), str(model), shape, size_bytes, deadline_us, quality_permille, energy_uj, int(trust), str(data)]:
             tier = TrustTier(bounded("table trust", trust, TrustTier.CONTRAINDICATED, TrustTier.AFFIRMING))
             if data not in list(DataClass):
                 raise RefusedError("table data class", shown(data), ", ".join(DataClass))

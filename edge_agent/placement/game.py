@@ -138,17 +138,12 @@ class _Seat:
         """What one more player would pay, by option, wherever there is room."""
         return list(map(add, self.alone, map(mul, self.slopes, self.shape.loads_of(loads))))
 
-    def gained(self, option: int, costs: list[int], least: int) -> int:
-        """What a player on ``option`` gains by its best response, given what entering ``costs``.
-
-        Its own work is in the loads: it counts in what it pays now, and it takes it along to other options of its board.
-        """
-        if self.shape.crowded:
-            work = self.crowd.work[option]
-            for other in self.shape.beside[option]:
-                least = min(least, costs[other] - self.slopes[other] * work)
-        paid: int = costs[option] - self.own[option]
-        return paid - least
+    def least_beside(self, option: int, costs: list[int], least: int) -> int:
+        """The least that a player on ``option`` could pay: to other options of its board it takes its own work along."""
+        work = self.crowd.work[option]
+        for other in self.shape.beside[option]:
+            least = min(least, costs[other] - self.slopes[other] * work)
+        return least
 
 
 class _Play:
@@ -180,7 +175,8 @@ class _Play:
         start, moves, sweeps = level(), 0, 0
         seats = [seat for seat in self.seats if seat.alone]
         for seat in seats:
-            seat.weigh(weight * self._factor)
+            if weight > 1:
+                seat.weigh(weight * self._factor)
             seat.used = tuple([option for option, players in enumerate(seat.taken) if players])
         asked = [-1] * len(seats)
         while asked and min(asked) < moves:
@@ -188,23 +184,24 @@ class _Play:
             for index, seat in enumerate(seats):
                 if asked[index] < moves:
                     asked[index] = moves
-                    moves += self._respond_all(seat, weight, gain) if seat.crowd.room else self._respond(seat, weight, gain)
+                    moves += self._respond(seat, weight, gain)
         return Descent(start, level(), moves, (start - floor) // drop, sweeps)
 
     def _respond(self, seat: _Seat, weight: int, gain: int) -> int:
-        """Let the players on each option move, as many as gain; how many did. One look at the loads tells what each gains."""
+        """Let the players on each option move, as many as gain; how many did.
+
+        One look at the loads tells what each gains at most, for a full pool only makes it less.
+        """
         costs, moves = seat.entering(self.loads), 0
         least = min(costs)
+        crowded, own = seat.shape.crowded, seat.own
         for option in seat.used:
-            if seat.gained(option, costs, least) >= gain:
+            best = seat.least_beside(option, costs, least) if crowded else least
+            if costs[option] - own[option] - best >= gain:
                 moves += self._respond_on(seat, option, weight, gain)
                 costs = seat.entering(self.loads)
                 least = min(costs)
         return moves
-
-    def _respond_all(self, seat: _Seat, weight: int, gain: int) -> int:
-        """As ``_respond``, where a player that leaves also leaves room: a look for each option."""
-        return sum(self._respond_on(seat, option, weight, gain) for option in seat.used)
 
     def _respond_on(self, seat: _Seat, option: int, weight: int, gain: int) -> int:
         """Move players from ``option`` to the best response of one of them, as many as gain; how many did."""

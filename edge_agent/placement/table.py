@@ -12,7 +12,7 @@ in at most ``MAX_UNITS_EACH`` equal parts, at most ``MAX_UNITS`` in the whole fl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import compress, repeat
 from operator import add, floordiv, mul
 from typing import NamedTuple
 
@@ -36,8 +36,9 @@ KEPT_CLASSES = 64
 """A maker keeps the options of so many classes, and twice as many as are wanted."""
 
 
-_Option = tuple[str, int, int, int, int]
-"""Model, index of the board, what one request costs there, keeps busy, and holds of KV memory (byte-µs)."""
+_Option = tuple[str, int, int, int, int, bool]
+"""Model, index of the board, what one request costs there, keeps busy, and holds of KV memory (byte-µs), and if it is played:
+not, where another model of the board costs and keeps busy no more."""
 
 
 class _Group(NamedTuple):
@@ -52,6 +53,15 @@ class _Group(NamedTuple):
     cost_us: tuple[int, ...]
     work_us: tuple[int, ...]
     hold_byte_us: tuple[int, ...]
+    plays: tuple[bool, ...]
+
+    def played(self, column: tuple[int, ...]) -> tuple[int, ...]:
+        return column if all(self.plays) else tuple(compress(column, self.plays))
+
+    def told(self, taken: Iterable[int]) -> list[int]:
+        """Units by option, given those by played option and, perhaps, those that are shed."""
+        each = iter(taken)
+        return [next(each) if plays else 0 for plays in self.plays]
 
 
 class TableMaker:
@@ -77,7 +87,7 @@ class TableMaker:
         ]
         crowds, pools = _crowds(groups, ordered, policy)
         played = settle(crowds, len(ordered) + 1, policy.congestion_factor, policy.gain_us * policy.horizon_us, pools)
-        plan = _Plan(ordered, groups, crowds, played, self._rules)
+        plan = _Plan(ordered, groups, played, policy)
         return Table(
             tuple(plan.entries()),
             tuple(plan.bookings()),
@@ -106,10 +116,10 @@ class TableMaker:
             cells, key = self._cells[each.board], number + local
             cell = cells.get(key)
             if cell is None:
-                cell = cells[key] = list(_options(demand.wanted, each, index, local, self._rules))
+                cell = cells[key] = _played(list(_options(demand.wanted, each, index, local, self._rules)))
             options += cell
         options.sort()
-        columns = zip(*options, strict=True) if options else [()] * 5
+        columns = zip(*options, strict=True) if options else [()] * 6
         return _Group(ingress, demand, count, unit_mreq, *columns)
 
 
@@ -145,13 +155,23 @@ def _options(wanted: Wanted, facts: BoardFacts, index: int, local: bool, rules: 
             cost = weigh(wanted, view, offer, plan, wanted.deadline_us, rules.policy)
             busy_us = min(cost.busy_us, MAX_OPTION_US)
             work_us = max(1, -(-busy_us // offer.parallel))
-            yield offer.model, index, min(cost.total_us, MAX_OPTION_US), work_us, plan.room_bytes * busy_us
+            yield offer.model, index, min(cost.total_us, MAX_OPTION_US), work_us, plan.room_bytes * busy_us, True
+
+
+def _played(options: list[_Option]) -> list[_Option]:
+    """The options of one board, those marked that no player would ever take."""
+    return [(*each[:5], not any(_beats(other, each) for other in options)) for each in options]
+
+
+def _beats(one: _Option, other: _Option) -> bool:
+    """Is ``one`` as good or better whatever the rest do? It must need no memory, for a pool may be full; of equals the first is."""
+    return one[4] == 0 and one[2] <= other[2] and one[3] <= other[3] and (one[2:4] != other[2:4] or one[0] < other[0])
 
 
 def _crowds(groups: Sequence[_Group], facts: Sequence[BoardFacts], policy: PolicySection) -> tuple[list[Crowd], list[int]]:
     """The units of demand as players, and the KV memory that they may hold of each board's language models.
 
-    Memory stays out of the game where even all units together would find room on each pool that they could take.
+    A pool stays out of the game where even all units together that could take of it would find room.
     """
     at = {(index, state.model): state.free_bytes for index, each in enumerate(facts) for state in each.kv}
     pool_of = {key: pool for pool, key in enumerate(at)}
@@ -160,10 +180,11 @@ def _crowds(groups: Sequence[_Group], facts: Sequence[BoardFacts], policy: Polic
     for group, (pools, room) in zip(groups, rooms, strict=True):
         for pool, need in zip(pools, room, strict=True):
             asked[pool] += need * group.units
-    binds = any(need > free for need, free in zip(asked, at.values(), strict=True))
-    crowds = [
-        _crowd(group, facts, policy, pools, room if binds else ()) for group, (pools, room) in zip(groups, rooms, strict=True)
-    ]
+    tight = [need > free for need, free in zip(asked, at.values(), strict=True)]
+    crowds = []
+    for group, (pools, room) in zip(groups, rooms, strict=True):
+        room = tuple([need if tight[pool] else 0 for pool, need in zip(pools, room, strict=True)])
+        crowds.append(_crowd(group, facts, policy, pools, room if any(room) else ()))
     return crowds, list(at.values())
 
 
@@ -174,72 +195,72 @@ def _room(group: _Group, pool_of: Mapping[tuple[int, str], int], horizon_us: int
     """
     if not any(group.hold_byte_us):
         return (), ()
-    pools = tuple([pool_of.get(key, 0) for key in zip(group.boards, group.models, strict=True)])
-    return pools, tuple([-(-hold * group.unit_mreq // (1000 * horizon_us)) for hold in group.hold_byte_us])
+    pools = group.played(tuple([pool_of.get(key, 0) for key in zip(group.boards, group.models, strict=True)]))
+    hold = group.played(group.hold_byte_us)
+    return pools, tuple([-(-each * group.unit_mreq // (1000 * horizon_us)) for each in hold])
 
 
 def _crowd(
     group: _Group, facts: Sequence[BoardFacts], policy: PolicySection, pools: tuple[int, ...], room: tuple[int, ...]
 ) -> Crowd:
     """What waits on a board already is part of what players pay in private. With ``room`` comes the last option: to be shed."""
-    unit = repeat(group.unit_mreq)
-    waiting = map(mul, repeat(policy.congestion_factor), map(mul, [facts[b].queue_us for b in group.boards], group.work_us))
-    costs = map(add, map(mul, group.cost_us, repeat(policy.horizon_us)), waiting)
+    unit, boards, work_us = repeat(group.unit_mreq), group.played(group.boards), group.played(group.work_us)
+    waiting = map(mul, repeat(policy.congestion_factor), map(mul, [facts[board].queue_us for board in boards], work_us))
+    costs = map(add, map(mul, group.played(group.cost_us), repeat(policy.horizon_us)), waiting)
     private = tuple(map(floordiv, map(mul, costs, unit), repeat(1000)))
-    work = tuple([max(1, work // 1000) for work in map(mul, group.work_us, unit)])
+    work = tuple([max(1, work // 1000) for work in map(mul, work_us, unit)])
     if not room:
-        return Crowd(group.units, group.boards, private, work)
+        return Crowd(group.units, boards, private, work)
     shed = 2 * MAX_OPTION_US * policy.horizon_us * group.unit_mreq // 1000
-    return Crowd(group.units, (*group.boards, len(facts)), (*private, shed), (*work, 1), (*pools, 0), (*room, 0))
+    return Crowd(group.units, (*boards, len(facts)), (*private, shed), (*work, 1), (*pools, 0), (*room, 0))
 
 
 class _Plan:
-    """An equilibrium in the words of the table: without the last option of crowds that may be shed, which is on no board."""
+    """An equilibrium in the words of the table."""
 
-    def __init__(
-        self, facts: Sequence[BoardFacts], groups: Sequence[_Group], crowds: Sequence[Crowd], played: Equilibrium, rules: Rules
-    ) -> None:
+    def __init__(self, facts: Sequence[BoardFacts], groups: Sequence[_Group], played: Equilibrium, policy: PolicySection) -> None:
         self._boards = [each.board for each in facts]
-        self._groups, self._crowds, self._played = groups, crowds, played
-        self._factor, self._horizon_us = rules.policy.congestion_factor, rules.policy.horizon_us
+        self._groups = [(group, group.told(taken)) for group, taken in zip(groups, played.assignment, strict=True)]
+        self._factor, self._horizon_us = policy.congestion_factor, policy.horizon_us
         self._loads = [load + each.queue_us for load, each in zip(played.loads, facts, strict=False)]
 
     def entries(self) -> Iterator[Entry]:
-        for group, crowd, taken in zip(self._groups, self._crowds, self._played.assignment, strict=True):
+        for group, units in self._groups:
             names = [self._boards[board] for board in group.boards]
-            costs = list(self._costs(group, crowd, taken))
-            ranked = sorted(zip(costs, group.models, names, _shares(taken), strict=False))
+            shares = _shares(units, group.units)
+            ranked = sorted(zip(self._costs(group, units), group.models, names, shares, strict=True))
             if len(ranked) > MAX_OPTIONS:
                 ranked = sorted(sorted(ranked, key=lambda each: (each[3] == 0, each))[:MAX_OPTIONS])
             options = tuple([Ranked(board, model, share, cost) for cost, model, board, share in ranked])
             yield Entry(group.ingress, group.demand.wanted, group.demand.rate_mhz, options)
 
-    def _costs(self, group: _Group, crowd: Crowd, taken: Sequence[int]) -> Iterator[int]:
-        """What a request of a unit pays where units are already, and would pay as one more unit elsewhere."""
-        columns = zip(group.boards, group.cost_us, group.work_us, crowd.work, taken, strict=False)
-        for board, cost_us, work_us, unit_us, units in columns:
-            load = self._loads[board] if units else self._loads[board] + unit_us
-            yield min(cost_us + self._factor * work_us * load // self._horizon_us, MAX_FIGURE)
+    def _costs(self, group: _Group, taken: Sequence[int]) -> list[int]:
+        """What a request pays where units of its class are already, and would pay as one more unit elsewhere."""
+        loads, factor, horizon_us, unit = self._loads, self._factor, self._horizon_us, group.unit_mreq
+        costs = [
+            cost_us + factor * work_us * (loads[board] if units else loads[board] + work_us * unit // 1000) // horizon_us
+            for board, cost_us, work_us, units in zip(group.boards, group.cost_us, group.work_us, taken, strict=True)
+        ]
+        return costs if max(costs, default=0) <= MAX_FIGURE else [min(cost, MAX_FIGURE) for cost in costs]
 
     def bookings(self) -> Iterator[Booking]:
         booked: list[dict[str, int]] = [{} for _ in self._boards]
-        for group, crowd, taken in zip(self._groups, self._crowds, self._played.assignment, strict=True):
-            for at, work, units in zip(group.boards, crowd.work, taken, strict=False):
+        for group, taken in self._groups:
+            for board, work_us, units in zip(group.boards, group.work_us, taken, strict=True):
                 if units:
-                    of = booked[at]
-                    of[group.ingress] = min(of.get(group.ingress, 0) + work * units, MAX_FIGURE)
-        for board, by_ingress in zip(self._boards, booked, strict=True):
+                    of, unit_us = booked[board], max(1, work_us * group.unit_mreq // 1000)
+                    of[group.ingress] = min(of.get(group.ingress, 0) + unit_us * units, MAX_FIGURE)
+        for name, by_ingress in zip(self._boards, booked, strict=True):
             if by_ingress:
-                yield Booking(board, tuple(sorted(by_ingress.items())))
+                yield Booking(name, tuple(sorted(by_ingress.items())))
 
 
-def _shares(taken: Sequence[int]) -> list[int]:
-    """Units as per mille of all, by the largest remainder; the option that stands first wins a tie."""
-    total = sum(taken)
-    if not total:
-        return [0] * len(taken)
-    shares = [1000 * units // total for units in taken]
-    rest = sorted(range(len(taken)), key=lambda option: (-(1000 * taken[option] % total), option))
-    for option in rest[: 1000 - sum(shares)]:
-        shares[option] += 1
+def _shares(taken: Sequence[int], units: int) -> list[int]:
+    """Units as per mille of all, by the largest remainder; the option that stands first wins a tie. What is shed has the rest."""
+    shares = [1000 * each // units for each in taken]
+    missing = -(-1000 * sum(taken) // units) - sum(shares)
+    if missing:
+        rest = sorted((-(1000 * each % units), option) for option, each in enumerate(taken) if each)
+        for _, option in rest[:missing]:
+            shares[option] += 1
     return shares
