@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from edge_agent import cli
-from edge_agent.agent import Agent
+from edge_agent.agent import SOCKET_NAME, Agent
+from edge_agent.client import Client
 from edge_agent.core import wire
 from edge_agent.core.cbor import encode
 from edge_agent.core.config import AgentConfig
@@ -161,6 +162,36 @@ def test_what_is_asked_is_as_the_protocol_says() -> None:
     assert is_a("not-sent", encode(BODY))
     assert is_a("call", encode({0: 1, 1: "place", 2: BODY}))
     assert not is_a("not-sent", encode(BODY | {"data": "secret"}))
+
+
+# talk
+
+
+def test_a_turn_of_talk_is_placed_within_its_limits_and_explained(tmp_path: Path) -> None:
+    async def scene(agent: Agent) -> None:
+        with pytest.raises(RefusedError, match="none was placed here yet"):
+            await agent.verbs.handle("explain", "last")
+        said = await asyncio.to_thread(talk, Limits(5_000_000, quality_permille=TALK_OFFER.quality_permille))
+        report: Any = await agent.verbs.handle("explain", "last")
+        assert (said, report["why"]["chosen"]) == ("", "kitchen/parrot")
+        for limits, reason in (
+            (Limits(quality_permille=TALK_OFFER.quality_permille + 1), "quality 700 ‰ is under the request's floor of 701 ‰"),
+            (Limits(trust=TrustTier.WARNING), "its appraisal is none, the request asks for warning"),
+        ):
+            assert reason in await asyncio.to_thread(talk, limits)
+            report = await agent.verbs.handle("explain", "last")
+            assert [each["reason"] for each in report["excluded"]] == [reason]
+
+    def talk(limits: Limits) -> str:
+        """What was said against it."""
+        with Client(tmp_path / SOCKET_NAME) as client:
+            try:
+                client.chat("hello", limits=limits, max_tokens=3).text()
+            except RefusedError as error:
+                return str(error)
+        return ""
+
+    in_agent(tmp_path, scene)
 
 
 # no trace
