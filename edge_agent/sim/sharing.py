@@ -23,7 +23,8 @@ from edge_agent.placement.options import Rules
 from edge_agent.placement.table import TableMaker
 
 MAX_KEPT = 4096
-"""Results of one function; of tables a sixteenth of it."""
+"""Results of one function."""
+MAX_TABLES = 256
 
 _Result = TypeVar("_Result")
 
@@ -65,25 +66,27 @@ class _SharedFacts:
         return self._equal.of(facts, lambda: facts)
 
 
+class _SharedMaker(TableMaker):
+    """One for all boards, which keeps the last tables."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__(rules)
+        self._tables = _Kept[Table](MAX_TABLES)
+
+    def make(self, facts: Iterable[BoardFacts]) -> Table:
+        together = tuple(facts)
+        return self._tables.of(together, lambda: super(_SharedMaker, self).make(together))
+
+
 @contextmanager
 def shared_work() -> Iterator[None]:
     """While it lasts, the nodes of this process share what they open and reckon."""
-    tables = _Kept[Table](MAX_KEPT // 16)
-
-    class SharedMaker(TableMaker):
-        def __init__(self, rules: Rules) -> None:
-            super().__init__(rules)
-            self._by = rules
-
-        def make(self, facts: Iterable[BoardFacts]) -> Table:
-            together = tuple(facts)
-            return tables.of((self._by, together), lambda: super(SharedMaker, self).make(together))
-
+    makers = _Kept[_SharedMaker](1)
     exchanged: list[tuple[Any, str, Any]] = [
         (inbound, "open_record", _opening(open_record)),
         (inbound, "open_digest", _opening(open_digest)),
         (inbound, "open_presence", _opening(open_presence)),
-        (agreement, "TableMaker", SharedMaker),
+        (agreement, "TableMaker", lambda rules: makers.of(rules, lambda: _SharedMaker(rules))),
         (agreement, "BoardFacts", _SharedFacts()),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in exchanged]
