@@ -70,6 +70,7 @@ def test_what_differs_is_named_whichever_part_of_the_cost_it_is(part: str, words
 def test_what_speaks_against_the_winner_is_told_and_small_differences_are_not() -> None:
     won, lost = option("coral", busy_us=5000, wait_us=10), option("jetson", energy_us=9000, wait_us=100)
     assert text_of(won, lost) == "chosen: coral/m, 4.1 ms cheaper than jetson/m: less energy (9.0 ms), though slower (5.0 ms)"
+    assert main_of(won, lost) == "less energy"
 
 
 def test_many_small_advantages_against_one_great_disadvantage_name_the_greatest_of_them() -> None:
