@@ -16,7 +16,7 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place, session_hash
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, TrustTier, failure
 from edge_agent.core.wanted import shape_of
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
@@ -76,6 +76,7 @@ class Desk:
     def __init__(self, folder: Path, bounds: Bounds | None = None, queue: QueueSection | None = None) -> None:
         self.ledger = Ledger(folder / "ledger.db", bounds)
         self.queue = queue or QueueSection()
+        self.trust: dict[str, TrustTier] = {}
         self.now_us = 0
         self.tokens = 0
         self.boots = 0
@@ -83,7 +84,9 @@ class Desk:
 
     def boot(self) -> list[Effect]:
         self.boots += 1
-        settings = NodeSettings("a", self.boots, SIGNERS["a"], members=MEMBERS, rules=RULES, queue=self.queue)
+        settings = NodeSettings(
+            "a", self.boots, SIGNERS["a"], members=MEMBERS, rules=RULES, queue=self.queue, trust=self.trust
+        )  # fmt: skip
         self.node = Node(settings, self.ledger)
         self.feed(Hosted(SMALL))
         with self.ledger.transaction():
@@ -909,6 +912,24 @@ def waiting_for_kv(desk: Desk) -> tuple[str, KvAsk]:
     effects = desk.deliver(dispatch(replace(asked, model="parrot"), ingress="c"))
     assert not of(Execute, effects)
     return f"c/{asked.request_id}", asked_of_b(effects)
+
+
+@pytest.mark.parametrize(("tier", "fetches"), [(TrustTier.NONE, False), (TrustTier.WARNING, False), (TrustTier.AFFIRMING, True)])
+def test_what_a_board_under_the_tier_of_a_turn_has_computed_is_not_fetched_for_it(
+    desk: Desk, tier: TrustTier, fetches: bool
+) -> None:
+    desk.trust = {"a": TrustTier.AFFIRMING, "b": tier}
+    desk.boot()
+    for event in (Hosted(TALK), KvChanged(KV), LinkUp(session_present=False)):
+        desk.feed(event)
+    desk.deliver(presence("b"))
+    desk.deliver(record("b", kv=(HOME,), serving=False, offers=(TALK,)))
+    asked = replace(turn(1), session="s", model="parrot", limits=Limits(10 * SECOND_US, trust=TrustTier.AFFIRMING))
+    effects = desk.deliver(dispatch(asked, ingress="c"))
+    assert [bool(of(Execute, effects)), any("/kv/" in each.message.topic for each in of(Publish, effects))] == [
+        not fetches,
+        fetches,
+    ]
 
 
 def asked_of_b(effects: list[Effect]) -> KvAsk:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import ModelOffer, Status, failure
+from edge_agent.core.values import ModelOffer, Status, TrustTier, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord, headroom_mdegc
 from edge_agent.gossip.state import FleetState
@@ -29,6 +29,7 @@ from edge_agent.node.events import (
     Drain,
     Effect,
     Event,
+    Execute,
     Executed,
     Hosted,
     KvChanged,
@@ -53,7 +54,7 @@ from edge_agent.node.returns import Returns
 from edge_agent.node.routing import PART_TICKET, Chooser, Router
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.voice import Voice, seconds
-from edge_agent.placement.options import Decision, choose
+from edge_agent.placement.options import Decision, choose, why_not_trusted
 from edge_agent.store.ledger import Ledger
 from edge_agent.transport.link import Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Kind
@@ -173,10 +174,12 @@ class Node:
             else:
                 yield effect
 
-    def _kv_elsewhere(self, model: str) -> list[tuple[str, KvState]]:
-        """What the boards that can be reached say of the KV of a model."""
+    def _kv_elsewhere(self, job: Execute) -> list[tuple[str, KvState]]:
+        """What the boards say of the KV of a job's model that can be reached and are trusted as much as the job asks."""
+        asked, tiers = job.request.limits.trust, self.settings.trust
         there = [record for record in self.fleet.records() if self.fleet.standing(record.board) is Standing.ONLINE]
-        return [(record.board, state) for record in there for state in record.kv if state.model == model]
+        trusted = [each for each in there if not why_not_trusted(tiers.get(each.board, TrustTier.NONE), asked)]
+        return [(record.board, state) for record in trusted for state in record.kv if state.model == job.model]
 
     def _expire(self, now_us: int) -> Iterator[Effect]:
         for job in self.execution.take_expired(now_us):
@@ -197,7 +200,7 @@ class Node:
         given_up: list[tuple[Job, str]] | None = None
         while given_up is None or given_up:
             while begin := self.execution.start_next(now_us):
-                yield from self.moves.start(begin, self._kv_elsewhere(begin.model), now_us)
+                yield from self.moves.start(begin, self._kv_elsewhere(begin), now_us)
             given_up = self.execution.take_given_up()
             for job, reason in given_up:
                 result = failure(job.request.request_id, Status.FAILED, self.board, reason, job.model)

@@ -100,7 +100,7 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], rules: Rules,
     """
     wanted = Wanted.of(request)
     views = sorted(boards, key=lambda v: v.board)
-    held = _held(request, views)
+    held = _held(wanted, request.session, views)
     ranked: list[Option] = []
     excluded: list[Exclusion] = []
     for view in views:
@@ -121,14 +121,19 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], rules: Rules,
     return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded))
 
 
+def why_not_trusted(trust: TrustTier, asked: TrustTier) -> str:
+    """Why a board of this appraisal may have no part in a request that asks for at least ``asked``; empty if it may."""
+    if trust is TrustTier.CONTRAINDICATED:
+        return "its appraisal is contraindicated"
+    if trust < asked:
+        return f"its appraisal is {trust.name.lower()}, the request asks for {asked.name.lower()}"
+    return ""
+
+
 def why_not_board(wanted: Wanted, view: BoardView, rules: Rules) -> str:
     """Why no model of this board may serve this; empty if one may."""
-    if view.barred:
-        return view.barred
-    if view.trust is TrustTier.CONTRAINDICATED:
-        return "its appraisal is contraindicated"
-    if view.trust < wanted.trust:
-        return f"its appraisal is {view.trust.name.lower()}, the request asks for {wanted.trust.name.lower()}"
+    if reason := view.barred or why_not_trusted(view.trust, wanted.trust):
+        return reason
     if wanted.data is DataClass.LOCAL and not view.local:
         return "the request's data may not leave the board where it came in"
     guard_mdegc = rules.policy.guard_band_mdegc
@@ -184,13 +189,14 @@ def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budg
     )
 
 
-def _held(request: InferenceRequest, views: Iterable[BoardView]) -> dict[str, list[Holding]]:
-    """Who holds KV of the request's session that can be had, by model."""
+def _held(wanted: Wanted, session: str, views: Iterable[BoardView]) -> dict[str, list[Holding]]:
+    """Who holds KV of the session that can be had, by model: what an untrusted board has computed is no part of an answer that
+    must be trusted."""
     held = dict[str, list[Holding]]()
-    if not Wanted.of(request).talks or not request.session:
+    if not wanted.talks or not session:
         return held
-    session = session_hash(request.session)
-    reachable = [view for view in views if not view.barred]
-    for model in {model for view in reachable for model in view.kv}:
-        held[model] = holdings(session, [(view.board, view.kv[model]) for view in reachable if model in view.kv])
+    name = session_hash(session)
+    usable = [view for view in views if not view.barred and not why_not_trusted(view.trust, wanted.trust)]
+    for model in {model for view in usable for model in view.kv}:
+        held[model] = holdings(name, [(view.board, view.kv[model]) for view in usable if model in view.kv])
     return held
