@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from edge_agent.commands import agent, ask, board, broker, chat, demo, fleet, models, place, run
+from edge_agent.commands import agent, ask, board, broker, chat, demo, fleet, models, place, run, sim
 from edge_agent.core.errors import SlyError
 
-COMMANDS = (agent, ask, chat, place, fleet, run, models, board, broker, demo)
+COMMANDS = (agent, ask, chat, place, fleet, run, sim, models, board, broker, demo)
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
