@@ -49,12 +49,12 @@ class Views:
         yield BoardView(
             self._board,
             tuple(self._execution.offers.values()),
-            self._execution.queue_us(now_us),
+            self._execution.queue_us(now_us, due_us=pending.deadline_us),
             local=True,
             headroom_mdegc=self.headroom_mdegc,
             barred=self._execution.full(request.size_bytes),
             barred_models=pending.failed_models,
-            kv={state.model: state for state in self._execution.kv_states(now_us)},
+            kv={state.model: self._own_kv(state, pending, now_us) for state in self._execution.kv_states(now_us)},
             trust=self._trust(self._board),
             booked_us=self._booked_us(self._board, now_us),
         )
@@ -79,6 +79,9 @@ class Views:
 
     def _trust(self, board: str) -> TrustTier:
         return self._settings.trust.get(board, TrustTier.NONE)
+
+    def _own_kv(self, state: KvState, pending: Pending, now_us: int) -> KvState:
+        return replace(state, queue_us=self._execution.queue_us(now_us, state.model, pending.deadline_us), waits_us=())
 
     def _kv(self, record: BoardRecord, state: KvState, pending: Pending, now_us: int) -> KvState:
         """A board's word on its language model, with what this request would wait there."""
