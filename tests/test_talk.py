@@ -27,7 +27,10 @@ def in_agent(
     log: Callable[[str], None] = lambda text: None,
 ) -> None:
     async def play() -> None:
-        config = {"board": {"id": "kitchen", "backend": "jalapeno"}, "state": {"folder": str(folder)}}
+        config = {
+            "board": {"id": "kitchen", "backend": "jalapeno"}, "state": {"folder": str(folder)},
+            "models": {"releases": [TALK_OFFER.digest.hex()]},
+        }  # fmt: skip
         async with asyncio.timeout(WAIT_S), Agent(AgentConfig.from_mapping(config), log) as agent:
             speaker = parrot()
             agent.host_speaker(TALK_OFFER, speaker)
