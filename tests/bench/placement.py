@@ -50,15 +50,15 @@ class Plan:
 
 FULL = Plan(
     loads={
-        "azure": (400, 600, 800, 1000, 1250, 1500, 1800, 2200),
-        "mooncake": (400, 600, 800, 1000, 1250, 1500, 1800, 2200),
-        "mixed": (400, 600, 800, 1000, 1250, 1500, 1800, 2200),
+        "azure": (4_000, 5_500, 7_500, 10_000, 13_500, 18_000),
+        "mooncake": (4_000, 6_000, 9_000, 13_500),
+        "mixed": (4_000, 6_000, 9_000, 13_500),
     },
-    baselines=tuple(BASELINES), ablations=tuple(ABLATIONS), seeds=(0, 1, 2), seconds=180,
+    baselines=tuple(BASELINES), ablations=tuple(ABLATIONS), seeds=(0, 1, 2), seconds=60,
     energy_worths=(0, 50, 200, 1_000, 5_000, 20_000), windows=40, window_requests=14, window_limit_s=4.0,
 )  # fmt: skip
 QUICK = replace(
-    FULL, loads={"azure": (500, 1500)}, baselines=("random", "jsq2"), ablations=("without-table",), seeds=(0,), seconds=20,
+    FULL, loads={"azure": (4_000, 16_000)}, baselines=("random", "jsq2"), ablations=("without-table",), seeds=(0,), seconds=20,
     energy_worths=(0, 1_000), windows=2, window_requests=5, window_limit_s=1.0,
 )  # fmt: skip
 

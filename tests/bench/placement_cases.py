@@ -24,16 +24,21 @@ ALIKE_PROFILE = "orin_nano"
 DURATION_S, WARMUP_S = 90, 15
 
 AZURE = (
-    ArrivalPlan("azure", 5_000, rate_mhz=667, deadline_token_us=60_000, max_prompt_tokens=2_000),
-    ArrivalPlan("azure", 10_000, rate_mhz=333, deadline_token_us=120_000, max_prompt_tokens=2_000, quality_permille=750),
-)
-MOONCAKE = tuple(replace(plan, kind="mooncake", prompt_permille=100) for plan in AZURE)
+    ArrivalPlan(
+        "azure", 2_000, rate_mhz=667, deadline_token_us=40_000, prompt_permille=500, answer_permille=250, max_prompt_tokens=1_024
+    ),
+    ArrivalPlan(
+        "azure", 4_000, rate_mhz=333, deadline_token_us=80_000, prompt_permille=500, answer_permille=250, max_prompt_tokens=1_024,
+        quality_permille=750,
+    ),
+)  # fmt: skip
+MOONCAKE = tuple(replace(plan, kind="mooncake", prompt_permille=50, max_prompt_tokens=2_000) for plan in AZURE)
 CAMERAS = (ArrivalPlan("camera", 400, task="detect_objects", period_ms=4_000),)
 WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {"azure": AZURE, "mooncake": MOONCAKE, "mixed": (*AZURE, *CAMERAS)}
 """Talk at one request a second together, two thirds of it content with any model, one third not; cameras come on top."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One run. ``plain_queue``: FIFO without shedding, how such systems are usually built,
     instead of the earliest deadline first with it. ``lost``: the board that dies half-way."""
@@ -129,7 +134,7 @@ def row_of(case: Case, traces: Path | None) -> Row:
 
 def rows_of(cases: Iterable[Case], traces: Path | None, processes: int, told: Callable[[str], None]) -> dict[Case, Row]:
     """Run every case once, ``processes`` at a time; ``told`` hears how far it is."""
-    wanted = sorted(set(cases))
+    wanted = list(dict.fromkeys(cases))
     rows: dict[Case, Row] = {}
     for row in _each(wanted, traces, processes):
         rows[row.case] = row

@@ -94,12 +94,13 @@ def drawn(seed: int, requests: int) -> Window:
 
 def _turn(number: int, draw: Random) -> InferenceRequest:
     lengths = STATISTICS["azure"]
-    prompt = min(AZURE.max_prompt_tokens, max(1, draw_length(lengths.prompt, draw) * AZURE.prompt_permille // 1000))
-    answer = max(1, draw_length(lengths.answer, draw) * AZURE.answer_permille // 1000)
+    plan = draw.choices(AZURE, [each.rate_mhz for each in AZURE])[0]
+    prompt = min(plan.max_prompt_tokens, max(1, draw_length(lengths.prompt, draw) * plan.prompt_permille // 1000))
+    answer = max(1, draw_length(lengths.answer, draw) * plan.answer_permille // 1000)
     asked = 1 << (answer - 1).bit_length()
-    deadline_us = AZURE.deadline_ms * 1000 + AZURE.deadline_token_us * answer
+    limits = Limits(plan.deadline_ms * 1000 + plan.deadline_token_us * answer, quality_permille=plan.quality_permille)
     turn = {"turn": Tensor("uint8", (prompt * BYTES_A_TOKEN,), _nothing(prompt * BYTES_A_TOKEN))}
-    return InferenceRequest(f"{number:032x}", CHAT, turn, limits=Limits(deadline_us), answer_tokens=asked)
+    return InferenceRequest(f"{number:032x}", CHAT, turn, limits=limits, answer_tokens=asked)
 
 
 @cache
