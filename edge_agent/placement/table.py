@@ -164,7 +164,7 @@ def _played(options: list[_Option]) -> list[_Option]:
 
 
 def _beats(one: _Option, other: _Option) -> bool:
-    """Is ``one`` as good or better whatever the rest do? It must need no memory, for a pool may be full; of equals the first is."""
+    """Is ``one`` no worse, whatever the rest do? It must need no memory, for a pool may be full; of equals, the first is."""
     return one[4] == 0 and one[2] <= other[2] and one[3] <= other[3] and (one[2:4] != other[2:4] or one[0] < other[0])
 
 
