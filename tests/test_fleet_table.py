@@ -189,9 +189,11 @@ def test_an_answer_is_explained_with_the_share_of_the_agreed_table(capsys: pytes
 
 
 def test_the_demo_sees_boards_agree_or_what_each_of_them_holds(fleet: LocalFleet) -> None:
-    found = agreement(fleet, ["kitchen", "coral"], LIMIT_S)
+    found = agreement(fleet, ["kitchen", "coral"], 0.0, LIMIT_S)
     assert found.holds and found.classes == 1 and "1 request classes, after " in str(found)
-    apart = Agreed({"a": "aa" * 32, "b": "bb" * 32}, 1, 0.1)
+    unheard = agreement(fleet, ["kitchen", "coral"], time.monotonic() + 1, 0.0)
+    assert not unheard.told and not unheard.holds, "what was said before does not count"
+    apart = Agreed({"a": "aa" * 32, "b": "bb" * 32}, 1, 0.1, True)
     assert not apart.holds and str(apart) == "a aaaaaaaa, b bbbbbbbb"
 
 

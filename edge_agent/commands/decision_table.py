@@ -5,6 +5,7 @@ Rules: at most ``WIDTH`` columns; a cost part that is nothing for every option h
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,7 @@ from typing import Any
 WIDTH = 130
 PARTS = ("busy", "wait", "transfer", "kv", "energy", "lateness", "quality", "congestion", "price")
 MIN_NAME, MIN_KV, MAX_KV = 20, 12, 22
-
-Row = tuple[str, ...]
+NBSP = "\u00a0"
 
 
 def decision_table(report: Mapping[str, Any]) -> str:
@@ -81,4 +81,6 @@ def _kv(option: Mapping[str, Any]) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    """A figure stays with its unit."""
+    bound = re.sub(r"(\d) (?=(s|ms|µs)\b)", rf"\1{NBSP}", text)
+    return [line.replace(NBSP, " ") for line in textwrap.wrap(bound, WIDTH, subsequent_indent=indent, break_on_hyphens=False)]

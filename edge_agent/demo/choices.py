@@ -41,15 +41,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """The boards that were asked hold the same table since ``after_s``; else what each holds."""
+    """What table each board holds. ``told``: each has heard each other say, since the beginning, that it holds the same."""
 
     digests: Mapping[str, str]
     classes: int
     after_s: float
+    told: bool
 
     @property
     def holds(self) -> bool:
-        return len(set(self.digests.values())) == 1
+        return self.told and len(set(self.digests.values())) == 1
 
     def __str__(self) -> str:
         if not self.holds:
@@ -81,19 +82,30 @@ def choices_json(found: Iterable[Choice]) -> list[dict[str, object]]:
     return [{"option": each.option, "times": each.times, "why": dict(each.reasons.most_common())} for each in found]
 
 
-def agreement(fleet: LocalFleet, boards: Sequence[str], limit_s: float = AGREE_LIMIT_S) -> Agreed:
-    """Ask every board for its table until all hold the same one, with a request class in it, or ``limit_s`` is over."""
+def agreement(fleet: LocalFleet, boards: Sequence[str], since_s: float, limit_s: float = AGREE_LIMIT_S) -> Agreed:
+    """Ask every board for its table until all hold the same one, with a request class in it, or ``limit_s`` is over.
+
+    What boards said to each other before ``since_s`` (monotonic) counts for nothing: a table may be left from before an outage.
+    """
     began_s = time.monotonic()
     connections = {board: LocalConnection(fleet.socket_of(board)) for board in boards}
     try:
         while True:
             tables: dict[str, Any] = {board: connection.call("table", timeout_s=10) for board, connection in connections.items()}
-            after_s = time.monotonic() - began_s
-            digests = {board: table["digest"] for board, table in tables.items()}
-            found = Agreed(digests, len(tables[boards[0]]["entries"]), after_s)
+            now_s = time.monotonic()
+            after_s, digests = now_s - began_s, {board: table["digest"] for board, table in tables.items()}
+            told = all(_agree(table["boards"], boards, now_s - since_s) for table in tables.values())
+            found = Agreed(digests, len(tables[boards[0]]["entries"]), after_s, told)
             if (found.holds and found.classes) or after_s > limit_s:
                 return found
             time.sleep(POLL_S)
     finally:
         for connection in connections.values():
             connection.close()
+
+
+def _agree(words: Sequence[Mapping[str, Any]], boards: Sequence[str], within_s: float) -> bool:
+    """Do the words that a board has heard say that all of ``boards`` agree, and are they fresh?"""
+    own, *others = words
+    fresh = {each["board"] for each in others if each["agrees"] and each["said_ago_us"] <= within_s * 1e6}
+    return {own["board"], *fresh} >= set(boards)

@@ -11,6 +11,7 @@ import json
 import shutil
 import socket
 import tempfile
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -96,8 +97,9 @@ async def _play(folder: Path, picture: bytes, requests: int) -> Story:
         story.begin()
 
         say(f"Act 1: {requests} requests from {CLIENTS_PER_BOARD * len(boards)} clients at once")
+        since_s = time.monotonic()
         await Act(story, fleet, picture, "all up").serve(boards, requests)
-        await _judge_agreement(story, fleet, boards, "after act 1")
+        await _judge_agreement(story, fleet, boards, "after act 1", since_s)
 
         doomed = Counter(each.result.board for each in story.served).most_common(1)[0][0]
         say(f"Act 2: {requests} more, and the plug of {doomed}, the busiest board, is pulled")
@@ -134,6 +136,7 @@ async def _act_three(
         offline = [each for each in story.served if each.act == "broker lost"]
         own = sum(each.client.startswith(each.result.board + "/") for each in offline)
         story.promise(own == len(offline), f"without a broker each board serves its own clients ({own} of {len(offline)})")
+        back_s = time.monotonic()
         await asyncio.to_thread(broker.start)
         story.incident("broker back")
         await asyncio.wait([answer for _, answer in asked], timeout=DEADLINE_US / 1e6)
@@ -146,7 +149,7 @@ async def _act_three(
         story.incident(f"{came} answers that were owed are delivered")
         text = f"{owed} answers were owed when the broker died and {came} came, each once ({client.duplicates} repeats dropped)"
         story.promise(came == owed > 0, text)
-    await _judge_agreement(story, fleet, boards, "after the broker's return")
+    await _judge_agreement(story, fleet, boards, "after the broker's return", back_s)
 
 
 def _explain_the_rest(story: Story, fleet: LocalFleet, ingress: str) -> None:
@@ -157,9 +160,9 @@ def _explain_the_rest(story: Story, fleet: LocalFleet, ingress: str) -> None:
         ]
 
 
-async def _judge_agreement(story: Story, fleet: LocalFleet, boards: list[str], when: str) -> None:
-    found = await asyncio.to_thread(agreement, fleet, boards)
-    story.promise(found.holds, f"{when} the {len(boards)} boards hold the same table ({found})")
+async def _judge_agreement(story: Story, fleet: LocalFleet, boards: list[str], when: str, since_s: float) -> None:
+    found = await asyncio.to_thread(agreement, fleet, boards, since_s)
+    story.promise(found.holds, f"{when} the {len(boards)} boards tell each other that they hold the same table ({found})")
 
 
 def _judge_board_loss(story: Story, doomed: str) -> None:
