@@ -20,6 +20,8 @@ from operator import add, itemgetter, mul
 
 ENTRY_PARTS = 8
 """A crowd enters in so many parts."""
+MAX_LOOKS = 2_000
+"""At pairs of players that may exchange; where memory does not bind, there are none."""
 FULL = 1 << 200
 """What an option costs whose pool has no room: more than any cost there is."""
 
@@ -97,7 +99,7 @@ def settle(
     floor = sum(seat.crowd.count * min(seat.alone) for seat in play.seats if seat.alone)
     selfish = play.descend(1, gain, play.potential, 2 * floor, 2 * gain)
     rest = play.social_cost()
-    social = play.descend(2, gain, play.social_cost, floor, gain) if together else Descent(rest, rest, 0, 0, 0)
+    social = play.save(gain, floor) if together else Descent(rest, rest, 0, 0, 0)
     return Equilibrium(tuple(tuple(seat.taken) for seat in play.seats), tuple(play.loads), selfish, social)
 
 
@@ -152,6 +154,7 @@ class _Play:
         self.seats = [_Seat(crowd, factor, shapes[crowd.boards]) for crowd in crowds]
         self.loads = [0] * boards
         self._free = list(pools)
+        self._looks = MAX_LOOKS
         self._factor = factor
 
     def enter(self) -> None:
@@ -186,6 +189,55 @@ class _Play:
                     asked[index] = moves
                     moves += self._respond(seat, weight, gain)
         return Descent(start, level(), moves, (start - floor) // drop, sweeps)
+
+    def save(self, gain: int, floor: int) -> Descent:
+        """Moves that all together gain by; where memory binds, also exchanges of two players, each counted as one move."""
+        stage = self.descend(2, gain, self.social_cost, floor, gain)
+        moves, sweeps, bound = stage.moves, stage.sweeps, stage.bound
+        start, seats = stage.start, [seat for seat in self.seats if seat.crowd.room]
+        while exchanged := sum(self._exchanges(seat, seats, gain) for seat in seats):
+            stage = self.descend(2, gain, self.social_cost, floor, gain)
+            moves, sweeps = moves + exchanged + stage.moves, sweeps + stage.sweeps
+        return Descent(start, stage.end, moves, bound, sweeps)
+
+    def _exchanges(self, seat: _Seat, seats: Sequence[_Seat], gain: int) -> int:
+        """Let players of a crowd take the room of others who then go elsewhere, while that saves enough; how many did."""
+        done = 0
+        for option in seat.used:
+            while seat.taken[option] and self._displace(seat, option, seats, gain):
+                done += 1
+        return done
+
+    def _displace(self, seat: _Seat, option: int, seats: Sequence[_Seat], gain: int) -> bool:
+        self._take(seat, option, -1)
+        costs = seat.entering(self.loads)
+        better = sorted((cost, other) for other, cost in enumerate(costs) if costs[option] - cost >= gain)
+        for _, other in better:
+            for rival in seats:
+                for theirs in rival.used if rival is not seat else ():
+                    if rival.crowd.room[theirs] and rival.crowd.pools[theirs] == seat.crowd.pools[other] and self._looks:
+                        self._looks -= 1
+                        if self._swap(seat, other, rival, theirs, costs[option] - gain):
+                            return True
+        self._take(seat, option, 1)
+        return False
+
+    def _swap(self, seat: _Seat, other: int, rival: _Seat, theirs: int, saved: int) -> bool:
+        """Put a player on ``other`` in the place of one of ``rival``, which goes where it costs least, if less than is saved."""
+        self._take(rival, theirs, -1)
+        saved += rival.entering(self.loads)[theirs]
+        if self._fit(seat, other):
+            saved -= seat.entering(self.loads)[other]
+            self._take(seat, other, 1)
+            costs = self._entering(rival)
+            if min(costs) <= saved:
+                self._take(rival, costs.index(min(costs)), 1)
+                for each in (seat, rival):
+                    each.used = tuple([option for option, players in enumerate(each.taken) if players])
+                return True
+            self._take(seat, other, -1)
+        self._take(rival, theirs, 1)
+        return False
 
     def _respond(self, seat: _Seat, weight: int, gain: int) -> int:
         """Let the players on each option move, as many as gain; how many did.
