@@ -122,6 +122,8 @@ class Asked:
 class VirtualBoard(BoardShell):
     """A shell with a delay in place of the engine; every event passes the checks below."""
 
+    rules = RULES
+
     def __init__(
         self, fleet: VirtualFleet, name: str, offers: Iterable[ModelOffer], queue: QueueSection, bounds: Bounds | None = None
     ) -> None:
@@ -151,7 +153,7 @@ class VirtualBoard(BoardShell):
             signer=Signer(self.name.encode(), seed_of(self.name)),
             fleet=FLEET,
             members=self.fleet.keys,
-            rules=RULES,
+            rules=self.rules,
             queue=self.queue,
         )
         return Node(settings, self.ledger)

@@ -243,15 +243,17 @@ class VirtualFleet:
         self.run_until(lambda: all(board.quiet for board in self.boards.values()), within_us, "every queue is empty")
 
     def agree(self, within_us: int) -> None:
-        """Every board knows every other one as online, by the same record."""
+        """Every board knows every other one as online, by the same record, and holds the same table."""
 
         def agreed() -> bool:
             known = [{record.board: record.version for record in board.node.fleet.records()} for board in self.boards.values()]
             newest = {name: version for records in known for name, version in records.items()}
             everyone = all(board.node.online_boards == len(self.boards) for board in self.boards.values())
-            return everyone and all(newest[name] == version for records in known for name, version in records.items())
+            tables = {board.node.agreement.digest for board in self.boards.values()}
+            same = all(newest[name] == version for records in known for name, version in records.items())
+            return everyone and same and len(tables) == 1
 
-        self.run_until(agreed, within_us, "all boards know each other, by the same records")
+        self.run_until(agreed, within_us, "all boards know each other, by the same records, and hold the same table")
 
     def link_of(self, name: str) -> LoopbackLink:
         """An adversary's or a client's own link."""

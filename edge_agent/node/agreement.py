@@ -36,6 +36,7 @@ SAY_PERIOD_US = 1_000_000
 """A digest is said no more often, whatever others do."""
 DIFFERING_PERIOD_US = 5_000_000
 PATIENCE_US = 2_000_000
+SILENT_US = 2 * QUIET_PERIOD_US
 SETTLING_US = 3_000_000
 """A record that came in so lately is on its way to the others too."""
 KEEP_PERIOD_US = 60_000_000
@@ -93,12 +94,22 @@ class Agreement:
         """What the facts and the time that passed have made due."""
         while self._notes:
             yield Log(self._notes.pop(0))
-        changed = self._fleet.changes != self._seen_changes
-        if changed and now_us - self._made_us >= MAKE_PERIOD_US and (self.link_up or self.alone):
+        if self._may_make and now_us - self._made_us >= MAKE_PERIOD_US:
             self._make(now_us)
         self._keep_by_and_by(now_us)
         if self.link_up and self._is_due(now_us):
             yield Publish(self._voice.digest(self._next_word(now_us)))
+
+    @property
+    def pending(self) -> bool:
+        """Something is due within a second or two: ticks should be frequent."""
+        return self._may_make or (
+            self.link_up and self._settled and (self._has_news or (self._owes_versions and bool(self._differs_us)))
+        )
+
+    @property
+    def _may_make(self) -> bool:
+        return self._fleet.changes != self._seen_changes and (self.link_up or self.alone)
 
     def hear(self, said: BoardDigest, now_us: int) -> Iterator[Effect]:
         """Another board's word on its table."""
@@ -180,17 +191,16 @@ class Agreement:
         since_us = now_us - self._said_us
         if since_us < SAY_PERIOD_US or not self._settled:
             return False
+        if self._has_news or (self._owes_versions and self._impatient(now_us)):
+            return True
+        return since_us >= (DIFFERING_PERIOD_US if self._who_differs(now_us) else QUIET_PERIOD_US)
+
+    @property
+    def _has_news(self) -> bool:
         last = self._said
-        if (
-            last is None
-            or self._owes_word
-            or self._to_pass_on
-            or (last.facts, last.table) != (self.table.facts_digest, self.digest)
-        ):
+        if last is None or self._owes_word or self._to_pass_on:
             return True
-        if self._owes_versions and self._impatient(now_us):
-            return True
-        return since_us >= (DIFFERING_PERIOD_US if self._anyone_differs else QUIET_PERIOD_US)
+        return (last.facts, last.table) != (self.table.facts_digest, self.digest)
 
     def _next_word(self, now_us: int) -> BoardDigest:
         present = list(self._present())
@@ -217,7 +227,11 @@ class Agreement:
                 yield message
 
     def _impatient(self, now_us: int) -> bool:
-        return any(now_us - since_us >= PATIENCE_US for since_us in self._differs_us.values())
+        return any(now_us - self._differs_us[board] >= PATIENCE_US for board in self._who_differs(now_us))
+
+    def _who_differs(self, now_us: int) -> list[str]:
+        """Those that are heard of, so that one that died unseen is not talked to for ever."""
+        return [board for board in self._differs_us if now_us - self._heard[board][1] < SILENT_US]
 
     # what others say
 
@@ -238,10 +252,6 @@ class Agreement:
             del self._told[board]
             yield Log(f"{board} holds the same table again")
 
-    @property
-    def _anyone_differs(self) -> bool:
-        return bool(self._differs_us)
-
     def _why(self, board: str) -> str | None:
         """Why the table of a board differs; empty if it does not; ``None`` if it said nothing, or is not there."""
         if board not in self._heard or self._fleet.standing(board) is not Standing.ONLINE:
@@ -256,8 +266,10 @@ class Agreement:
     def _answer_versions(self, said: BoardDigest, now_us: int) -> None:
         """What ``said.board`` lacks is said again: this board's record by itself, another's when that board has had its time."""
         listed = {version.board: version.number for version in said.versions}
-        if listed.get(self._board, NONE) < self._fleet.version(self._board):
+        if self._board not in listed:
             self._announcer.repeat()
+        elif listed[self._board] < self._fleet.version(self._board):
+            self._announcer.repeat_record()
         for board, (boot_epoch, _) in listed.items():
             presence = self._fleet.presence(board)
             if presence and presence.standing is not Standing.ONLINE and presence.boot_epoch >= boot_epoch:

@@ -31,6 +31,10 @@ class Announcer:
         """Something of it was not sent, or somebody says otherwise: say it again, when a second has passed since."""
         self._record_forced = self._birth_due = True
 
+    def repeat_record(self) -> None:
+        """Somebody holds an older one."""
+        self._record_forced = True
+
     def takes_birth(self, now_us: int) -> bool:
         """Whether the birth is to be published now; it counts as said with this."""
         if now_us - self._birth_us < (CHANGED_PERIOD_US if self._birth_due else QUIET_PERIOD_US):

@@ -1,8 +1,9 @@
 """How often requests of each class come in at this board, as a decayed rate that it tells the others.
 
-Rules: integers only, and a function of what was counted and when, whenever it was asked; the table of classes is bounded, and
-the least frequent give way; a rate that has decayed under ``MIN_RATE_MHZ`` is forgotten.  What is told is rounded to
-``KEPT_BITS`` bits, so that a steady stream does not make the board speak.
+Rules: integers only, and a function of what was counted and asked, and when; the table of classes is bounded, and the least
+frequent give way; a rate that has decayed under ``MIN_RATE_MHZ`` is forgotten.  What was told stays until it is half as much
+again as the rate, or the rate half as much again as it, so that the chance in a steady stream does not make all boards plan
+anew.  (Such inertia is the writer's own affair; between a record and the table there is none.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ MAX_WEIGHT = ONE * MAX_RATE_MHZ
 FORGOTTEN_STEPS = 32 * STEPS
 """After so many nothing is left that counts."""
 MIN_RATE_MHZ = 10
-KEPT_BITS = 3
 
 
 class Arrivals:
@@ -30,6 +30,7 @@ class Arrivals:
         self._step_us = max(1, time_constant_us // STEPS)
         self._weights: dict[Wanted, tuple[int, int]] = {}
         """By class: its weight, and the step that it was decayed to."""
+        self._told_mhz: dict[Wanted, int] = {}
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -42,12 +43,13 @@ class Arrivals:
         self._weights[kind] = (min(MAX_WEIGHT, self._decayed(kind, now_us) + ONE), now_us // self._step_us)
 
     def demand(self, now_us: int) -> tuple[Demand, ...]:
-        """The classes that come most, ascending, each with its rate."""
+        """The classes that come most, ascending, each with about its rate."""
         rates = {kind: self._rate_mhz(kind, now_us) for kind in list(self._weights)}
         for kind in [kind for kind, rate_mhz in rates.items() if rate_mhz < MIN_RATE_MHZ]:
             del rates[kind], self._weights[kind]
         most = sorted(rates, key=lambda kind: (-rates[kind], kind))[:MAX_DEMANDS]
-        return tuple(Demand(kind, _rounded(rates[kind])) for kind in sorted(most))
+        self._told_mhz = {kind: _settled(self._told_mhz.get(kind, 0), rates[kind]) for kind in sorted(most)}
+        return tuple(Demand(kind, rate_mhz) for kind, rate_mhz in self._told_mhz.items())
 
     def _rate_mhz(self, kind: Wanted, now_us: int) -> int:
         return min(MAX_RATE_MHZ, self._decayed(kind, now_us) * 10**9 // (ONE * self._constant_us))
@@ -65,7 +67,6 @@ class Arrivals:
         del self._weights[min(self._weights, key=lambda kind: (self._decayed(kind, now_us), kind))]
 
 
-def _rounded(number: int) -> int:
-    """The number with its first ``KEPT_BITS`` bits, to the nearest."""
-    shift = max(0, number.bit_length() - KEPT_BITS)
-    return number + (1 << shift >> 1) >> shift << shift
+def _settled(told: int, now: int) -> int:
+    """What was told, while neither number is more than one and a half times the other."""
+    return told if 2 * told <= 3 * now and 2 * now <= 3 * told else now

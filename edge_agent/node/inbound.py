@@ -76,8 +76,10 @@ class Inbound:
                     record = open_record(message.payload, self._key_of)
                     _must_agree("record", record.board, topic.board)
                     self._hear_record(record, message.payload, now_us)
-                case Kind.DIGEST:
+                case Kind.DIGEST if topic.board != self._board:
                     yield from self._hear_digest(open_digest(message.payload, self._key_of), topic.board, now_us)
+                case Kind.DIGEST:
+                    pass
                 case Kind.REPLY:
                     yield from self._hear_reply(message, topic.board, now_us)
                 case Kind.KV:
