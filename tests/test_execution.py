@@ -104,6 +104,19 @@ def test_only_a_good_inference_teaches_and_what_it_teaches_is_how_long_the_board
         assert execution.offers["m"].busy_us == (1_500 if good else 1_000)
 
 
+def test_the_busy_share_is_of_the_time_since_it_was_last_asked_for_whatever_runs_beside_what() -> None:
+    execution = talking(2)
+    assert execution.take_busy_permille(1_000) == 0
+    for each in (talk_job(1), talk_job(2), job(3)):
+        execution.enqueue(each)
+    begun(execution, 2_000)
+    assert execution.take_busy_permille(3_000) == 500
+    execution.finish(talk_job(1).key, echo(talk_job(1).request, "a", "parrot", 1), 3_500)
+    execution.finish(talk_job(2).key, echo(talk_job(2).request, "a", "parrot", 1), 4_000)
+    execution.finish(job(3).key, echo(job(3).request, "a", "m", 1), 4_000)
+    assert execution.take_busy_permille(7_000) == 250 and execution.take_busy_permille(7_000) == 0
+
+
 def test_a_model_that_was_withdrawn_is_not_offered_and_comes_back_when_it_is_hosted_again() -> None:
     execution = hosting("m")
     execution.withdraw("m", "quarantined")

@@ -228,6 +228,40 @@ def test_a_busy_share_serves_where_nothing_measures_power() -> None:
     assert forecast is not None and abs(forecast[2] - plant.temperature_mdegc) < 1_000
 
 
+def test_a_board_that_never_measures_power_is_forecast_by_how_busy_it_is_until_it_does() -> None:
+    profile = load_profile("raspberry_pi_5")
+    heat, plant = Heat(), ThermalPlant(profile, 0)
+    for share in ([0] * 20 + [1000] * 25) * 5:
+        plant.advance(plant.now_us + 2 * SECOND_US, profile.idle_mw + (profile.active_mw - profile.idle_mw) * share // 1000)
+        heat.observe(plant.now_us, plant.temperature_mdegc, 80_000, None, share)
+    assert heat.forecast_mdegc is not None
+    heat.observe(plant.now_us + SECOND_US, plant.temperature_mdegc, 80_000, profile.idle_mw, 1000)
+    assert heat.forecast_mdegc is None, "per mille and mW are not mixed"
+    heat.observe(plant.now_us + 2 * SECOND_US, plant.temperature_mdegc, 80_000, None, 1000)
+    assert heat.model.recent_mw == profile.idle_mw
+
+
+@pytest.mark.parametrize("profile_name", PROFILES)
+def test_a_power_sensor_that_sees_only_moments_still_serves(profile_name: str) -> None:
+    """Jobs are shorter than the time between two readings: each reading is full or idle power, right on the mean only."""
+    chance, profile = random.Random(5), load_profile(profile_name)
+    plant, model = ThermalPlant(profile, 0), ThermalModel()
+    errors, naive = list[int](), list[int]()
+    for _ in range(25):
+        share = chance.randrange(1000)
+        load_mw = profile.idle_mw + (profile.active_mw - profile.idle_mw) * share // 1000
+        for number in range(25):
+            plant.advance(plant.now_us + 2 * SECOND_US, load_mw)
+            seen_mw = profile.active_mw if chance.randrange(1000) < share else profile.idle_mw
+            model.observe(plant.now_us, plant.temperature_mdegc, seen_mw)
+            if number % 8 == 0 and (forecast := model.forecast(load_mw)) is not None:
+                future = copy.copy(plant)
+                future.advance(plant.now_us + 60 * SECOND_US, load_mw)
+                errors.append(abs(forecast[2] - future.temperature_mdegc))
+                naive.append(abs(plant.temperature_mdegc - future.temperature_mdegc))
+    assert len(errors) > 40 and 3 * mean(errors) < 2 * mean(naive)
+
+
 def test_headroom_is_to_the_warmest_of_now_and_what_is_forecast() -> None:
     profile = load_profile("jalapeno_edge")
     heat, plant = Heat(), ThermalPlant(profile, 0)

@@ -86,6 +86,7 @@ class Execution:
         """Of each model and shape, how many were found hopeless since one was done."""
         self._tried: set[str] = set()
         """Keys of hopeless jobs that are to run nevertheless."""
+        self._busy_us = self._counted_us = self._told_us = 0
 
     def __len__(self) -> int:
         """How many jobs wait."""
@@ -116,6 +117,13 @@ class Execution:
     @property
     def idle(self) -> bool:
         return not self._running and not len(self) and not self._given_up
+
+    def take_busy_permille(self, now_us: int) -> int:
+        """For how much of the time since this was last asked something ran."""
+        self._count_busy(now_us)
+        interval_us, busy_us = now_us - self._told_us, self._busy_us
+        self._told_us, self._busy_us = now_us, 0
+        return min(1000, 1000 * busy_us // max(1, interval_us))
 
     def full(self, size_bytes: int, origin: str = "") -> str:
         """Why a job of this size cannot wait here; empty if it can, for a job of ``origin`` perhaps in the place of others."""
@@ -192,6 +200,7 @@ class Execution:
                 continue
             _, before_us = self._jobs[job.key]
             self.forget(job.key)
+            self._count_busy(now_us)
             self._running.add(job.key)
             lane.running[job.key] = (job, now_us, before_us)
             return Execute(job.key, job.request, job.model, job.deadline_us - now_us)
@@ -218,6 +227,7 @@ class Execution:
         if lane is None:
             return None
         job, started_us, _ = lane.running.pop(key)
+        self._count_busy(now_us)
         self._running.discard(key)
         if result.status is Status.OK:
             busy_us = now_us - started_us
@@ -226,6 +236,12 @@ class Execution:
             self.costs.learn(job.model, job.shape, busy_us, result.energy_uj)
             self._hopeless.pop((job.model, job.shape), None)
         return job
+
+    def _count_busy(self, now_us: int) -> None:
+        """Call before what runs changes."""
+        if self._running:
+            self._busy_us += now_us - self._counted_us
+        self._counted_us = now_us
 
     def _next_of(self, lane: str, now_us: int) -> Job | None:
         """The next job of a lane that can run now. A request that was asked for again waits for the end of its first run."""

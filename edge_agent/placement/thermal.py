@@ -268,13 +268,27 @@ class Heat:
         self.forecast_mdegc: tuple[int, int, int] | None = None
         self.headroom_mdegc: int | None = None
         """From the warmest of now and the forecasts to the trip point; ``None`` where nothing is known of either."""
+        self._measures_power = False
 
-    def observe(self, now_us: int, temperature_mdegc: int | None, trip_mdegc: int | None, power_mw: int | None) -> None:
-        """One reading of the sensors; ``None`` for what the board has no sensor for."""
-        self.model.observe(now_us, temperature_mdegc, power_mw)
-        recent_mw = self.model.recent_mw
-        seen = temperature_mdegc is not None and power_mw is not None and recent_mw is not None
-        self.forecast_mdegc = self.model.forecast(recent_mw) if seen and recent_mw is not None else None
+    def observe(
+        self,
+        now_us: int,
+        temperature_mdegc: int | None,
+        trip_mdegc: int | None,
+        power_mw: int | None,
+        busy_permille: int | None = None,
+    ) -> None:
+        """One reading of the sensors, ``None`` for what the board has no sensor for.
+
+        ``busy_permille``: how busy it was since the last one; it stands for the power where nothing has ever measured that.
+        """
+        if power_mw is not None and not self._measures_power:
+            self._measures_power, self.model = True, ThermalModel()
+        heating = power_mw if self._measures_power else busy_permille
+        self.model.observe(now_us, temperature_mdegc, heating)
+        recent = self.model.recent_mw
+        known = temperature_mdegc is not None and heating is not None and recent is not None
+        self.forecast_mdegc = self.model.forecast(recent) if known and recent is not None else None
         if temperature_mdegc is None or trip_mdegc is None:
             self.headroom_mdegc = None
         else:
