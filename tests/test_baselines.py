@@ -15,7 +15,7 @@ from edge_agent.core.config import PolicySection
 from edge_agent.core.kv import KvHome, KvState, Place, session_hash
 from edge_agent.core.values import DataClass, InferenceRequest, Limits, ModelOffer, Tensor, TrustTier
 from edge_agent.placement.options import BoardView, Decision, Rules, choose
-from edge_agent.sim.baselines import ABLATIONS, BASELINES, PLACERS, Frozen, pinned
+from edge_agent.sim.baselines import ABLATIONS, BASELINES, PLACERS, Frozen, Static, pinned, static_key
 
 SIGNED, UNSIGNED = b"s" * 32, b"u" * 32
 RULES = Rules(PolicySection(), frozenset({SIGNED}))
@@ -31,6 +31,9 @@ class Seen:
 
     def queue_us(self, board: str, lane: str) -> int:
         return self.queues_us.get((board, lane), 0)
+
+    def work_us(self, board: str) -> int:
+        return sum(queue_us for (name, _), queue_us in self.queues_us.items() if name == board)
 
 
 def offer(name: str = "faces", busy_us: int = 20_000, **others: object) -> ModelOffer:
@@ -216,3 +219,10 @@ def test_a_pinned_decision_keeps_one_option_and_says_why_not_the_others() -> Non
 
 def test_every_placer_has_one_name() -> None:
     assert set(PLACERS) == {"table", *BASELINES, *ABLATIONS} and len(PLACERS) == 1 + len(BASELINES) + len(ABLATIONS)
+
+
+def test_a_static_plan_takes_its_one_option_or_none() -> None:
+    chooser = Static({static_key("b0", request()): ("b4", "faces")})
+    busy = [replace(view, queue_us=10**7 if view.board == "b4" else 0) for view in fleet()]
+    assert taken(chooser(request(1), busy, RULES, 10**6)) == "b4"
+    assert chooser(request(1), fleet(local="b1"), RULES, 10**6).chosen is None, "nothing is planned for what comes in elsewhere"

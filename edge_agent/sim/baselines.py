@@ -32,7 +32,10 @@ class Peek(Protocol):
         """Of the run."""
 
     def queue_us(self, board: str, lane: str) -> int:
-        """The work that waits on a board now, in a lane of its queue (a language model's name, or empty)."""
+        """What a new job would wait on a board now, in a lane of its queue (a language model's name, or empty)."""
+
+    def work_us(self, board: str) -> int:
+        """All work that a board has still to do, running and waiting."""
 
 
 class Baseline:
@@ -101,12 +104,12 @@ class WithTrueQueues(Baseline):
         return replace(view, queue_us=self.peek.queue_us(view.board, ""), kv=kv)
 
 
-class ShorterOfTwo(WithTrueQueues):
-    """JSQ(2): two boards at random, the one with less work waiting (Mitzenmacher, 2001), probed at no cost of time."""
+class ShorterOfTwo(Baseline):
+    """JSQ(2): of two boards at random the one with less work, running or waiting (Mitzenmacher, 2001), probed in no time."""
 
     def order(self, request: InferenceRequest, boards: Sequence[BoardView], options: list[Option]) -> list[Option]:
         drawn = self.draw(request).sample(options, len(options))
-        return sorted(drawn[:JSQ_CHOICES], key=lambda o: o.cost.wait_us) + drawn[JSQ_CHOICES:]
+        return sorted(drawn[:JSQ_CHOICES], key=lambda o: self.peek.work_us(o.board)) + drawn[JSQ_CHOICES:]
 
 
 class StaleGreedy(Baseline):
@@ -171,6 +174,22 @@ class Frozen:
         if decision.chosen and where not in self._kept:
             self._kept[where] = (decision.chosen.board, decision.chosen.offer.model)
         return pinned(decision, self._kept.get(where))
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A plan made before the run: for each ingress board, task, pinned model and quality floor one (board, model), no other."""
+
+    plan: Mapping[tuple[str, str, str, int], tuple[str, str]]
+
+    def __call__(self, request: InferenceRequest, boards: Sequence[BoardView], rules: Rules, budget_us: int) -> Decision:
+        ingress = next((view.board for view in boards if view.local), "")
+        return pinned(choose(request, boards, rules, budget_us), self.plan.get(static_key(ingress, request)))
+
+
+def static_key(ingress: str, request: InferenceRequest) -> tuple[str, str, str, int]:
+    """What a static plan tells requests apart by."""
+    return ingress, request.task, request.model or "", request.limits.quality_permille
 
 
 def pinned(decision: Decision, kept: tuple[str, str] | None) -> Decision:

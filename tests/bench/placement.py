@@ -13,17 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from edge_agent.core.errors import SlyError
 from edge_agent.sim.baselines import ABLATIONS, BASELINES
 from edge_agent.sim.flow_plot import flow
 from edge_agent.sim.plots import Curve, curves, gantt, latency_cdf, pareto, temperatures
+from edge_agent.sim.results import metrics
 from tests.bench.__main__ import machine
 from tests.bench.figures import progress
 from tests.bench.placement_cases import ALIKE, OURS, UNLIKE, Case, rows_of, run_of
 from tests.bench.placement_goals import SHARES
 from tests.bench.placement_page import SIMPLE, Findings, WindowFigures, page, telling_load
+from tests.bench.placement_static import STATIC
 from tests.bench.placement_windows import Compared, compared, decision_times_us, names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,11 +38,19 @@ LOST = "orin-1"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is run. ``loads``: permille of one request a second, by workload."""
+    """How much is run. ``loads``: permille of one request a second, by workload; the first one is looked at most closely.
+
+    ``admitted``: the baselines that are run with our queue, too, besides a FIFO queue; on the first workload all are.
+    """
 
     loads: Mapping[str, Sequence[int]]
+    alike_loads: Sequence[int]
+    close_loads: Sequence[int]
+    """Of ablations and static plans."""
     baselines: Sequence[str]
+    admitted: Sequence[str]
     ablations: Sequence[str]
+    statics: Sequence[str]
     seeds: Sequence[int]
     seconds: int
     energy_worths: Sequence[int]
@@ -47,52 +58,65 @@ class Plan:
     window_requests: int
     window_limit_s: float
 
+    @property
+    def first(self) -> str:
+        return next(iter(self.loads))
+
 
 FULL = Plan(
     loads={
-        "azure": (4_000, 5_500, 7_500, 10_000, 13_500, 18_000),
-        "mooncake": (4_000, 6_000, 9_000, 13_500),
-        "mixed": (4_000, 6_000, 9_000, 13_500),
+        "azure": (4_000, 6_000, 8_500, 12_000, 17_000),
+        "mooncake": (4_000, 8_500, 17_000),
+        "mixed": (4_000, 8_500, 17_000),
     },
-    baselines=tuple(BASELINES), ablations=tuple(ABLATIONS), seeds=(0, 1, 2), seconds=60,
+    alike_loads=(4_000, 12_000), close_loads=(6_000, 12_000), baselines=tuple(BASELINES), admitted=("jsq2", "stale-greedy"),
+    ablations=tuple(ABLATIONS), statics=tuple(STATIC), seeds=(0, 1, 2), seconds=60,
     energy_worths=(0, 50, 200, 1_000, 5_000, 20_000), windows=40, window_requests=14, window_limit_s=4.0,
 )  # fmt: skip
-QUICK = replace(
-    FULL, loads={"azure": (4_000, 16_000)}, baselines=("random", "jsq2"), ablations=("without-table",), seeds=(0,), seconds=20,
-    energy_worths=(0, 1_000), windows=2, window_requests=5, window_limit_s=1.0,
+QUICK = Plan(
+    loads={"azure": (4_000, 16_000)}, alike_loads=(4_000,), close_loads=(16_000,), baselines=("random", "jsq2"), admitted=(),
+    ablations=("without-table",), statics=("static-balanced",), seeds=(0,), seconds=20, energy_worths=(0, 1_000), windows=2,
+    window_requests=5, window_limit_s=1.0,
 )  # fmt: skip
 
 
 def cases_of(plan: Plan) -> Iterator[Case]:
     """Everything that is simulated."""
     for workload, loads in plan.loads.items():
-        for load in loads:
-            for seed in plan.seeds:
-                yield from _beside(plan, UNLIKE, workload, load, seed)
-    first, loads = next(iter(plan.loads.items()))
+        for load, seed in product(loads, plan.seeds):
+            yield from _beside(plan, UNLIKE, workload, load, seed)
     for seed in plan.seeds:
-        for load in loads:
-            for name in plan.ablations:
-                yield Case(UNLIKE, first, name, load, seed, seconds=plan.seconds)
-            yield Case(UNLIKE, first, OURS, load, seed, plain_queue=True, seconds=plan.seconds)
-        for load in loads[::2]:
-            yield from _beside(plan, ALIKE, first, load, seed)
-        for name in (OURS, *(set(plan.ablations) & {"frozen"})):
-            yield Case(UNLIKE, first, name, loads[len(loads) // 2], seed, lost=LOST, seconds=plan.seconds)
+        yield from _closely(plan, seed)
     for worth in plan.energy_worths:
         yield _worth(plan, worth)
 
 
 def _beside(plan: Plan, fleet: str, workload: str, load: int, seed: int) -> Iterator[Case]:
-    yield Case(fleet, workload, OURS, load, seed, seconds=plan.seconds)
+    ours = Case(fleet, workload, OURS, load, seed, seconds=plan.seconds)
+    yield ours
     for name in plan.baselines:
-        for plain in (False, True):
-            yield Case(fleet, workload, name, load, seed, plain_queue=plain, seconds=plan.seconds)
+        yield replace(ours, placer=name, plain_queue=True)
+        if name in plan.admitted or (fleet, workload) == (UNLIKE, plan.first):
+            yield replace(ours, placer=name)
+
+
+def _closely(plan: Plan, seed: int) -> Iterator[Case]:
+    """The parts of ours, static plans, a board that is lost, and boards alike: on the first workload."""
+    for load in plan.close_loads:
+        ours = Case(UNLIKE, plan.first, OURS, load, seed, seconds=plan.seconds)
+        yield from (ours, replace(ours, plain_queue=True))
+        for name in (*plan.ablations, *plan.statics):
+            yield replace(ours, placer=name)
+    for load in plan.alike_loads:
+        yield from _beside(plan, ALIKE, plan.first, load, seed)
+        for name in plan.statics:
+            yield Case(ALIKE, plan.first, name, load, seed, seconds=plan.seconds)
+    for name in (OURS, "frozen"):
+        yield Case(UNLIKE, plan.first, name, plan.close_loads[0], seed, lost=LOST, seconds=plan.seconds)
 
 
 def _worth(plan: Plan, energy_us_per_mj: int) -> Case:
-    workload, loads = next(iter(plan.loads.items()))
-    return Case(UNLIKE, workload, OURS, loads[len(loads) // 2], energy_us_per_mj=energy_us_per_mj, seconds=plan.seconds)
+    return Case(UNLIKE, plan.first, OURS, plan.close_loads[0], energy_us_per_mj=energy_us_per_mj, seconds=plan.seconds)
 
 
 def measured(plan: Plan, traces: Path | None, command: str, processes: int = PROCESSES) -> Findings:
@@ -123,34 +147,34 @@ def drawn(found: Findings, plan: Plan, traces: Path | None, folder: Path) -> dic
         name = f"goodput-{workload}.svg"
         curves(_goodput(found, workload), folder / name, "offered load, requests/s", "goodput, requests/s")
         titles[name] = f"Goodput against offered load, {workload}: ours and each baseline with a FIFO queue."
-    workload = found.workloads[0]
-    load = telling_load(found.contest(UNLIKE, workload))
-    ours = Case(UNLIKE, workload, OURS, load, plan.seeds[0], seconds=plan.seconds)
-    runs = {OURS: run_of(ours, traces)}
-    for name in plan.baselines:
-        runs[name] = run_of(replace(ours, placer=name, plain_queue=True), traces)
-    latency_cdf(runs, folder / "latency.svg")
-    titles["latency.svg"] = (
-        f"Latency of all requests at one load ({workload}, baselines with a FIFO queue): what is shed is never answered."
-    )
-    others = [
-        row
-        for row in found.rows.values()
-        if row.case in {replace(_worth(plan, 0), placer=n, energy_us_per_mj=None, plain_queue=True) for n in plan.baselines}
-    ]
-    pareto(
-        [(row.mean_s, row.mj / 1000, str(worth)) for worth, row in found.front],
-        {row.case.placer: (row.mean_s, row.mj / 1000) for row in others},
-        folder / "pareto.svg",
-    )
+    beside = {row.case.placer: (row.mean_s, row.mj / 1000) for row in map(found.rows.get, _beside_front(plan)) if row}
+    pareto([(row.mean_s, row.mj / 1000, str(worth)) for worth, row in found.front], beside, folder / "pareto.svg")
     titles["pareto.svg"] = "Latency against energy: ours by the worth of a millijoule in µs, baselines with a FIFO queue."
-    flow(runs[OURS], folder / "flow.svg")
-    titles["flow.svg"] = "The scheduling flow of one run of ours; widths are counts of requests."
-    gantt(runs[OURS], folder / "gantt.svg", plan.seconds / 3, plan.seconds / 2)
-    titles["gantt.svg"] = "Requests on boards, a part of that run."
-    temperatures(runs[OURS], folder / "heat.svg")
-    titles["heat.svg"] = "Temperatures in that run."
-    return titles
+    return titles | _of_one_run(plan, telling_load(found.contest(UNLIKE, plan.first)), traces, folder)
+
+
+def _of_one_run(plan: Plan, load: int, traces: Path | None, folder: Path) -> dict[str, str]:
+    """The pictures of the first workload at one load, ours and the baselines with a FIFO queue."""
+    case = Case(UNLIKE, plan.first, OURS, load, plan.seeds[0], seconds=plan.seconds)
+    ours = run_of(case, traces)
+    others = {name: run_of(replace(case, placer=name, plain_queue=True), traces) for name in plan.baselines}
+    latency_cdf({OURS: ours, **others}, folder / "latency.svg")
+    flow(ours, folder / "flow.svg")
+    gantt(ours, folder / "gantt.svg", plan.seconds / 3, plan.seconds / 2)
+    temperatures(ours, folder / "heat.svg")
+    at = f"{plan.first}, {metrics(ours).offered_per_s:.1f} requests a second"
+    return {
+        "latency.svg": f"Latency of all requests ({at}; baselines with a FIFO queue): what is shed is never answered.",
+        "flow.svg": f"The scheduling flow of one run of ours ({at}); widths are counts of requests.",
+        "gantt.svg": "Requests on boards, a part of that run.",
+        "heat.svg": "Temperatures in that run.",
+    }
+
+
+def _beside_front(plan: Plan) -> list[Case]:
+    """What stands beside the front in its picture."""
+    ours = replace(_worth(plan, 0), energy_us_per_mj=None)
+    return [replace(ours, placer=name, plain_queue=True) for name in plan.baselines]
 
 
 def _goodput(found: Findings, workload: str) -> Iterator[Curve]:

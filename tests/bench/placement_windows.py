@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from board_support.profile import load_profile
 from edge_agent.core.chat import CHAT
-from edge_agent.core.values import InferenceRequest, Limits, ModelOffer, ShapeCost, Tensor
-from edge_agent.core.wanted import TALK_SHAPE, answer_tokens_of
+from edge_agent.core.values import InferenceRequest, Limits, Tensor
 from edge_agent.placement.kv import BYTES_A_TOKEN
 from edge_agent.placement.options import BoardView, Decision, Rules, choose
 from edge_agent.sim.baselines import BASELINES, PLACERS
-from edge_agent.sim.costs import TYPICAL_CONTEXT_TOKENS, Costs, digest_of
+from edge_agent.sim.costs import digest_of
 from edge_agent.sim.optimum import Arrival, Outcome, Window, optimum, replay
-from edge_agent.sim.scenario import BoardPlan, ModelPlan, Scenario, load_scenario
-from edge_agent.sim.shelf import Shelf
+from edge_agent.sim.scenario import load_scenario
 from edge_agent.sim.statistics import STATISTICS, draw_length
 from tests.bench.placement_cases import AZURE, OURS, UNLIKE
+from tests.bench.placement_static import view_of
 
-ANSWER_BITS = range(5, 10)
-"""Shapes of talk that a board tells of: answers of up to 31 to 511 tokens."""
 RUSH = 2
 """Windows come at so many times the rate at which all boards together would just be busy."""
 
@@ -50,6 +46,9 @@ class _Views:
 
     def queue_us(self, board: str, lane: str) -> int:
         return next(view.kv[lane].queue_us if lane else view.queue_us for view in self.views if view.board == board)
+
+    def work_us(self, board: str) -> int:
+        return self.queue_us(board, "")
 
 
 def compared(windows: int, requests: int, limit_s: float, told: Callable[[str], None]) -> list[Compared]:
@@ -106,28 +105,6 @@ def _turn(number: int, draw: Random) -> InferenceRequest:
 @cache
 def _nothing(size_bytes: int) -> bytes:
     return bytes(size_bytes)
-
-
-def view_of(board: BoardPlan, world: Scenario) -> BoardView:
-    """A board that is idle and has measured what it hosts."""
-    costs = Costs(load_profile(board.profile))
-    hosted = [model for model in world.models if model.name in board.models]
-    kv = {model.name: Shelf(model, board, costs).state() for model in hosted if model.talks}
-    return BoardView(board.id, tuple(_offer(costs, model) for model in hosted), kv=kv)
-
-
-def _offer(costs: Costs, model: ModelPlan) -> ModelOffer:
-    offer = costs.offer(model)
-    if not model.talks:
-        return offer
-    step = costs.step(model, 1, TYPICAL_CONTEXT_TOKENS)
-    energy_nj = step.dynamic_nj + costs.profile.idle_mw * step.busy_us
-    shapes = [
-        ShapeCost(TALK_SHAPE + bits, step.busy_us * tokens, energy_nj * tokens // 1000)
-        for bits in ANSWER_BITS
-        if (tokens := answer_tokens_of(TALK_SHAPE + bits) // 2 + 1)
-    ]
-    return replace(offer, shapes=tuple(shapes), parallel=1)
 
 
 def decision_times_us(rounds: int = 400) -> tuple[float, float]:
