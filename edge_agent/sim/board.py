@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from board_support.plant import ThermalPlant
 from board_support.profile import load_profile
@@ -18,7 +18,7 @@ from edge_agent.core.chat import CHAT
 from edge_agent.core.clock import Timer
 from edge_agent.core.cose import Signer
 from edge_agent.core.kv import KvAsk, KvItem, KvState, Place
-from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, ModelOffer, ShapeCost, Status, failure
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.node.events import (
     Effect,
@@ -83,6 +83,9 @@ class _Job:
     fails: bool = False
 
 
+_Cost = TypeVar("_Cost", ModelOffer, ShapeCost)
+
+
 class LyingNode(Node):
     """A node whose records may tell others what is not so; what it decides itself is by the truth."""
 
@@ -92,16 +95,13 @@ class LyingNode(Node):
         record = super()._record(sequence, now_us)
         if self.lie is None:
             return record
-        permille = self.lie.cost_permille
-        offers = tuple(
-            replace(
-                offer,
-                busy_us=max(1, offer.busy_us * permille // 1000),
-                shapes=tuple(replace(each, busy_us=max(1, each.busy_us * permille // 1000)) for each in offer.shapes),
-            )
-            for offer in record.offers
-        )
+        offers = tuple(replace(self._less(offer), shapes=tuple(map(self._less, offer.shapes))) for offer in record.offers)
         return replace(record, queue_us=0, offers=offers, kv=tuple(replace(state, queue_us=0) for state in record.kv))
+
+    def _less(self, cost: _Cost) -> _Cost:
+        assert self.lie is not None
+        permille = self.lie.cost_permille
+        return replace(cost, busy_us=max(1, cost.busy_us * permille // 1000), energy_uj=cost.energy_uj * permille // 1000)
 
 
 class SimBoard(BoardShell):
