@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.placement.cost import CostParts
+
 STEPS = 64
 """Decay goes in steps of a 64th of the horizon, and takes a 64th of the sum each."""
 FORGOTTEN_STEPS = 40 * STEPS
@@ -44,11 +46,11 @@ class Bookings:
         """By board: the sum in 1/``STEPS`` µs, and the step that it was decayed to."""
         self._given: dict[Lane, dict[str, _Given]] = {}
 
-    def give(self, request_id: str, lane: Lane, busy_us: int, deadline_us: int, now_us: int) -> None:
-        """A request that takes ``busy_us`` goes to a lane."""
-        self._given.setdefault(lane, {})[request_id] = _Given(now_us, deadline_us, busy_us)
+    def give(self, request_id: str, lane: Lane, cost: CostParts, deadline_us: int, now_us: int) -> None:
+        """A request goes to a lane."""
+        self._given.setdefault(lane, {})[request_id] = _Given(now_us, deadline_us, cost.busy_us)
         board = lane[0]
-        self._sent[board] = (self._decayed(board, now_us) + busy_us * STEPS, now_us // self._step_us)
+        self._sent[board] = (self._decayed(board, now_us) + cost.work_us * STEPS, now_us // self._step_us)
 
     def take_back(self, request_id: str, lane: Lane) -> None:
         """It was answered there, or is given up."""

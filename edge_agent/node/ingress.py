@@ -131,7 +131,7 @@ class Ingress:
         """The request goes to ``option.board``, and is looked at again when that board's time is up."""
         pending.placed_on, pending.model = option.board, option.offer.model
         lane = (option.board, pending.lane)
-        self._bookings.give(pending.request.request_id, lane, option.cost.busy_us, pending.deadline_us, now_us)
+        self._bookings.give(pending.request.request_id, lane, option.cost, pending.deadline_us, now_us)
         pending.patience_us = 0 if local else PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
         self.heard(pending, now_us)
 

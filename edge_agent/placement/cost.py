@@ -45,6 +45,8 @@ class CostParts:
     """What its busy time takes from others, on a board that is booked by the agreed table."""
     price_us: int = 0
     """Of the cloud."""
+    work_us: int = 0
+    """What it takes of the board's time: less than ``busy_us`` where several run at once. No cost by itself."""
 
     @property
     def latency_us(self) -> int:
@@ -68,14 +70,16 @@ def option_cost(
     kv_us: int = 0,
     booked_us: int = 0,
     price_us: int = 0,
+    work_us: int | None = None,
 ) -> CostParts:
     """The cost of one (model, board) option: its work, the work before it, the way there, the way of its session's KV
     (``kv_us``), and what it falls short in.
 
     ``payload_bytes`` travel only when ``remote``; ``budget_us`` is what is left of the deadline; ``booked_us`` is the work that
-    the board is booked for within the policy's horizon.
+    the board is booked for within the policy's horizon; ``work_us`` is what this takes of the board's time, if not ``busy_us``.
     """
     transfer_us = policy.link_latency_us + payload_bytes * 1000 // policy.link_bytes_per_ms if remote else 0
+    work_us = busy_us if work_us is None else work_us
     late_us = max(0, busy_us + queue_us + transfer_us + kv_us - budget_us)
     return CostParts(
         busy_us=busy_us,
@@ -85,8 +89,9 @@ def option_cost(
         lateness_us=late_us * policy.lateness_factor,
         quality_us=(1000 - quality_permille) * policy.quality_us_per_permille,
         kv_us=kv_us,
-        congestion_us=policy.congestion_factor * busy_us * booked_us // policy.horizon_us,
+        congestion_us=policy.congestion_factor * work_us * booked_us // policy.horizon_us,
         price_us=price_us,
+        work_us=work_us,
     )
 
 

@@ -186,6 +186,7 @@ def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budg
         kv_us=plan.kv_us,
         booked_us=view.booked_us,
         price_us=offer.price_us,
+        work_us=plan.prefill_us + -(-cost.busy_us // offer.parallel),
     )
 
 

@@ -154,7 +154,7 @@ def _options(wanted: Wanted, facts: BoardFacts, index: int, local: bool, rules: 
         if wanted.served_by(offer) and not why_not_model(wanted, offer, rules) and not plan.lacking:
             cost = weigh(wanted, view, offer, plan, wanted.deadline_us, rules.policy)
             busy_us = min(cost.busy_us, MAX_OPTION_US)
-            work_us = max(1, -(-busy_us // offer.parallel))
+            work_us = max(1, min(cost.work_us, MAX_OPTION_US))
             yield offer.model, index, min(cost.total_us, MAX_OPTION_US), work_us, plan.room_bytes * busy_us, True
 
 
