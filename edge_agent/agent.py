@@ -220,7 +220,7 @@ class Agent:
         self.work = WorkLoop(self.node, ledger, self.clock, self._effects.carry_out, self._fault)
         self._closers.append(self.work.close)
         self.verbs = Verbs(self.node, self.work, self.clock, self.host, self._answers, self._jobs)
-        self.heartbeat = Heartbeat(self.board, self.clock, self._feed, lambda: self.node.idle)
+        self.heartbeat = Heartbeat(self.board, self.clock, self._feed, lambda: self.node.at_rest)
 
     async def _load_models(self, names: list[str]) -> None:
         for name in names:

@@ -126,7 +126,10 @@ class BoardRecord:
     @property
     def headroom_mdegc(self) -> int | None:
         """How far the board is from its trip point, now or as forecast, whichever is less; ``None`` if it has no such sensor."""
-        return headroom_mdegc(self.temperature_mdegc, self.trip_mdegc, self.forecast_mdegc)
+        if self.temperature_mdegc is None or self.trip_mdegc is None:
+            return None
+        hottest_mdegc: int = max((self.temperature_mdegc, *(self.forecast_mdegc or ())))
+        return self.trip_mdegc - hottest_mdegc
 
     def to_map(self) -> dict[int, object]:
         known: dict[int, object] = {
@@ -150,13 +153,6 @@ class BoardRecord:
         entry["waits_us"] = tuple(list_of(entry.pop("waits_us", []), "record waits_us", int, len(SLACKS_US)))
         entry["offers"], entry["kv"] = tuple(map(_offer_in, offers)), tuple(map(_kv_in, states))
         return cls(demand=tuple(map(_demand_in, demand)), **entry)
-
-
-def headroom_mdegc(temperature: int | None, trip: int | None, forecast: tuple[int, int, int] | None) -> int | None:
-    """From the hottest that a board is, or will be as far as is forecast, to its trip point, m°C; ``None`` without sensors."""
-    if temperature is None or trip is None:
-        return None
-    return trip - max(temperature, max(forecast or (temperature,)))
 
 
 def sign_record(record: BoardRecord, signer: Signer) -> bytes:

@@ -18,7 +18,7 @@ from itertools import count
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import ModelOffer, Status, TrustTier, failure
 from edge_agent.gossip.presence import Standing
-from edge_agent.gossip.record import BoardRecord, headroom_mdegc
+from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.agreement import Agreement
 from edge_agent.node.announcer import Announcer
@@ -55,6 +55,7 @@ from edge_agent.node.routing import PART_TICKET, Chooser, Router
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.voice import Voice, seconds
 from edge_agent.placement.options import Decision, choose, why_not_trusted
+from edge_agent.placement.thermal import Heat
 from edge_agent.store.ledger import Ledger
 from edge_agent.transport.link import Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Kind
@@ -68,8 +69,7 @@ class Node:
         self.arrivals = Arrivals(settings.rules.policy.horizon_us)
         self.execution = Execution(settings.queue)
         self.sensed = Sensed(None, None)
-        self.forecast_mdegc: tuple[int, int, int] | None = None
-        """Of this board's temperature in 10, 30 and 60 s."""
+        self.heat = Heat()
         self._announcer = Announcer()
         self._voice = Voice(settings)
         self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer)
@@ -116,8 +116,18 @@ class Node:
         return self.execution.idle and not len(self.router.ingress)
 
     @property
+    def forecast_mdegc(self) -> tuple[int, int, int] | None:
+        """This board's temperature in 10, 30 and 60 s, as far as it can tell."""
+        return self.heat.forecast_mdegc
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing becomes due soon by itself: ticks may be rare."""
+        return self.idle and not self.agreement.pending
+
+    @property
     def link_up(self) -> bool:
-        return not self.router.link_state
+        return not self.router.views.link_state
 
     @property
     def online_boards(self) -> int:
@@ -190,11 +200,6 @@ class Node:
                 yield from self.mailbox.answer(job.key, job.ingress, result, 1)
         yield from self.router.expire(now_us)
 
-    # this board: its clients, its engine, its sensors, its time
-
-    def _submitted(self, event: Submitted, now_us: int) -> Iterator[Effect]:
-        yield from self.router.admit(event.request, LocalClient(event.handle), now_us, refusal=self._inbound.stopping)
-
     def _begin(self, now_us: int) -> Iterator[Effect]:
         """Begin what has room to run; what is given up here goes back to the board that placed it, and on from there."""
         given_up: list[tuple[Job, str]] | None = None
@@ -209,6 +214,11 @@ class Node:
                 else:
                     yield Log(f"request {job.request.request_id} of {job.ingress} is given up: {reason}")
                     yield from self.mailbox.answer(job.key, job.ingress, result, seconds(job.deadline_us - now_us))
+
+    # this board: its clients, its engine, its sensors, its time
+
+    def _submitted(self, event: Submitted, now_us: int) -> Iterator[Effect]:
+        yield from self.router.admit(event.request, LocalClient(event.handle), now_us, refusal=self._inbound.stopping)
 
     def _abandoned(self, event: Abandoned, now_us: int) -> Iterator[Effect]:
         yield from self.router.abandon(event.handle)
@@ -249,7 +259,9 @@ class Node:
 
     def _sense(self, event: Sensed, now_us: int) -> Iterator[Effect]:
         self.sensed = event
-        self.router.headroom_mdegc = headroom_mdegc(event.temperature_mdegc, event.trip_mdegc, self.forecast_mdegc)
+        busy_permille = self.execution.take_busy_permille(now_us)
+        self.heat.observe(now_us, event.temperature_mdegc, event.trip_mdegc, event.power_mw, busy_permille)
+        self.router.views.headroom_mdegc = self.heat.headroom_mdegc
         yield from ()
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
@@ -264,7 +276,7 @@ class Node:
     # the link
 
     def _link_up(self, event: LinkUp, now_us: int) -> Iterator[Effect]:
-        self.router.link_state, self.moves.link_up = "", True
+        self.router.views.link_state, self.moves.link_up = "", True
         self.mailbox.restart()
         self.returns.restart()
         self._announcer.connected()
@@ -282,7 +294,7 @@ class Node:
     def _link_down(self, event: LinkDown, now_us: int) -> Iterator[Effect]:
         if self.link_up:
             yield Log(f"lost the broker: {event.reason}; going on alone")
-        self.router.link_state, self.moves.link_up = event.reason or "no reason given", False
+        self.router.views.link_state, self.moves.link_up = event.reason or "no reason given", False
         self.agreement.link_up = False
         self.returns.restart()
         yield from self.router.lose_boards(f"the broker link went down ({event.reason})", now_us)
@@ -320,11 +332,11 @@ class Node:
             emulated=self.settings.emulated,
             serving=not self.draining,
             queue_us=self.execution.queue_us(now_us),
+            waits_us=self.execution.waits_us(now_us),
             temperature_mdegc=self.sensed.temperature_mdegc,
             trip_mdegc=self.sensed.trip_mdegc,
             kv=tuple(self.execution.kv_states(now_us)),
             offers=tuple(self.execution.offers[name] for name in self._told_of),
             demand=self.arrivals.demand(now_us),
-            waits_us=self.execution.waits_us(now_us),
             forecast_mdegc=self.forecast_mdegc,
         )

@@ -238,7 +238,7 @@ class BoardShell(Watch, ABC):
     def _tick(self, life: int) -> None:
         if self.up and life == self._life:
             self.feed(Tick())
-            self.later(IDLE_TICK_US if self.node.idle else TICK_US, lambda: self._tick(life))
+            self.later(IDLE_TICK_US if self.node.at_rest else TICK_US, lambda: self._tick(life))
 
     def _leave_when_idle(self, life: int) -> None:
         if not self.up or life != self._life:
