@@ -39,8 +39,23 @@ class StrangeEndpoint:
         self.asked: list[Asked] = []
         self.probes = 0
         self.port = 0
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close(self) -> None:
+        """End what is being answered, also what was not begun."""
+        serving = dict(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        for writer in serving.values():
+            await _closed(writer)
+
+    def begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving[task] = writer
+        task.add_done_callback(self._serving.pop)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             if head.startswith(b"GET"):
@@ -55,20 +70,30 @@ class StrangeEndpoint:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            writer.close()
-            with suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
+            await _closed(writer)
 
 
 @asynccontextmanager
 async def strange_endpoint(context: ssl.SSLContext | None = None) -> AsyncIterator[StrangeEndpoint]:
     endpoint = StrangeEndpoint()
-    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(endpoint.begin, "127.0.0.1", 0, ssl=context)
     endpoint.port = server.sockets[0].getsockname()[1]
     try:
         yield endpoint
     finally:
         server.close()
+        await endpoint.close()
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """What was said is sent, to a client that listens."""
+    with suppress(ConnectionError, TimeoutError, ssl.SSLError):
+        async with asyncio.timeout(1):
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+    writer.transport.abort()
+    await asyncio.sleep(0)
 
 
 def event(value: object) -> bytes:
