@@ -71,7 +71,7 @@ FULL = Plan(
     },
     alike_loads=(4_000, 12_000), close_loads=(6_000, 12_000), baselines=tuple(BASELINES), admitted=("jsq2", "stale-greedy"),
     ablations=tuple(ABLATIONS), statics=tuple(STATIC), seeds=(0, 1, 2), seconds=60,
-    energy_worths=(0, 50, 200, 1_000, 5_000, 20_000), windows=40, window_requests=14, window_limit_s=4.0,
+    energy_worths=(0, 50, 200, 1_000, 5_000, 20_000), windows=24, window_requests=24, window_limit_s=3.0,
 )  # fmt: skip
 QUICK = Plan(
     loads={"azure": (4_000, 16_000)}, alike_loads=(4_000,), close_loads=(16_000,), baselines=("random", "jsq2"), admitted=(),
@@ -123,7 +123,7 @@ def measured(plan: Plan, traces: Path | None, command: str, processes: int = PRO
     """Run a plan."""
     began = time.perf_counter()
     rows = rows_of(cases_of(plan), traces, processes, progress)
-    windows = compared(plan.windows, plan.window_requests, plan.window_limit_s, progress)
+    windows = compared(plan.windows, plan.window_requests, plan.window_limit_s, progress, processes)
     decision_us = decision_times_us()
     seconds = time.perf_counter() - began
     source = "the traces of Azure (2023, conversation) and Mooncake (FAST'25)" if traces else "drawn by the traces' statistics"

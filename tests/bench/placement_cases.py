@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from edge_agent.core.values import Status
 from edge_agent.sim.baselines import Static
@@ -18,6 +19,9 @@ from edge_agent.sim.fleet import SimFleet, simulate
 from edge_agent.sim.results import Run, metrics
 from edge_agent.sim.scenario import ArrivalPlan, Fault, Scenario, load_scenario
 from tests.bench.placement_static import STATIC
+
+_Job = TypeVar("_Job")
+_Done = TypeVar("_Done")
 
 OURS = "table"
 UNLIKE, ALIKE = "eight-boards", "eight-alike"
@@ -144,19 +148,19 @@ def rows_of(cases: Iterable[Case], traces: Path | None, processes: int, told: Ca
     """Run every case once, ``processes`` at a time; ``told`` hears how far it is."""
     wanted = list(dict.fromkeys(cases))
     rows: dict[Case, Row] = {}
-    for row in _each(wanted, traces, processes):
+    for row in in_processes(_job, [(case, traces) for case in wanted], processes):
         rows[row.case] = row
         told(f"{len(rows)} of {len(wanted)} runs: {row.case.workload}, {row.case.name}")
     return rows
 
 
-def _each(cases: Sequence[Case], traces: Path | None, processes: int) -> Iterator[Row]:
-    jobs = [(case, traces) for case in cases]
+def in_processes(work: Callable[[_Job], _Done], jobs: Sequence[_Job], processes: int) -> Iterator[_Done]:
+    """What comes of every job, in their order."""
     if processes < 2:
-        yield from map(_job, jobs)
+        yield from map(work, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_job, jobs)
+        yield from pool.imap(work, jobs)
 
 
 def _job(job: tuple[Case, Path | None]) -> Row:

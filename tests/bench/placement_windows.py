@@ -22,10 +22,10 @@ from edge_agent.sim.costs import digest_of
 from edge_agent.sim.optimum import Arrival, Outcome, Window, optimum, replay
 from edge_agent.sim.scenario import load_scenario
 from edge_agent.sim.statistics import STATISTICS, draw_length
-from tests.bench.placement_cases import AZURE, OURS, UNLIKE
+from tests.bench.placement_cases import AZURE, OURS, UNLIKE, in_processes
 from tests.bench.placement_static import view_of
 
-RUSH = 2
+RUSH = 12
 """Windows come at so many times the rate at which all boards together would just be busy."""
 
 
@@ -51,13 +51,19 @@ class _Views:
         return self.queue_us(board, "")
 
 
-def compared(windows: int, requests: int, limit_s: float, told: Callable[[str], None]) -> list[Compared]:
+def compared(windows: int, requests: int, limit_s: float, told: Callable[[str], None], processes: int = 1) -> list[Compared]:
+    """So many windows, each of so many requests; ``limit_s`` in CP-SAT's deterministic time for each of two searches."""
     found = []
-    for number in range(windows):
-        window = drawn(number, requests)
-        found.append(Compared(optimum(window, limit_s), {name: _made(name, window, number) for name in names()}))
-        told(f"window {number + 1} of {windows}")
+    for each in in_processes(_compared, [(number, requests, limit_s) for number in range(windows)], processes):
+        found.append(each)
+        told(f"window {len(found)} of {windows}")
     return found
+
+
+def _compared(job: tuple[int, int, float]) -> Compared:
+    number, requests, limit_s = job
+    window = drawn(number, requests)
+    return Compared(optimum(window, limit_s), {name: _made(name, window, number) for name in names()})
 
 
 def names() -> list[str]:
