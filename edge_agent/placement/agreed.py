@@ -22,9 +22,10 @@ from edge_agent.core.wanted import MAX_RATE_MHZ, Wanted
 MAX_ENTRIES = 1_000
 MAX_OPTIONS = 256
 """Of one entry."""
-MAX_MODELS = 4_096
-MAX_TABLE_BYTES = 4 * 2**20
-MAX_TABLE_ITEMS = 2**15
+MAX_MODELS = 2**16
+"""64 on each of 1,024 boards: every table that can be made can be read."""
+MAX_TABLE_BYTES = 8 * 2**20
+MAX_TABLE_ITEMS = 2**17
 MAX_FIGURE = 2**53
 """Costs, bookings and moves saturate here."""
 
