@@ -6,6 +6,7 @@ from collections import Counter
 
 from edge_agent.sim.fleet import SimFleet
 from edge_agent.sim.scenario import Scenario, parse_scenario
+from edge_agent.transport.topics import Topics
 
 MODELS = """
 [[models]]
@@ -47,18 +48,21 @@ def world(*parts: str, duration_s: int = 8, boards: str = BOARDS) -> Scenario:
 
 
 class Overheard(SimFleet):
-    """Counts what each board publishes, by the last word of the topic, from ``counting_from_us`` of the load on."""
+    """Counts what each board publishes, by the kind of topic, from ``counting_from_us`` of the load on; and each job that a board
+    begins."""
 
-    counting_from_us = 0
+    def __init__(self, scenario: Scenario, seed: int = 0, placer: str = "table") -> None:
+        self.counting_from_us = 0
+        self.said = Counter[tuple[str, str]]()
+        self.executed = Counter[tuple[str, str]]()
+        self._topics = Topics("home")
+        super().__init__(scenario, seed, placer)
 
     def note(self, text: str, payload: bytes | memoryview = b"") -> None:
         super().note(text, payload)
         words = text.split()
-        if len(words) == 5 and words[1:3] == [">", "publish"] and self.since_start_us >= self.counting_from_us:
-            self.said[words[0], words[4].split("/")[-1]] += 1
-
-    @property
-    def said(self) -> Counter[tuple[str, str]]:
-        if not hasattr(self, "_said"):
-            self._said = Counter[tuple[str, str]]()
-        return self._said
+        if words[1:3] == [">", "publish"] and self.since_start_us >= self.counting_from_us:
+            topic = self._topics.parse(words[4])
+            self.said[words[0], topic.kind.name] += 1
+        elif words[1:3] == [">", "execute"]:
+            self.executed[words[0], words[3]] += 1

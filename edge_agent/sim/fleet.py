@@ -166,7 +166,7 @@ class SimFleet:
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> Run:
         """The whole scenario. Raises ``BrokenPromiseError``, and what reading a trace raises."""
-        self._prepare()
+        self.begin()
         while not self._over():
             self.clock.run_until(self.now_us + STEP_US)
             if progress:
@@ -176,7 +176,8 @@ class SimFleet:
                 self.boards[plan.id].sample(self.since_start_us)
         return self._result()
 
-    def _prepare(self) -> None:
+    def begin(self) -> None:
+        """Set the boards up and the schedule; then time may pass."""
         scenario = self.scenario
         for source in sources(scenario):
             self.tell(source)
