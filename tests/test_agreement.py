@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from edge_agent.core.cbor import encode
 from edge_agent.core.config import PolicySection
@@ -44,7 +43,7 @@ from edge_agent.node.events import Drain, Hosted, Sensed
 from edge_agent.placement.table import EMPTY
 from edge_agent.transport.link import Delivered, LinkEvent, Message
 from edge_agent.transport.loopback import LoopbackLink
-from tests.drawn import board_ids
+from tests.drawn import digests
 from tests.virtual_board import RULES, VirtualBoard, offer, seed_of
 from tests.virtual_fleet import VirtualFleet
 
@@ -54,15 +53,6 @@ SIGNER = Signer(b"b", seed_of("b"))
 DIGEST = BoardDigest("b", 3, 5, b"f" * 32, b"t" * 32, b"r" * 32, 2)
 RESYNC_US = PATIENCE_US + DIFFERING_PERIOD_US + CHANGED_PERIOD_US + 2 * MAKE_PERIOD_US
 """Until what was lost is said again and reckoned with: noticed, said, repeated, made anew."""
-COUNTS = st.integers(0, 2**53)
-SHA256 = st.binary(min_size=32, max_size=32)
-versions = st.lists(st.builds(Version, board_ids, COUNTS, COUNTS), max_size=4, unique_by=lambda version: version.board).map(
-    lambda some: tuple(sorted(some, key=lambda version: version.board))
-)
-digests = st.builds(
-    BoardDigest, board_ids, COUNTS, COUNTS, SHA256, SHA256, SHA256, st.integers(0, MAX_BOARDS), versions,
-    st.lists(st.binary(max_size=20), max_size=MAX_PASSED_ON).map(tuple),
-)  # fmt: skip
 
 
 class Deaf(LoopbackLink):

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.cose import Signer, sign1
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import MAX_BOARDS
+from edge_agent.core.kv import MAX_HOMES, KvHome, KvState, Place
+from edge_agent.core.values import MAX_BOARDS, MAX_COST, MAX_MEASURED, MAX_SHAPES, DataClass, ShapeCost, TrustTier
+from edge_agent.core.wanted import MAX_DEMANDS, Demand, Wanted
 from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Presence, Standing, open_presence, sign_presence
 from edge_agent.gossip.record import AAD as RECORD_AAD
-from edge_agent.gossip.record import MAX_OFFERS, BoardRecord, open_record, sign_record
+from edge_agent.gossip.record import MAX_KV_STATES, MAX_OFFERS, MAX_RECORD_BYTES, BoardRecord, open_record, sign_record
 from edge_agent.gossip.state import FleetState
 from tests.drawn import presences, records
 from tests.virtual_board import offer
@@ -26,6 +28,9 @@ from tests.virtual_board import offer
 SIGNER = Signer(b"b", b"\7" * 32)
 RECORD = BoardRecord("b", 3, 5, "Orin Nano", offers=(offer("small", 1000), offer("large", 3000)))
 PRESENCE = Presence("b", 3, Standing.ONLINE)
+DEMAND_MAP = {1: "detect_faces", 3: 5, 4: 16, 5: 1 << 20, 10: 500}
+OFFER_MAP = {1: "small", 2: "detect_faces", 3: bytes(32), 4: 1, 5: 1, 6: 1}
+WANTED = Wanted("detect_faces", "", 5, 16, 1 << 20)
 few_records = st.lists(
     st.builds(BoardRecord, st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 3), queue_us=st.integers(0, 1)),
     max_size=12,
@@ -200,6 +205,27 @@ def signed(changes: dict[int, object], gone: int = 0) -> bytes:
         ({10: [7]}, "offers"),
         ({99: 0}, "unknown key"),
         ({1: "../b"}, "board"),
+        ({11: []}, "kv"),
+        ({12: []}, "demand"),
+        ({12: [{}]}, "demand"),
+        ({12: [DEMAND_MAP, DEMAND_MAP]}, "each once, ascending"),
+        ({12: [{**DEMAND_MAP, 1: "b"}, {**DEMAND_MAP, 1: "a"}]}, "each once, ascending"),
+        ({12: [{**DEMAND_MAP, 4: 17}]}, "a request class"),
+        ({12: [{**DEMAND_MAP, 5: 3}]}, "a request class"),
+        ({12: [{**DEMAND_MAP, 8: 0}]}, "trust"),
+        ({12: [{**DEMAND_MAP, 9: "private"}]}, "data"),
+        ({12: [{**DEMAND_MAP, 10: 0}]}, "rate_mhz"),
+        ({12: [{**DEMAND_MAP, 1: f"t{i:02}"} for i in range(MAX_DEMANDS + 1)]}, "demand"),
+        ({13: [1, 2]}, "forecast_mdegc"),
+        ({13: [1, 2, 10**7]}, "forecast_mdegc"),
+        ({10: [{**OFFER_MAP, 7: 1}]}, "parallel"),
+        ({10: [{**OFFER_MAP, 8: []}]}, "shapes"),
+        ({10: [{**OFFER_MAP, 8: [[1, 2, 3]]}]}, "shape"),
+        ({10: [{**OFFER_MAP, 8: [[2, 1, 1, 1], [1, 1, 1, 1]]}]}, "ascending"),
+        ({10: [{**OFFER_MAP, 8: [[1, 0, 1, 1]]}]}, "busy_us"),
+        ({10: [{**OFFER_MAP, 8: [[n, 1, 0, 0] for n in range(MAX_SHAPES + 1)]}]}, "shapes"),
+        ({10: [{**OFFER_MAP, 9: 0}]}, "measured"),
+        ({10: [{**OFFER_MAP, 10: True}]}, "unknown key"),
     ],
 )
 def test_a_record_that_is_signed_and_wrong_is_refused_naming_the_field(changes: dict[int, object], named: str) -> None:
@@ -232,3 +258,77 @@ def test_a_presence_that_is_signed_and_wrong_is_refused(changes: dict[int, objec
 @pytest.mark.parametrize(("temperature", "trip", "headroom"), [(50, 85, 35), (None, 85, None), (50, None, None), (90, 85, -5)])
 def test_headroom_is_known_only_when_both_sensors_are(temperature: int | None, trip: int | None, headroom: int | None) -> None:
     assert replace(RECORD, temperature_mdegc=temperature, trip_mdegc=trip).headroom_mdegc == headroom
+
+
+@pytest.mark.parametrize(("forecast", "headroom"), [(None, 35), ((51, 60, 70), 15), ((49, 40, 30), 35), ((90, 60, 50), -5)])
+def test_headroom_is_that_of_the_hottest_moment_that_is_known_or_forecast(
+    forecast: tuple[int, int, int] | None, headroom: int
+) -> None:
+    assert replace(RECORD, temperature_mdegc=50, trip_mdegc=85, forecast_mdegc=forecast).headroom_mdegc == headroom
+
+
+def test_a_record_of_before_there_was_demand_is_read_as_one_without() -> None:
+    first_of_all = {1: "b", 2: 3, 3: 5, 4: "Orin Nano", 5: False, 6: True, 7: 0, 10: [OFFER_MAP]}
+    record = open_record(sign1(encode(first_of_all), SIGNER, RECORD_AAD), key_of)
+    assert record.demand == () and record.forecast_mdegc is None and record.offers[0].shapes == ()
+    assert record.to_map() == first_of_all, "and is written as it was"
+
+
+@pytest.mark.parametrize("changes", [{"cloud": True}, {"cloud": True, "price_us": 5}, {"price_us": 5}])
+def test_what_runs_in_a_cloud_is_in_no_record(changes: dict[str, object]) -> None:
+    with pytest.raises(RefusedError, match="what runs on the board itself"):
+        replace(RECORD, offers=(replace(offer("small", 1000), **changes),))  # type: ignore[arg-type]
+
+
+def test_the_fullest_record_there_is_fits_into_its_message() -> None:
+    def name(number: int) -> str:
+        return f"{number:064}"
+
+    shapes = tuple(ShapeCost(120 + number, MAX_COST, MAX_COST, MAX_MEASURED) for number in range(MAX_SHAPES))
+    offers = [
+        replace(offer(name(number), MAX_COST), parallel=256, shapes=shapes, measured=MAX_MEASURED) for number in range(MAX_OFFERS)
+    ]
+    homes = tuple(KvHome(number.to_bytes(16, "big"), 2**31, Place.DISK) for number in range(MAX_HOMES))
+    kv = [
+        KvState(name(number), bytes(32), 2**24, 2**24, 2**50, 2**31, MAX_COST, 10**9, 10**9, 10**9, homes, (MAX_COST,) * 9)
+        for number in range(MAX_KV_STATES)
+    ]
+    demand = [
+        Demand(Wanted("detect_faces", name(number), 127, 2**40, 2**31, 990, 2**49, TrustTier.WARNING, DataClass.PUBLIC), 10**9)
+        for number in range(MAX_DEMANDS)
+    ]
+    full = BoardRecord(
+        "b" * 32, 2**53, 2**53, "\U0001f600" * 128, True, True, MAX_COST, 10**6, 10**6, tuple(offers), tuple(kv), tuple(demand),
+        (10**6,) * 3, (MAX_COST,) * 9,
+    )  # fmt: skip
+    signer = Signer(b"b" * 32, b"\7" * 32)
+    message = sign_record(full, signer)
+    assert len(message) <= MAX_RECORD_BYTES and open_record(message, lambda kid: signer.public_key) == full
+
+
+def test_a_boards_own_record_is_reckoned_with_and_is_not_one_of_the_others() -> None:
+    state = FleetState("b")
+    assert not state.knows_others
+    state.join(RECORD)
+    assert list(state.records()) == [] and list(state.all_records()) == [RECORD] and not state.knows_others
+    state.join(replace(RECORD, board="a"))
+    assert [record.board for record in state.records()] == ["a"] and state.knows_others
+    assert state.digest() == joined([RECORD, replace(RECORD, board="a")]).digest()
+
+
+def test_only_what_is_new_counts_as_a_change() -> None:
+    state = FleetState()
+    assert [(state.join(record), state.changes) for record in (RECORD, RECORD)] == [(True, 1), (False, 1)]
+    assert [(state.join_presence(word), state.changes) for word in (PRESENCE, PRESENCE)] == [(True, 2), (False, 2)]
+
+
+def test_what_can_be_passed_on_of_a_board_is_that_it_is_gone_or_else_its_record() -> None:
+    state = FleetState()
+    assert state.signed("b") == b""
+    state.join(RECORD, signed=b"record")
+    state.join_presence(PRESENCE, b"birth")
+    assert state.signed("b") == b"record"
+    state.join_presence(replace(PRESENCE, standing=Standing.OFFLINE), b"will")
+    assert state.signed("b") == b"will"
+    state.join(replace(RECORD, boot_epoch=4), signed=b"next record")
+    assert state.signed("b") == b"next record" and state.presence("b") is None

@@ -20,11 +20,13 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor
 from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
+from edge_agent.gossip.agreement import AAD as DIGEST_AAD
+from edge_agent.gossip.agreement import BoardDigest, Version, open_digest
 from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Presence, open_presence, sign_presence
 from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import BoardRecord, open_record, sign_record
-from tests.drawn import parts, presences, records, requests, results
+from tests.drawn import digests, parts, presences, records, requests, results
 from tests.needs import needs_module
 from tests.virtual_board import TASK, offer
 
@@ -71,6 +73,7 @@ def key_of(kid: bytes) -> bytes | None:
 
 KV = KvState("small", bytes(32), 1, 1, 0, 1, homes=(KvHome(bytes(16), 9, Place.DISK),))
 OFFER_MAP = {1: "small", 2: TASK, 3: bytes(32), 4: 1, 5: 1, 6: 1}
+DEMAND_MAP = {1: TASK, 3: 5, 4: 16, 5: 1 << 20, 10: 500}
 KV_MAP = {1: "small", 2: bytes(32), 3: 1, 4: 1, 5: 0, 6: 1, 7: 0, 8: 0, 9: 0, 10: 0, 11: []}
 EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
     "request": (
@@ -100,6 +103,10 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
         wire.encode_kv_answer(KvAnswer(bytes(16), KvItem.BLOCK, bytes(32), b"x"), "b"),
         by_code(lambda data: wire.decode_kv_answer(data, "b")),
     ),
+    "digest": (
+        encode(BoardDigest("b", 1, 2, bytes(32), bytes(32), bytes(32), 3, (Version("a", 1, 2),), (b"x",)).to_map()),
+        by_code(lambda data: open_digest(sign1(data, SIGNER, DIGEST_AAD), key_of)),
+    ),
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
@@ -120,6 +127,11 @@ def test_every_result_is_one_by_the_protocol(result: InferenceResult) -> None:
 @given(records)
 def test_every_record_is_one_by_the_protocol(record: BoardRecord) -> None:
     assert is_a("board-record", encode(record.to_map()))
+
+
+@given(digests)
+def test_every_digest_is_one_by_the_protocol(digest: BoardDigest) -> None:
+    assert is_a("digest", encode(digest.to_map()))
 
 
 @given(parts)
@@ -171,6 +183,31 @@ BOUNDS = [
     ("board-record", 11, [{**KV_MAP, 11: [[bytes(16), 0, 0]]}], [{**KV_MAP, 11: [[bytes(15), 0, 0]]}]),
     ("board-record", 11, [{**KV_MAP, 2: b"x" * 32}], [{**KV_MAP, 2: b"x" * 31}]),
     ("board-record", 10, [{**OFFER_MAP, 7: 256}], [{**OFFER_MAP, 7: 257}]),
+    ("board-record", 10, [{**OFFER_MAP, 7: 2}], [{**OFFER_MAP, 7: 1}]),
+    ("board-record", 10, [{**OFFER_MAP, 8: [[127, 1, 10**15, 2**31]]}], [{**OFFER_MAP, 8: [[128, 1, 0, 0]]}]),
+    ("board-record", 10, [{**OFFER_MAP, 8: [[0, 1, 0, 0]]}], [{**OFFER_MAP, 8: [[0, 0, 0, 0]]}]),
+    (
+        "board-record",
+        10,
+        [{**OFFER_MAP, 8: [[n, 1, 0, 0] for n in range(8)]}],
+        [{**OFFER_MAP, 8: []}],
+    ),
+    ("board-record", 10, [{**OFFER_MAP, 9: 2**31}], [{**OFFER_MAP, 9: 0}]),
+    ("board-record", 12, [DEMAND_MAP], []),
+    ("board-record", 12, [{**DEMAND_MAP, 10: 10**9}], [{**DEMAND_MAP, 10: 10**9 + 1}]),
+    ("board-record", 12, [{**DEMAND_MAP, 2: "m", 6: 10, 7: 8, 8: 3, 9: "local"}], [{**DEMAND_MAP, 8: 1}]),
+    ("board-record", 12, [{**DEMAND_MAP, 9: "public"}], [{**DEMAND_MAP, 9: "private"}]),
+    ("board-record", 12, [{**DEMAND_MAP, 4: 2**40}], [{**DEMAND_MAP, 4: 2**41}]),
+    ("board-record", 13, [1, -1_000_000, 1_000_000], [1, 2]),
+    ("board-record", 14, [5] * 9, [5] * 8),
+    ("digest", 4, b"x" * 32, bytes(31)),
+    ("digest", 7, 1024, 1025),
+    ("digest", 8, [["a", 0, 2**53]], [["a", 0]]),
+    ("digest", 8, [["a", 0, 0], ["b", 0, 0]], []),
+    ("digest", 9, [b"x"] * 8, [b"x"] * 9),
+    ("request", 5, {1: 1, 3: 0, 4: 3}, {1: 1, 3: 0, 4: 1}),
+    ("request", 8, "local", "private"),
+    ("request", 9, 2**20, 0),
     ("answer-part", 2, 2**20, 2**20 + 1),
     ("answer-part", 3, "x" * 16_384, ""),
     ("answer-part", 4, 2**20, 2**20 + 1),

@@ -19,10 +19,12 @@ from edge_agent.core.values import (
     MAX_RANK,
     MAX_TENSORS,
     AnswerPart,
+    DataClass,
     InferenceRequest,
     InferenceResult,
     Status,
     Tensor,
+    TrustTier,
 )
 from tests.drawn import board_ids, parts, requests, results
 
@@ -210,3 +212,31 @@ def test_the_longest_names_there_are_fit_beside_the_tensors() -> None:
     from edge_agent.node.voice import ENVELOPE_BYTES
 
     assert len(data) - request.size_bytes <= ENVELOPE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({5: {1: 1, 3: 0, 4: 1}}, "trust"),
+        ({5: {1: 1, 3: 0, 4: 0}}, "trust"),
+        ({5: {1: 1, 3: 0, 4: 4}}, "trust"),
+        ({8: "private"}, "data"),
+        ({8: "secret"}, "data"),
+        ({8: ""}, "data"),
+        ({9: 0}, "answer_tokens"),
+        ({9: -1}, "answer_tokens"),
+        ({9: MAX_ANSWER_TOKENS + 1}, "answer_tokens"),
+    ],
+)
+def test_limits_on_where_a_request_may_run_are_read_strictly(changes: dict[int, object], named: str) -> None:
+    entry = decode(wire.encode_request(REQUEST, "a"))
+    assert isinstance(entry, dict)
+    with pytest.raises(RefusedError, match=named):
+        wire.decode_request(encode({**entry, **changes}), "a")
+
+
+def test_a_request_without_the_newer_fields_is_private_needs_no_trust_and_is_written_as_it_was() -> None:
+    data = encode({1: bytes.fromhex("ab" * 16), 2: "detect_faces", 4: {}, 5: {1: 5, 3: 0}, 6: "a"})
+    request = wire.decode_request(data, "a")
+    assert (request.data, request.limits.trust, request.answer_tokens) == (DataClass.PRIVATE, TrustTier.NONE, 0)
+    assert wire.encode_request(request, "a") == data
