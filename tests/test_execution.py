@@ -366,6 +366,23 @@ def test_what_cannot_be_done_in_time_is_given_up_at_once_and_says_by_what_figure
     assert execution.idle
 
 
+def test_work_that_waits_before_a_job_counts_and_work_beside_it_does_not() -> None:
+    execution = hosting("m", busy_us=100_000)
+    sure(execution, 100_000)
+    for number, deadline_us in ((1, 10**6), (2, 220_000), (3, 290_000)):
+        execution.enqueue(job(number, deadline_us=deadline_us))
+        execution.start_next(0)
+    assert list(given_up(execution)) == [job(3).key], "1 runs, 2 is before it"
+    turns = talking(2)
+    turns.costs.host(replace(turns.offers["parrot"], parallel=2))
+    for _ in range(40):
+        turns.costs.learn("parrot", talk_job(1).shape, 100_000, 1)
+    for number in (1, 2, 3):
+        turns.enqueue(replace(talk_job(number), deadline_us=10**6 if number < 3 else 250_000))
+        begun(turns)
+    assert turns.running == 2 and not given_up(turns), "its place comes free in 100 ms"
+
+
 def test_nothing_is_given_up_on_a_guess_nor_where_it_is_switched_off() -> None:
     guessing = hosting("m", busy_us=100_000)
     switched_off = hosting("m", busy_us=100_000, shed_late=False)

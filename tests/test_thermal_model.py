@@ -158,6 +158,16 @@ def test_there_is_no_forecast_before_the_model_has_proved_itself() -> None:
     assert model.forecast(profile.active_mw) is None, "power that never changed says nothing about power"
 
 
+def test_a_model_that_was_right_stays_so_while_nothing_but_noise_happens() -> None:
+    model, plant = learned()
+    chance, profile = random.Random(6), load_profile("jalapeno_edge")
+    driven(model, plant, [profile.idle_mw] * 600)
+    for _ in range(300):
+        plant.advance(plant.now_us + 2 * SECOND_US, profile.idle_mw)
+        model.observe(plant.now_us, plant.temperature_mdegc + chance.randrange(-150, 151), profile.idle_mw)
+    assert model.forecast(profile.active_mw) is not None
+
+
 @pytest.mark.parametrize("power_mw", [0, 5_000])
 def test_a_sensor_that_is_stuck_gives_no_forecast(power_mw: int) -> None:
     model, chance = ThermalModel(), random.Random(1)
