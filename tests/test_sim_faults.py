@@ -123,10 +123,10 @@ SLOWER_WITH_LIAR = 8
 
 
 def test_a_liar_that_claims_to_be_fast_and_idle_costs_the_fleet_little() -> None:
-    """What bounds it: each ingress counts what it has unanswered at the liar as a floor under any queue that it claims, and prices
-    what it has booked there; a request that waits longer than 2 s + 4 times the promised latency goes elsewhere, and the liar gets
-    nothing more from that board until it speaks again.  Measured: at most a hundredth of all requests, at 1 to 15 times this load;
-    the bound that is held here is ``LIAR_HARM``, and the slowest answers are at most ``SLOWER_WITH_LIAR`` times slower."""
+    """What bounds it: each ingress counts what it has unanswered at the liar as a floor under any queue that it claims, and
+    prices what it has booked there; a request that waits longer than 2 s + 4 times the promised latency goes elsewhere, and the
+    liar gets nothing more from that board until it speaks again.  Measured: at most a hundredth of all requests, at 1 to 15 times
+    this load; what is held here is ``LIAR_HARM``, and that the slowest are at most ``SLOWER_WITH_LIAR`` times slower."""
     lying = load_scenario("liar").shortened(30_000_000)
     honest = replace(lying, faults=())
     with_liar, without = simulate(lying, 1), simulate(honest, 1)
