@@ -7,7 +7,7 @@ the deadline passes, that is the answer.  Whatever is asked at every event is ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest
@@ -131,7 +131,8 @@ class Ingress:
         """The request goes to ``option.board``, and is looked at again when that board's time is up."""
         pending.placed_on, pending.model = option.board, option.offer.model
         lane = (option.board, pending.lane)
-        self._bookings.give(pending.request.request_id, lane, option.cost, pending.deadline_us, now_us)
+        cost = replace(option.cost, work_us=0) if option.offer.cloud else option.cost
+        self._bookings.give(pending.request.request_id, lane, cost, pending.deadline_us, now_us)
         pending.patience_us = 0 if local else PATIENCE_US + PATIENCE_FACTOR * option.cost.latency_us
         self.heard(pending, now_us)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edge_agent.core.chat import CHAT
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import TrustTier
+from edge_agent.core.values import ModelOffer, TrustTier
 from edge_agent.core.waits import wait_us
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
@@ -46,9 +47,10 @@ class Views:
     def of(self, pending: Pending, now_us: int) -> Iterator[BoardView]:
         """Every board that is known, this one first, for the decision on ``pending``."""
         request, slack_us = pending.request, max(1, pending.deadline_us - now_us)
+        offers = self._execution.offers.values()
         yield BoardView(
             self._board,
-            tuple(self._execution.offers.values()),
+            tuple(offer for offer in offers if not offer.cloud),
             self._execution.queue_us(now_us, due_us=pending.deadline_us),
             local=True,
             headroom_mdegc=self.headroom_mdegc,
@@ -58,6 +60,8 @@ class Views:
             trust=self._trust(self._board),
             booked_us=self._booked_us(self._board, now_us),
         )
+        if request.task == CHAT:
+            yield from self._clouds([offer for offer in offers if offer.cloud], pending, now_us)
         for record in self._fleet.records():
             queue_us = wait_us(record.queue_us, record.waits_us, slack_us)
             yield BoardView(
@@ -70,6 +74,13 @@ class Views:
                 trust=self._trust(record.board),
                 booked_us=self._booked_us(record.board, now_us),
             )
+
+    def _clouds(self, offers: list[ModelOffer], pending: Pending, now_us: int) -> Iterator[BoardView]:
+        """What runs elsewhere on behalf of this board: it takes nothing of the board's time, and its heat is nothing to it."""
+        for offer in offers:
+            wait = self._execution.queue_us(now_us, offer.model, pending.deadline_us)
+            barred = self._execution.full(pending.request.size_bytes)
+            yield BoardView(self._board, (offer,), wait, local=True, barred=barred, barred_models=pending.failed_models)
 
     def _booked_us(self, board: str, now_us: int) -> int:
         """What the table books ``board`` for, and how much more, or less, this board has sent there than is its part of that."""
