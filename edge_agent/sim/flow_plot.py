@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = ("came in at", "wants", "ran as", "outcome")
-MAX_NODES = (16, 8, 14, 8)
+MAX_NODES = (16, 12, 14, 8)
 """Of each column; the smallest are gathered."""
 NODE_WIDTH = 0.035
 GAP = 0.012
@@ -62,9 +62,9 @@ def gathered(ways: Counter[Way]) -> Counter[Way]:
 
 
 def class_name(wanted: Wanted) -> str:
-    """A request class in a few words: its task, how long its answer may be, its deadline."""
-    kind = f"talk up to {answer_tokens_of(wanted.shape) + 1} tokens" if wanted.talks else wanted.task.replace("_", " ")
-    return f"{kind} in {wanted.deadline_us / 1e6:g} s"
+    """What requests are told apart by here: task, how long the answer may be, floor of quality; not by the deadline."""
+    kind = f"talk, {(answer_tokens_of(wanted.shape) + 1) // 2} tokens" if wanted.talks else wanted.task.replace("_", " ")
+    return f"{kind}, ≥ {wanted.quality_permille} ‰" if wanted.quality_permille else kind
 
 
 def outcome_name(each: Served) -> str:

@@ -30,6 +30,8 @@ MAX_BARS = 900
 """Of one Gantt chart: it is drawn as far as they reach."""
 MAX_LANES = 6
 """Of one board of a Gantt chart; what runs beside so many is drawn over the last."""
+FINEST = 900
+"""A bar is at least this part of its picture wide."""
 MAX_POINTS = 400
 """Of one curve."""
 STYLE: Mapping[Any, Any] = {
@@ -82,9 +84,11 @@ def gantt(run: Run, path: Path, from_s: float = 0.0, until_s: float | None = Non
     ran = _shown(run, from_s, until_s)
     boards = sorted({each.board for each in run.samples} | {each.board for each in ran})
     tasks = sorted({task_of(each) for each in ran})
+    ends_s = max((each.ended_us / 1e6 for each in ran), default=from_s + 1)
     with picture(path, height_in=0.8 + 0.5 * max(1, len(boards))) as axes:
         for row, board in enumerate(boards):
-            _strip(axes, row, [each for each in ran if each.board == board], tasks)
+            _strip(axes, row, [each for each in ran if each.board == board], tasks, (ends_s - from_s) / FINEST)
+        axes.set_xlim(from_s, ends_s)
         axes.set_yticks(range(len(boards)), boards)
         axes.set_ylim(len(boards) - 0.4, -0.6)
         axes.set_xlabel("s")
@@ -100,15 +104,15 @@ def _shown(run: Run, from_s: float, until_s: float | None) -> list[Served]:
     return sorted(ran, key=lambda each: (each.began_us, each.request_id))[:MAX_BARS]
 
 
-def _strip(axes: Axes, row: int, ran: Sequence[Served], tasks: Sequence[str]) -> None:
-    """The bars of one board, those at the same time under each other."""
+def _strip(axes: Axes, row: int, ran: Sequence[Served], tasks: Sequence[str], least_s: float) -> None:
+    """The bars of one board, those at the same time under each other, each at least ``least_s`` wide."""
     lanes = list(in_lanes(ran))
     depth = max((lane for _, lane in lanes), default=0) + 1
     height = 0.8 / depth
     for colour in (*GREYS, LATE_COLOUR):
         for lane in range(depth):
             bars = [
-                (each.began_us / 1e6, max(1, each.ended_us - each.began_us) / 1e6)
+                (each.began_us / 1e6, max(least_s, (each.ended_us - each.began_us) / 1e6))
                 for each, at in lanes
                 if at == lane and _bar_colour(each, tasks) == colour
             ]
@@ -160,7 +164,10 @@ def _curve(samples: Sequence[Sample], board: str) -> tuple[list[float], list[flo
 
 
 def _incidents(axes: Axes, run: Run) -> None:
+    """What happened after requests began to come."""
     for at_us, text in run.incidents:
+        if at_us <= 0:
+            continue
         axes.axvline(at_us / 1e6, color="#94a3b8", linewidth=0.8)
         axes.text(at_us / 1e6, 0.01, f" {text}", fontsize=7, rotation=90, va="bottom", transform=axes.get_xaxis_transform())
 
