@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -193,6 +194,14 @@ def test_what_the_maker_kept_never_shows_in_the_result(seed: int, changes: int) 
                 facts = list({each.board: each for each in facts}.values())
         kept = maker.make(facts)
         assert kept.encode() == TableMaker(RULES).make(facts).encode()
+
+
+@given(seeds, st.randoms(use_true_random=False))
+def test_the_order_in_which_facts_come_does_not_show(seed: int, rng: Random) -> None:
+    facts = fleet(seed)
+    shuffled = rng.sample(facts, len(facts))
+    assert TableMaker(RULES).make(shuffled).encode() == TableMaker(RULES).make(facts).encode()
+    assert facts_digest(shuffled) == facts_digest(facts)
 
 
 @given(seeds)
