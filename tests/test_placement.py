@@ -195,6 +195,7 @@ def test_the_parts_of_a_cost_are_those_of_the_model() -> None:
         energy_us=600,
         lateness_us=(5_000 + 7_000 + 7_000 - 10_000) * 10,
         quality_us=200,
+        work_us=5_000,
     )
     assert parts.latency_us == 19_000 and parts.total_us == 19_000 + 600 + 90_000 + 200
 
