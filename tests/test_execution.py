@@ -402,6 +402,7 @@ def test_one_hopeless_job_in_sixteen_runs_so_that_an_estimate_that_became_wrong_
             ran += 1
             execution.finish(start.key, echo(job(number).request, "a", "m", 1), number * 10**6 + 5_000)
         assert len(execution.take_given_up()) == (start is None)
+    assert not execution._tried, "nothing is kept of what ran"
     assert ran > 200 - 3 * 16, "three wild measurements in a row, and it is believed that the board is quick again"
 
 
