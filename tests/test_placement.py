@@ -190,7 +190,6 @@ def test_the_parts_of_a_cost_are_those_of_the_model() -> None:
     )
     assert parts == CostParts(
         busy_us=5_000,
-        work_us=5_000,
         wait_us=7_000,
         transfer_us=2_000 + 5_000,
         energy_us=600,
