@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.kv import KvState
+from edge_agent.core.kv import KvHome, KvState, Place
 from edge_agent.core.values import DataClass, ModelOffer, ShapeCost, TrustTier
+from edge_agent.core.waits import SLACKS_US
 from edge_agent.core.wanted import MAX_RATE_MHZ, Demand, Wanted
 from edge_agent.placement.agreed import MAX_FIGURE, MAX_OPTIONS, MAX_TABLE_BYTES
 from edge_agent.placement.facts import BoardFacts, above, facts_digest, nearest, rules_digest
 from edge_agent.placement.options import BoardView, kv_plan, weigh, why_not_board, why_not_model
-from edge_agent.placement.table import EMPTY, MAX_UNITS, MAX_UNITS_EACH, Entry, Table, TableMaker
+from edge_agent.placement.table import EMPTY, MAX_UNITS, MAX_UNITS_EACH, Booking, Entry, Table, TableMaker
 from tests.fleet_facts import DIGESTS, Draw, fleet, rules, supply
 
 GOLDEN = Path(__file__).parent / "data" / "golden_tables.json"
@@ -161,7 +162,9 @@ def test_a_board_that_lies_saturates_and_overflows_nothing() -> None:
     assert Table.decode(table.encode()) == table
     honest = table.entry("a", FACES)
     assert honest is not None and sum(o.share_permille for o in honest.options if o.board in "ab") == 1000
-    assert all(each <= MAX_FIGURE for booking in table.bookings for _, each in booking.by_ingress)
+    alone = made(liar, horizon_us=600_000_000)
+    assert alone.bookings == (Booking("liar", (("liar", MAX_FIGURE),)),) and alone.entries[0].options[0].cost_us == MAX_FIGURE
+    assert Table.decode(alone.encode()) == alone
 
 
 def test_units_are_bounded_for_the_whole_fleet_and_nobody_is_left_without_one() -> None:
@@ -253,10 +256,14 @@ OPTION = bytes(4) + (1000).to_bytes(2, "big") + (5).to_bytes(8, "big")
         ({"entries": [[0, CLASS, 5, b"\0\0\0\1" + OPTION[4:]]]}, "option's model"),
         ({"entries": [[0, CLASS, 5, OPTION[:4] + b"\3\xe9" + OPTION[6:]]]}, "table share"),
         ({"entries": [[0, CLASS, 5, OPTION[:6] + b"\xff" * 8]]}, "table cost"),
+        ({"entries": [[0, CLASS, 5, OPTION + OPTION]]}, "table options"),
+        ({"entries": [[0, ["detect_faces", 0, *CLASS[2:]], 5, b""]]}, "table class"),
         ({"entries": [[0, CLASS, 5]]}, "table entry"),
         ({"bookings": [[0]]}, "table booking"),
         ({"bookings": [[7, b""]]}, "booking's board"),
         ({"bookings": [[0, bytes(9)]]}, "table booking length"),
+        ({"bookings": [[0, bytes(20)]]}, "ascending"),
+        ({"bookings": [[0, bytes(2) + b"\xff" * 8]]}, "table booking"),
         ({"bookings": [[0, b"\0\7" + bytes(8)]]}, "booking's ingress"),
     ],
 )
@@ -317,9 +324,10 @@ def _parts(facts: BoardFacts) -> dict[str, Any]:
 
 
 def test_noise_and_what_concerns_only_the_moment_do_not_change_the_facts() -> None:
-    told = supply(Draw(5))
+    told = supply(Draw(0))
     offers: tuple[ModelOffer, ...] = told["offers"]
     kv = told["kv"]
+    assert kv and offers
     noisy = {
         **told,
         "queue_us": 510_000,
@@ -329,6 +337,8 @@ def test_noise_and_what_concerns_only_the_moment_do_not_change_the_facts() -> No
         ),
         "kv": tuple(replace(state, queue_us=state.queue_us + 7, free_bytes=state.free_bytes + 1) for state in kv),
     }
+    home = KvHome(bytes(16), 9, Place.HOT)
+    noisy["kv"] = tuple(replace(state, homes=(home,), waits_us=(0,) * len(SLACKS_US)) for state in noisy["kv"])
     base = BoardFacts.rounded("a", demand=(), **{**told, "queue_us": 600_000, "headroom_mdegc": 15_900})
     assert BoardFacts.rounded("a", demand=(), **noisy) == base
 

@@ -98,8 +98,7 @@ def settle(
     play.enter()
     floor = sum(seat.crowd.count * min(seat.alone) for seat in play.seats if seat.alone)
     selfish = play.descend(1, gain, play.potential, 2 * floor, 2 * gain)
-    rest = play.social_cost()
-    social = play.save(gain, floor) if together else Descent(rest, rest, 0, 0, 0)
+    social = play.save(gain, floor) if together else play.rest()
     return Equilibrium(tuple(tuple(seat.taken) for seat in play.seats), tuple(play.loads), selfish, social)
 
 
@@ -189,6 +188,11 @@ class _Play:
                     asked[index] = moves
                     moves += self._respond(seat, weight, gain)
         return Descent(start, level(), moves, (start - floor) // drop, sweeps)
+
+    def rest(self) -> Descent:
+        """The social stage without a move."""
+        cost = self.social_cost()
+        return Descent(cost, cost, 0, 0, 0)
 
     def save(self, gain: int, floor: int) -> Descent:
         """Moves that all together gain by; where memory binds, also exchanges of two players, each counted as one move."""
