@@ -54,7 +54,7 @@ class Views:
             self._execution.queue_us(now_us, due_us=pending.deadline_us),
             local=True,
             headroom_mdegc=self.headroom_mdegc,
-            barred=self._execution.full(request.size_bytes),
+            barred=self._execution.full(request.size_bytes, self._board),
             barred_models=pending.failed_models,
             kv={state.model: self._own_kv(state, pending, now_us) for state in self._execution.kv_states(now_us)},
             trust=self._trust(self._board),
@@ -79,7 +79,7 @@ class Views:
         """What runs elsewhere on behalf of this board: it takes nothing of the board's time, and its heat is nothing to it."""
         for offer in offers:
             wait = self._execution.queue_us(now_us, offer.model, pending.deadline_us)
-            barred = self._execution.full(pending.request.size_bytes)
+            barred = self._execution.full(pending.request.size_bytes, self._board)
             yield BoardView(self._board, (offer,), wait, local=True, barred=barred, barred_models=pending.failed_models)
 
     def _booked_us(self, board: str, now_us: int) -> int:
