@@ -51,7 +51,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         checked(TASK_NAME, "wanted task", self.task)
-        if self.model:
+        if self.model != "":
             checked(MODEL_NAME, "wanted model", self.model)
         elif self.task == INVOKE:
             raise RefusedError("wanted model", "none for the task 'invoke'", "a model name")
