@@ -37,11 +37,12 @@ from edge_agent.node.agreement import (
     OTHER_RULES,
     OTHER_TABLE,
     PATIENCE_US,
+    SILENT_US,
 )
 from edge_agent.node.announcer import CHANGED_PERIOD_US, QUIET_PERIOD_US
 from edge_agent.node.events import Drain, Hosted, Sensed
 from edge_agent.placement.table import EMPTY
-from edge_agent.transport.link import Delivered, LinkEvent, Message
+from edge_agent.transport.link import Delivered, LinkEvent, Message, Rejected
 from edge_agent.transport.loopback import LoopbackLink
 from tests.drawn import digests
 from tests.virtual_board import RULES, VirtualBoard, offer, seed_of
@@ -200,16 +201,17 @@ def test_a_board_that_is_gone_is_in_no_table() -> None:
 # what was lost is said again
 
 
-def test_a_lost_record_is_repeated_by_its_board_when_somebody_says_which_one_it_holds() -> None:
+@pytest.mark.parametrize("names", ["bc", "abc"])
+def test_a_lost_record_is_repeated_by_its_board_when_somebody_says_which_one_it_holds(names: str) -> None:
     async def scene(fleet: VirtualFleet) -> None:
-        gathered(fleet)
-        fleet.run_for(QUIET_PERIOD_US)
+        gathered(fleet, names)
+        fleet.run_for(60 * SECOND_US)
         deaf = make_deaf(fleet.boards["c"], "b/record")
         fleet.boards["b"].feed(Hosted(TINY))
         fleet.run_for(SECOND_US + SECOND_US // 2)
         deaf.lost = "\0"
-        assert agreed(fleet, "a", "b") and not agreed(fleet)
-        assert word_on(fleet.boards["c"], "a")["why"] == OTHER_FACTS
+        assert agreed(fleet, names[0], "b") and not agreed(fleet)
+        assert word_on(fleet.boards["c"], names[0])["why"] == OTHER_FACTS
         assert RESYNC_US < QUIET_PERIOD_US, "or waiting would do as well"
         fleet.run_until(lambda: agreed(fleet), RESYNC_US, "all agree")
 
@@ -242,6 +244,82 @@ def test_the_record_of_a_board_that_cannot_repeat_it_is_passed_on() -> None:
         assert fleet.boards["c"].node.fleet.version("b") == (-1, -1), "nobody told that b is there, or that it is gone"
         fleet.run_until(lambda: agreed(fleet, "a", "c"), 3 * RESYNC_US, "the two agree")
         assert fleet.boards["c"].node.fleet.version("b") == fleet.boards["a"].node.fleet.version("b") != (-1, -1)
+
+    in_fleet(scene)
+
+
+def test_a_record_that_is_on_its_way_to_everybody_is_not_passed_on() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        gathered(fleet)
+        fleet.run_for(10 * SECOND_US)
+        link, heard = listener(fleet)
+        heard.clear()
+        fleet.boards["c"].feed(Hosted(TINY))
+        fleet.run_for(SECOND_US // 10)
+        held = tuple(Version(name, 1, 1) for name in "abc")
+        link.publish(Message("sly/1/home/digest/b", sign_digest(replace(DIGEST, boot_epoch=9, versions=held), SIGNER)))
+        fleet.run_for(SECOND_US)
+        said = [open_digest(message.payload, fleet.key_of) for _, message in heard if message.topic.endswith("digest/a")]
+        assert said and not any(each.passed_on for each in said), "c itself repeats it"
+        assert any(message.topic.endswith("c/record") for _, message in heard)
+
+    in_fleet(scene)
+
+
+def test_who_differs_and_is_heard_of_no_more_is_not_talked_to_for_ever() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        gathered(fleet, "ab")
+        fleet.run_for(60 * SECOND_US)
+        link, heard = listener(fleet)
+        heard.clear()
+        lie = replace(DIGEST, boot_epoch=9, rules=fleet.boards["a"].node.agreement.table.rules_digest)
+        link.publish(Message("sly/1/home/digest/b", sign_digest(lie, SIGNER)))
+        fleet.run_for(2 * SILENT_US)
+        assert word_on(fleet.boards["a"], "b")["why"] == OTHER_FACTS
+        times_us = [at_us - fleet.now_us + 2 * SILENT_US for at_us, message in heard if message.topic.endswith("digest/a")]
+        assert sum(at_us <= SILENT_US for at_us in times_us) >= SILENT_US // DIFFERING_PERIOD_US - 1
+        assert sum(at_us > SILENT_US for at_us in times_us) <= SILENT_US // QUIET_PERIOD_US + 1
+
+    in_fleet(scene)
+
+
+def test_a_digest_that_the_link_would_not_take_is_said_again() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        gathered(fleet, "ab")
+        fleet.run_for(60 * SECOND_US)
+        _, heard = listener(fleet)
+        heard.clear()
+        fleet.boards["a"].feed(Rejected("too much waits"))
+        fleet.run_for(2 * SECOND_US)
+        assert any(message.topic.endswith("digest/a") for _, message in heard)
+
+    in_fleet(scene)
+
+
+def test_a_board_is_not_at_rest_while_a_table_is_due() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        gathered(fleet, "ab")
+        fleet.run_for(60 * SECOND_US)
+        nodes = [board.node for board in fleet.boards.values()]
+        assert all(node.at_rest for node in nodes)
+        fleet.boards["a"].feed(Hosted(TINY))
+        fleet.run_until(lambda: not nodes[1].at_rest, 2 * SECOND_US, "b has a table to make")
+        fleet.run_until(lambda: all(node.at_rest for node in nodes), 4 * SECOND_US, "it was made and said")
+        assert agreed(fleet)
+
+    in_fleet(scene)
+
+
+def test_what_a_board_has_elsewhere_is_its_own_and_is_told_to_nobody() -> None:
+    async def scene(fleet: VirtualFleet) -> None:
+        gathered(fleet, "ab")
+        cloud = replace(offer("big", 500_000, 950, "chat"), cloud=True, price_us=5)
+        fleet.boards["a"].feed(Hosted(cloud))
+        fleet.boards["a"].feed(Hosted(TINY))
+        fleet.run_for(3 * SECOND_US)
+        (record,) = fleet.boards["b"].node.fleet.records()
+        assert [each.model for each in record.offers] == ["large", "small", "tiny"]
+        assert "big" in fleet.boards["a"].node.execution.offers
 
     in_fleet(scene)
 
@@ -389,7 +467,10 @@ def test_the_table_is_written_at_most_once_a_minute_and_when_the_board_is_told_t
             fleet.boards["b"].feed(Hosted(replace(TINY, busy_us=1000 + 1000 * number)))
             fleet.run_for(2 * SECOND_US)
         assert 1 <= len(written) <= 2
+        fleet.boards["b"].feed(Hosted(replace(TINY, quality_permille=999)))
+        fleet.run_for(3 * SECOND_US)
         last = board.node.agreement.table.encode()
+        assert board.ledger.document(DOCUMENT) != last
         board.feed(Drain())
         assert board.ledger.document(DOCUMENT) == last
 
@@ -464,8 +545,11 @@ def test_hostile_digests_change_nothing() -> None:
     async def scene(fleet: VirtualFleet) -> None:
         gathered(fleet, "ab")
         link, heard = listener(fleet)
-        before = word_on(fleet.boards["a"], "b")
         stale = next(message for _, message in heard if message.topic.endswith("digest/b"))
+        fleet.boards["b"].feed(Hosted(TINY))
+        fleet.run_for(4 * SECOND_US)
+        fleet.run_until(lambda: word_on(fleet.boards["a"], "b")["agrees"], 40 * SECOND_US, "they agree")
+        before = word_on(fleet.boards["a"], "b")
         forged = replace(DIGEST, boot_epoch=9)
         for payload in (
             b"",
@@ -475,7 +559,8 @@ def test_hostile_digests_change_nothing() -> None:
             stale.payload,
         ):
             link.publish(Message("sly/1/home/digest/b", payload, retain=True))
-        fleet.run_for(SECOND_US // 2)
+        link.publish(Message("sly/1/home/digest/c", sign_digest(forged, SIGNER), retain=True))
+        fleet.run_for(SECOND_US // 10)
         after = word_on(fleet.boards["a"], "b")
         assert (after["digest"], after["agrees"]) == (before["digest"], True)
 
