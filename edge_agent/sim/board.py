@@ -7,19 +7,18 @@ only what it took, because no text is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from board_support.plant import ThermalPlant
 from board_support.profile import load_profile
 from edge_agent.core.chat import CHAT
 from edge_agent.core.clock import Timer
 from edge_agent.core.cose import Signer
-from edge_agent.core.kv import KvAsk, KvItem, KvState, Place
-from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, ModelOffer, ShapeCost, Status, failure
-from edge_agent.gossip.record import BoardRecord
+from edge_agent.core.kv import KvState, Place
+from edge_agent.core.values import EnergyKind, InferenceRequest, InferenceResult, Status, failure
 from edge_agent.node.events import (
     Effect,
     Event,
@@ -41,6 +40,8 @@ from edge_agent.node.settings import NodeSettings
 from edge_agent.placement.kv import KvAction
 from edge_agent.sim.costs import Costs, digest_of
 from edge_agent.sim.engine import Accelerator, Done, Phase, Task
+from edge_agent.sim.kv_steps import KvSteps
+from edge_agent.sim.lying import LyingNode
 from edge_agent.sim.results import BoardUse, Sample
 from edge_agent.sim.scenario import BoardPlan, Fault, ModelPlan
 from edge_agent.sim.shelf import Shelf
@@ -53,11 +54,7 @@ if TYPE_CHECKING:
 
 SENSE_US = 2_000_000
 """As often as a real board's sensors are read (``shell.heartbeat``)."""
-STORE_US = 2_000
-"""What the store of sessions takes for a piece, assumed."""
 BREAK_OFF_US = 1_000
-ROWS_TOKENS = 128
-"""The last blocks of a session move as they are in hot memory."""
 PLACES = {Place.HOT: KvAction.RESIDENT, Place.RAM: KvAction.RAM, Place.DISK: KvAction.DISK}
 
 
@@ -83,28 +80,6 @@ class _Job:
     fails: bool = False
 
 
-_Cost = TypeVar("_Cost", ModelOffer, ShapeCost)
-
-
-class LyingNode(Node):
-    """A node whose records may tell others what is not so; what it decides itself is by the truth."""
-
-    lie: Fault | None = None
-
-    def _record(self, sequence: int, now_us: int) -> BoardRecord:
-        record = super()._record(sequence, now_us)
-        if self.lie is None:
-            return record
-        offers = tuple(replace(self._less(offer), shapes=tuple(map(self._less, offer.shapes))) for offer in record.offers)
-        states = tuple(replace(state, queue_us=0, waits_us=()) for state in record.kv)
-        return replace(record, queue_us=0, waits_us=(), offers=offers, kv=states)
-
-    def _less(self, cost: _Cost) -> _Cost:
-        assert self.lie is not None
-        permille = self.lie.cost_permille
-        return replace(cost, busy_us=max(1, cost.busy_us * permille // 1000), energy_uj=cost.energy_uj * permille // 1000)
-
-
 class SimBoard(BoardShell):
     def __init__(self, fleet: SimFleet, plan: BoardPlan) -> None:
         super().__init__(fleet, plan.id)
@@ -115,6 +90,7 @@ class SimBoard(BoardShell):
         self.engine = Accelerator(self.costs, plant, fleet.now_us, powered=False)
         self.models = {name: fleet.scenario.model(name) for name in plan.models}
         self.shelves = {name: Shelf(model, plan, self.costs) for name, model in self.models.items() if model.talks}
+        self.moving = KvSteps(self.shelves, fleet.scenario.links.bytes_per_ms)
         self.fail_permille = 0
         self.lie: Fault | None = None
         self.wall_offset_us = fleet.clock.wall_offset_us
@@ -149,7 +125,7 @@ class SimBoard(BoardShell):
         self._clock_offset_us = int.from_bytes(offset) - self.fleet.now_us
         super().boot()
         self._sense()
-        self.fleet.house_homeless()
+        self.fleet.clients.house_homeless()
 
     def make_node(self, boot_epoch: int) -> Node:
         fleet, scenario = self.fleet, self.fleet.scenario
@@ -192,7 +168,7 @@ class SimBoard(BoardShell):
             shelf.running.clear()
         waiting, self._waiting = list(self._waiting.values()), {}
         for request_id in waiting:
-            self.fleet.ask_elsewhere(request_id)
+            self.fleet.clients.ask_elsewhere(request_id)
 
     # clients
 
@@ -202,7 +178,7 @@ class SimBoard(BoardShell):
         self.feed(Submitted(request, self._handles))
 
     def reply(self, handle: int, result: InferenceResult) -> None:
-        self.fleet.answered(self._waiting.pop(handle), result)
+        self.fleet.clients.answered(self._waiting.pop(handle), result)
 
     # the trace
 
@@ -221,7 +197,7 @@ class SimBoard(BoardShell):
         if request.task != CHAT:
             self._run(job.key, [Phase(model)], job.budget_us)
             return
-        prompt_tokens, answer_tokens = self.fleet.lengths(request.request_id)
+        prompt_tokens, answer_tokens = self.fleet.clients.lengths(request.request_id)
         cached_tokens, restore_us, begun.kv_action = self._past(job, prompt_tokens)
         self.shelves[model.name].running[job.key] = prompt_tokens + answer_tokens
         window = model.window_tokens
@@ -306,9 +282,9 @@ class SimBoard(BoardShell):
             EnergyKind.EMULATED,
         )  # fmt: skip
         self.answers += 1
-        self.fleet.ran(self.name, request.request_id, Execution(job.began_us, self.fleet.now_us, job.kv_action))
+        self.fleet.clients.ran(self.name, request.request_id, Execution(job.began_us, self.fleet.now_us, job.kv_action))
         if request.session:
-            self.shelves[job.model.name].hold(request.session, sum(self.fleet.lengths(request.request_id)))
+            self.shelves[job.model.name].hold(request.session, sum(self.fleet.clients.lengths(request.request_id)))
             self.fleet.talked(request.session)
         self.feed(Executed(task.key, result))
         if request.task == CHAT:
@@ -321,45 +297,12 @@ class SimBoard(BoardShell):
     # sessions on their way
 
     def move(self, effect: KvFind | KvPut | KvGive) -> None:
-        match effect:
-            case KvFind(key, model, session, manifest):
-                shelf = self.shelves[model]
-                names = [manifest[at : at + 32] for at in range(0, len(manifest), 32)]
-                found = KvFound(key, tuple(shelf.missing(session, names)))
-                self.later(STORE_US, lambda: self._stored(found))
-            case KvPut(key, model, session, item, name, payload):
-                self.later(STORE_US, lambda: self._put(KvStored(key, item, name), model, session, payload))
-            case KvGive(board, ask):
-                self._give(board, ask)
+        for after_us, answer in self.moving.step(effect):
+            self.later(after_us, lambda answer=answer: self._stored(answer))  # type: ignore[misc]
 
-    def _put(self, stored: KvStored, model: str, session: str, payload: bytes) -> None:
-        if stored.item is KvItem.ROWS:
-            self.shelves[model].hold(session, int.from_bytes(payload))
-        else:
-            self.shelves[model].put(session, stored.name)
-        self._stored(stored)
-
-    def _stored(self, event: KvFound | KvStored | KvGave) -> None:
-        self.feed(event)
+    def _stored(self, answer: Callable[[], KvFound | KvStored | KvGave]) -> None:
+        self.feed(answer())
         self._tell_kv()
-
-    def _give(self, board: str, ask: KvAsk) -> None:
-        shelf = next((each for name, each in self.shelves.items() if digest_of(name) == ask.fingerprint), None)
-        session = shelf.named(ask.session) if shelf else ""
-        if shelf is None or not session:
-            self.later(STORE_US, lambda: self._stored(KvGave(board, ask, refusal="session: it is not here")))
-            return
-        tokens, way_bytes, payload = shelf.tokens(session), 0, b""
-        if ask.item is KvItem.MOVED:
-            shelf.drop(session)
-        elif ask.item is KvItem.MANIFEST:
-            payload = b"".join(shelf.pieces(session, tokens))
-        elif ask.item is KvItem.ROWS:
-            payload, way_bytes = tokens.to_bytes(8), ROWS_TOKENS * shelf.model.kv_bytes
-        else:
-            payload, way_bytes = ask.name, shelf.piece_bytes()
-        way_us = way_bytes * 1000 // self.fleet.scenario.links.bytes_per_ms
-        self.later(STORE_US + way_us, lambda: self._stored(KvGave(board, ask, payload)))
 
     def _kv_news(self) -> Iterator[Event]:
         for name, shelf in self.shelves.items():

@@ -1,6 +1,6 @@
 """A simulated fleet: production nodes on virtual time, and what comes and goes around them.
 
-Owns the clock, the clients, the schedule of outages and faults, the trace, and ``simulate``.  Rules: everything is drawn from the
+Owns the clock, the schedule of outages and faults, the trace, and ``simulate``.  Rules: everything is drawn from the
 scenario and one seed and happens in timers of one clock, so that a seed reproduces a run to the same trace digest; a client
 whose agent dies asks the next board under the same request id; what must never happen raises ``BrokenPromiseError``.
 Times that leave here count from the moment at which requests begin to come.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +19,14 @@ from typing import TYPE_CHECKING, Self
 from edge_agent.core.clock import VirtualClock
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import InferenceResult, Status, TrustTier, failure
-from edge_agent.core.wanted import Wanted
+from edge_agent.core.values import TrustTier
 from edge_agent.node.events import Execute
 from edge_agent.placement.options import Rules, choose
 from edge_agent.sim.arrivals import Arrival, arrivals, sources
-from edge_agent.sim.board import Execution, SimBoard, key_seed
+from edge_agent.sim.board import SimBoard, key_seed
+from edge_agent.sim.clients import BrokenPromiseError, Clients
 from edge_agent.sim.costs import digest_of
-from edge_agent.sim.results import Run, Sample, Served
+from edge_agent.sim.results import Run, Sample
 from edge_agent.sim.scenario import Fault, Outage, Scenario
 from edge_agent.sim.sharing import shared_work
 from edge_agent.sim.world import Network
@@ -47,27 +46,7 @@ MAX_SESSIONS = 2**17
 """Talks of which it is remembered that they have a past."""
 WALL_US = 1_790_000_000_000_000
 """The time of day at which simulations begin: in September 2026."""
-ASK_AGAIN_US = 500_000
 TABLE = "table"
-
-
-class BrokenPromiseError(RuntimeError):
-    """Something that must hold in every run did not; a fault of the product or of the simulator."""
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A request whose client waits. ``tried`` counts the boards whose agent died on it."""
-
-    arrival: Arrival
-    arrived_us: int
-    tried: int = 0
-    executions: dict[str, Execution] = field(default_factory=dict)
-    """By the board that ran it."""
-
-    @property
-    def deadline_us(self) -> int:
-        return self.arrived_us + self.arrival.request.limits.deadline_us
 
 
 class Peek:
@@ -108,14 +87,12 @@ class SimFleet:
         self.rules = Rules(scenario.policy, frozenset(digest_of(model.name) for model in scenario.models))
         self.liars = {name for fault in scenario.faults if fault.kind == "liar" for name in fault.boards}
         self.boards: dict[str, SimBoard] = {}
-        self.served: list[Served] = []
-        self._asked: dict[str, _Asked] = {}
+        self.clients = Clients(self, START_US)
         self._samples: list[Sample] = []
         self._incidents: list[tuple[int, str]] = []
         self._sessions: OrderedDict[str, None] = OrderedDict()
-        self._homeless: list[str] = []
         self._arrivals: Iterator[Arrival] = iter(())
-        self._came_us = self._last_deadline_us = 0
+        self._came_us = 0
         self._exhausted = False
         self._trace = sha256()
 
@@ -200,12 +177,12 @@ class SimFleet:
     def _over(self) -> bool:
         if not self._exhausted or (not self.scenario.limit and self.since_start_us < self.scenario.duration_us):
             return False
-        return not self._asked or self.now_us > self._last_deadline_us + DRAIN_US
+        return not self.clients.pending or self.now_us > self.clients.last_deadline_us + DRAIN_US
 
     def _result(self) -> Run:
         load_us = self._came_us if self.scenario.limit else self.scenario.duration_us
         return Run(
-            self.scenario, self.seed, self.placer, tuple(self.served), tuple(self._asked), tuple(self._samples),
+            self.scenario, self.seed, self.placer, tuple(self.clients.served), self.clients.pending, tuple(self._samples),
             tuple(board.use() for board in self.boards.values()), tuple(self._incidents), self._trace.hexdigest(),
             max(1, load_us), self.since_start_us,
         )  # fmt: skip
@@ -225,71 +202,11 @@ class SimFleet:
             self.clock.call_at(START_US + arrival.at_us, lambda: self._come(arrival))
 
     def _come(self, arrival: Arrival) -> None:
-        asked = _Asked(arrival, self.now_us)
-        if arrival.request.request_id in self._asked:
-            raise BrokenPromiseError(f"request {arrival.request.request_id} comes twice")
-        self._asked[arrival.request.request_id] = asked
         self._came_us = self.since_start_us
-        self._last_deadline_us = max(self._last_deadline_us, asked.deadline_us)
         self._next_arrival()
-        self._ask(asked)
-
-    def _ask(self, asked: _Asked) -> None:
-        """At its own board, or at the next one that is there."""
-        request, left_us = asked.arrival.request, asked.deadline_us - self.now_us
-        names = list(self.boards)
-        first = names.index(asked.arrival.ingress) + asked.tried
-        there = [each for i in range(len(names)) if (each := self.boards[names[(first + i) % len(names)]]).up]
-        if left_us <= 0:
-            reason = "its client gave up: no board that it asked had an answer in time"
-            self.answered(request.request_id, failure(request.request_id, Status.SHED, asked.arrival.ingress, reason))
-        elif not there:
-            self._homeless.append(request.request_id)
-            self.clock.call_at(min(self.now_us + ASK_AGAIN_US, asked.deadline_us), self.house_homeless)
-        else:
-            limits = request.limits if not asked.tried else replace(request.limits, deadline_us=left_us)
-            there[0].ask(replace(request, limits=limits))
-
-    def ask_elsewhere(self, request_id: str) -> None:
-        """The agent that a client was asking has died."""
-        asked = self._asked[request_id]
-        asked.tried += 1
-        self._ask(asked)
-
-    def house_homeless(self) -> None:
-        """Clients that found no board at all ask again."""
-        homeless, self._homeless = self._homeless, []
-        for request_id in homeless:
-            self._ask(self._asked[request_id])
-
-    def answered(self, request_id: str, result: InferenceResult) -> None:
-        asked = self._asked.pop(request_id, None)
-        if asked is None:
-            raise BrokenPromiseError(f"request {request_id} was answered twice, the second time by {result.board}")
-        self.served.append(self._entry(asked, result))
-
-    def _entry(self, asked: _Asked, result: InferenceResult) -> Served:
-        request = asked.arrival.request
-        ran = asked.executions.get(result.board) if result.status is Status.OK else None
-        quality = self.scenario.model(result.model).quality_permille if result.model else 0
-        return Served(
-            request_id=request.request_id, ingress=asked.arrival.ingress, wanted=Wanted.of(request), session=request.session,
-            arrived_us=asked.arrived_us - START_US, began_us=ran.began_us - START_US if ran else 0,
-            ended_us=ran.ended_us - START_US if ran else 0, answered_us=self.since_start_us, board=result.board,
-            model=result.model, status=result.status, reason=result.reason, busy_us=result.busy_us, energy_uj=result.energy_uj,
-            quality_permille=quality, kv_action=ran.kv_action if ran else "none",
-        )  # fmt: skip
+        self.clients.come(arrival)
 
     # what boards ask of the world
-
-    def lengths(self, request_id: str) -> tuple[int, int]:
-        """Tokens of a turn's prompt and of its answer; a board that runs what nobody waits for gets the least."""
-        asked = self._asked.get(request_id)
-        return (asked.arrival.prompt_tokens, asked.arrival.answer_tokens) if asked else (1, 1)
-
-    def ran(self, board: str, request_id: str, execution: Execution) -> None:
-        if asked := self._asked.get(request_id):
-            asked.executions[board] = execution
 
     def talked(self, session: str) -> None:
         self._sessions[session] = None
