@@ -91,6 +91,11 @@ def test_the_best_baseline_is_the_one_that_sustains_most() -> None:
     assert contest(*rows).best(["a", "b"], 0.99) == "b"
 
 
+def test_only_what_ran_at_every_load_is_compared() -> None:
+    rows = [row(1000, 1.0), row(2000, 1.0), row(1000, 1.0, "jsq2"), row(2000, 0.5, "jsq2"), row(2000, 1.0, "frozen")]
+    assert contest(*rows).swept([OURS, "jsq2", "frozen", "random"]) == [OURS, "jsq2"]
+
+
 def test_a_spread_shows_its_ends_when_they_differ() -> None:
     assert (Spread.of([1.0, 1.0]).text(), Spread.of([1.0, 2.0]).text()) == ("1.00", "1.50 (1.00 to 2.00)")
     with pytest.raises(ValueError, match="no figure"):

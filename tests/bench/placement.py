@@ -40,7 +40,7 @@ LOST = "orin-1"
 class Plan:
     """How much is run. ``loads``: permille of one request a second, by workload; the first one is looked at most closely.
 
-    ``admitted``: the baselines that are run with our queue, too, besides a FIFO queue; on the first workload all are.
+    ``admitted``: the baselines that are swept with our queue, too, besides a FIFO queue; all are at ``close_loads``.
     """
 
     loads: Mapping[str, Sequence[int]]
@@ -69,8 +69,8 @@ FULL = Plan(
         "mooncake": (4_000, 8_500, 17_000),
         "mixed": (4_000, 8_500, 17_000),
     },
-    alike_loads=(4_000, 12_000), close_loads=(6_000, 12_000), baselines=tuple(BASELINES), admitted=("jsq2", "stale-greedy"),
-    ablations=tuple(ABLATIONS), statics=tuple(STATIC), seeds=(0, 1, 2), seconds=60,
+    alike_loads=(6_000,), close_loads=(6_000, 12_000), baselines=tuple(BASELINES), admitted=("stale-greedy", "greedy-latency"),
+    ablations=tuple(ABLATIONS), statics=tuple(STATIC), seeds=(0, 1, 2), seconds=45,
     energy_worths=(0, 50, 200, 1_000, 5_000, 20_000), windows=24, window_requests=24, window_limit_s=3.0,
 )  # fmt: skip
 QUICK = Plan(
@@ -96,7 +96,7 @@ def _beside(plan: Plan, fleet: str, workload: str, load: int, seed: int) -> Iter
     yield ours
     for name in plan.baselines:
         yield replace(ours, placer=name, plain_queue=True)
-        if name in plan.admitted or (fleet, workload) == (UNLIKE, plan.first):
+        if name in plan.admitted:
             yield replace(ours, placer=name)
 
 
@@ -105,7 +105,7 @@ def _closely(plan: Plan, seed: int) -> Iterator[Case]:
     for load in plan.close_loads:
         ours = Case(UNLIKE, plan.first, OURS, load, seed, seconds=plan.seconds)
         yield from (ours, replace(ours, plain_queue=True))
-        for name in (*plan.ablations, *plan.statics):
+        for name in (*plan.ablations, *plan.statics, *plan.baselines):
             yield replace(ours, placer=name)
     for load in plan.alike_loads:
         yield from _beside(plan, ALIKE, plan.first, load, seed)
@@ -194,7 +194,9 @@ def summary(found: Findings) -> str:
     for workload in found.workloads:
         contest = found.contest(UNLIKE, workload)
         for suffix in (", FIFO", ""):
-            rivals = [f"{name}{suffix}" for name in SIMPLE if f"{name}{suffix}" in contest.sweeps]
+            rivals = contest.swept(f"{name}{suffix}" for name in SIMPLE)
+            if not rivals:
+                continue
             best = contest.best(rivals, SHARES[0])
             ratio = contest.load_ratio(OURS, best, SHARES[0])
             saved = contest.energy_saved(OURS, best, SHARES[0], with_idle=False)

@@ -27,7 +27,7 @@ OURS = "table"
 UNLIKE, ALIKE = "eight-boards", "eight-alike"
 ALIKE_PROFILE = "orin_nano"
 
-DURATION_S, WARMUP_S = 60, 12
+DURATION_S, WARMUP_S = 45, 10
 
 AZURE = (
     ArrivalPlan(

@@ -98,6 +98,12 @@ class Contest:
     def seeds(self) -> list[int]:
         return sorted(next(iter(self.sweeps.values()), {}))
 
+    def swept(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that were run at every load, so that what they sustain can be compared."""
+        runs = {name: {seed: len(sweep.rows) for seed, sweep in seeds.items()} for name, seeds in self.sweeps.items()}
+        most = max(runs.values(), key=lambda counts: sum(counts.values()), default={})
+        return [name for name in names if runs.get(name) == most]
+
     def sustained(self, name: str, share: float) -> Spread:
         return Spread.of(sweep.sustained_per_s(share) for sweep in self.sweeps[name].values())
 

@@ -105,8 +105,7 @@ is hopeless, as ours do."""
 
 
 def _rivals(contest: Contest, names: Iterable[str], *, plain: bool) -> list[str]:
-    wanted = [f"{name}, FIFO" if plain else name for name in names]
-    return [name for name in wanted if name in contest.sweeps]
+    return contest.swept(f"{name}, FIFO" if plain else name for name in names)
 
 
 def _goals(found: Findings) -> str:
@@ -166,17 +165,17 @@ def _sustained(found: Findings) -> str:
     for workload in found.workloads:
         head += [f"{workload}, {share:.0%}" for share in SHARES]
         columns.append(found.contest(UNLIKE, workload))
-    names = ordered(name for contest in columns for name in contest.sweeps)
+    names = ordered(name for contest in columns for name in contest.swept(contest.sweeps))
     lines = [[name, *(_load(contest, name, share) for contest in columns for share in SHARES)] for name in names]
     return f"""## Sustained load, in requests a second
 
-`≥`: sustained at every load of the sweep.
+`≥`: sustained at every load of the sweep. 0: missed even at its lowest, as where some boards are too slow for some requests.
 
 {table(head, lines)}"""
 
 
 def _load(contest: Contest, name: str, share: float) -> str:
-    if name not in contest.sweeps:
+    if not contest.swept([name]):
         return ""
     sweeps = contest.sweeps[name].values()
     return ("≥ " if any(sweep.holds_to_the_end(share) for sweep in sweeps) else "") + contest.sustained(name, share).text()
