@@ -28,22 +28,14 @@ from edge_agent.gossip.agreement import (
 from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import MAX_RECORD_BYTES
-from edge_agent.node.agreement import (
-    DIFFERING_PERIOD_US,
-    DOCUMENT,
-    KEEP_PERIOD_US,
-    MAKE_PERIOD_US,
-    OTHER_FACTS,
-    OTHER_RULES,
-    OTHER_TABLE,
-    PATIENCE_US,
-    SILENT_US,
-)
+from edge_agent.node.agreement import DIFFERING_PERIOD_US, DOCUMENT, KEEP_PERIOD_US, MAKE_PERIOD_US
 from edge_agent.node.announcer import CHANGED_PERIOD_US, QUIET_PERIOD_US
 from edge_agent.node.events import Drain, Hosted, Sensed
+from edge_agent.node.peers import OTHER_FACTS, OTHER_RULES, OTHER_TABLE, PATIENCE_US, SILENT_US
 from edge_agent.placement.table import EMPTY
 from edge_agent.transport.link import Delivered, LinkEvent, Message, Rejected
 from edge_agent.transport.loopback import LoopbackLink
+from tests.deaf_link import make_deaf
 from tests.drawn import digests
 from tests.virtual_board import RULES, VirtualBoard, offer, seed_of
 from tests.virtual_fleet import VirtualFleet
@@ -54,18 +46,6 @@ SIGNER = Signer(b"b", seed_of("b"))
 DIGEST = BoardDigest("b", 3, 5, b"f" * 32, b"t" * 32, b"r" * 32, 2)
 RESYNC_US = PATIENCE_US + DIFFERING_PERIOD_US + CHANGED_PERIOD_US + 2 * MAKE_PERIOD_US
 """Until what was lost is said again and reckoned with: noticed, said, repeated, made anew."""
-
-
-class Deaf(LoopbackLink):
-    """A link on which the broker lets nothing through whose topic ends with ``lost``, and says that it did."""
-
-    lost = "\0"
-
-    def take(self, connection: int, packet_id: int, message: Message) -> bool:
-        if not message.topic.endswith(self.lost):
-            return super().take(connection, packet_id, message)
-        self._confirm_delivery(connection, packet_id)
-        return True
 
 
 def in_fleet(scene: Callable[[VirtualFleet], Awaitable[None]], seed: int = 1) -> None:
@@ -88,13 +68,6 @@ def gathered(fleet: VirtualFleet, names: str = "abc") -> None:
     fleet.settle(5 * SECOND_US)
     fleet.run_for(2 * SECOND_US)
     fleet.agree(30 * SECOND_US)
-
-
-def make_deaf(board: VirtualBoard, lost: str) -> Deaf:
-    board.link.__class__ = Deaf
-    assert isinstance(board.link, Deaf)
-    board.link.lost = lost
-    return board.link
 
 
 def agreed(fleet: VirtualFleet, *names: str) -> bool:

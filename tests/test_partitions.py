@@ -1,8 +1,8 @@
 """T4: after the last link heals, all tables agree within a bound that is computed from the constants, whatever was cut and lost.
 
 Each schedule is drawn from its seed: cuts of some boards, both ways or one; a broker that stops, and perhaps forgets; lost,
-doubled and overtaken messages; boards that are killed and come back, and some that do not; models that come and go; requests all
-the while.  Then everything is mended and no more requests come.
+doubled and overtaken messages, and such as the broker keeps to itself; boards that are killed and come back, and some that do not;
+models that come and go; requests all the while.  Then everything is mended and no more requests come.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import pytest
 
 from edge_agent.core.config import PolicySection
 from edge_agent.core.values import ModelOffer
-from edge_agent.node.agreement import DIFFERING_PERIOD_US, MAKE_PERIOD_US, PATIENCE_US, SAY_PERIOD_US
+from edge_agent.node.agreement import DIFFERING_PERIOD_US, MAKE_PERIOD_US, SAY_PERIOD_US
 from edge_agent.node.announcer import CHANGED_PERIOD_US
 from edge_agent.node.events import Hosted, Sensed, Withdrawn
+from edge_agent.node.peers import PATIENCE_US
 from edge_agent.sim.shell import TICK_US
 from edge_agent.transport.loopback import Delay, Faults, Partition, Way
+from tests.deaf_link import DeafLink, make_deaf
 from tests.virtual_board import LINK, RULES, offer
 from tests.virtual_fleet import VirtualFleet
 
@@ -54,6 +56,7 @@ class Schedule:
     def __init__(self, fleet: VirtualFleet, seed: int) -> None:
         self.fleet, self.random = fleet, Random(f"partitions {seed}")
         self.gone: set[str] = set()
+        self.deaf: list[DeafLink] = []
 
     def begin(self) -> None:
         random, fleet = self.random, self.fleet
@@ -61,7 +64,17 @@ class Schedule:
             board = fleet.add_board(f"b{number}", *(offers(random) if number else [offer("small", 20_000)]))
             board.rules = RULES_HERE
         fleet.boot()
-        happenings = (self.cut, self.cut, self.cut, self.stop_broker, self.lose, self.kill, self.change, self.warm)
+        happenings = (
+            self.cut,
+            self.cut,
+            self.cut,
+            self.stop_broker,
+            self.lose,
+            self.keep_back,
+            self.kill,
+            self.change,
+            self.warm,
+        )
         for _ in range(random.randrange(3, 8)):
             fleet.after(random.randrange(WEATHER_US), random.choice(happenings))
         for _ in range(random.randrange(3, 8)):
@@ -72,6 +85,8 @@ class Schedule:
     def heal(self) -> None:
         """The last link heals; whoever is to come back is back."""
         broker = self.fleet.broker
+        for link in self.deaf:
+            link.lost = "\0"
         broker.wire.faults = Faults()
         broker.heal()
         if not broker.running:
@@ -100,6 +115,14 @@ class Schedule:
     def lose(self) -> None:
         delay = Delay(1_000, self.random.choice((0, 300_000)))
         self.fleet.broker.wire.faults = Faults(delay, self.random.choice((0, 100, 400)), 100, self.random.choice((0, 300)))
+
+    def keep_back(self) -> None:
+        """The broker keeps something from a board for good, and believes that it has it."""
+        board = self.fleet.boards[self.board]
+        if board.up:
+            deaf = make_deaf(board, self.random.choice(("/record", "/online", f"{self.board}/record", f"digest/{self.board}")))
+            self.fleet.after(self.random.randrange(WEATHER_US), lambda: setattr(deaf, "lost", "\0"))
+            self.deaf.append(deaf)
 
     def kill(self) -> None:
         board = self.fleet.boards[self.board]
