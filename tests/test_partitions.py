@@ -1,8 +1,8 @@
 """T4: after the last link heals, all tables agree within a bound that is computed from the constants, whatever was cut and lost.
 
 Each schedule is drawn from its seed: cuts of some boards, both ways or one; a broker that stops, and perhaps forgets; lost,
-doubled and overtaken messages, and such as the broker keeps to itself; boards that are killed and come back, and some that do not;
-models that come and go; requests all the while.  Then everything is mended and no more requests come.
+doubled and overtaken messages, and such as the broker keeps to itself; boards that are killed and come back, and some that do
+not; models that come and go; requests all the while.  Then everything is mended and no more requests come.
 """
 
 from __future__ import annotations
