@@ -18,6 +18,7 @@ from edge_agent.sim.results import Run, Served
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.path import Path as Outline
 
 COLUMNS = ("came in at", "wants", "ran as", "outcome")
 MAX_NODES = (16, 12, 14, 8)
@@ -144,7 +145,7 @@ def _ribbons(
         ends[to] += height
 
 
-def _ribbon(x0: float, y0: float, x1: float, y1: float, height: float):  # type: ignore[no-untyped-def]
+def _ribbon(x0: float, y0: float, x1: float, y1: float, height: float) -> Outline:
     from matplotlib.path import Path as Outline
 
     middle = (x0 + x1) / 2
