@@ -31,7 +31,7 @@ from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
-from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, ModelOffer, TrustTier
+from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, ModelOffer
 from edge_agent.gateway.access import Access
 from edge_agent.gateway.http import HttpGateway
 from edge_agent.gateway.local import LocalServer
@@ -133,13 +133,11 @@ class Agent:
         model: str | None = None,
         *,
         data: DataClass = DataClass.PRIVATE,
-        trust: TrustTier = TrustTier.NONE,
         limits: Limits | None = None,
     ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn, here or on another board: its parts as they come, then its end.
 
-        ``data`` says how far the turn may travel, ``trust`` how well the board that serves it must have been appraised, at
-        least; ``limits`` what else it may cost.
+        ``data``: how far the turn may travel; ``limits``: what it may cost, and how trusted the board must be that serves it.
 
         Raises ``RefusedError`` for a turn that is at fault, ``UnavailableError`` when no board can serve it now.
         """
@@ -147,7 +145,7 @@ class Agent:
             raise UnavailableError(DRAINING, f"{self.node.board} is being stopped", "ask another board")
         if (model or "") not in ["", *self.models()]:
             raise RefusedError(UNKNOWN_MODEL, model, ", ".join(self.models()) or "none is hosted", "see [models] serve")
-        async with aclosing(self._talks.talk(turn, model, data=data, trust=trust, limits=limits)) as parts:
+        async with aclosing(self._talks.talk(turn, model, data=data, limits=limits)) as parts:
             async for part in parts:
                 yield part
 

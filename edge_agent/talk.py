@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from edge_agent.core.chat import Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import AnswerPart, DataClass, InferenceResult, Limits, Status, TrustTier
+from edge_agent.core.values import AnswerPart, DataClass, InferenceResult, Limits, Status
 from edge_agent.gateway.terms import TALK_DEADLINE_US
 from edge_agent.node.events import Abandoned, Event, Submitted
 from edge_agent.node.streams import Assembly, end_of, turn_request
@@ -46,7 +46,6 @@ class Talks:
         model: str | None,
         *,
         data: DataClass = DataClass.PRIVATE,
-        trust: TrustTier = TrustTier.NONE,
         limits: Limits | None = None,
     ) -> AsyncGenerator[TurnPart | TurnEnd, None]:
         """Serve one turn. Raises ``RefusedError`` for one that is at fault, ``UnavailableError`` when no board can serve it."""
@@ -55,7 +54,6 @@ class Talks:
         self._heard[handle] = heard
         try:
             limits = limits or Limits(TALK_DEADLINE_US)
-            limits = replace(limits, trust=max(trust, limits.trust))
             self._feed(Submitted(turn_request(os.urandom(16).hex(), turn, model, limits, data), handle))
             while isinstance(said := await heard.get(), AnswerPart):
                 for fresh in shown.take(said):

@@ -249,6 +249,7 @@ def test_who_differs_and_is_heard_of_no_more_is_not_talked_to_for_ever() -> None
         link.publish(Message("sly/1/home/digest/b", sign_digest(lie, SIGNER)))
         fleet.run_for(2 * SILENT_US)
         assert word_on(fleet.boards["a"], "b")["why"] == OTHER_FACTS
+        assert SILENT_US < word_on(fleet.boards["a"], "b")["since_us"] <= 2 * SILENT_US
         times_us = [at_us - fleet.now_us + 2 * SILENT_US for at_us, message in heard if message.topic.endswith("digest/a")]
         assert sum(at_us <= SILENT_US for at_us in times_us) >= SILENT_US // DIFFERING_PERIOD_US - 1
         assert sum(at_us > SILENT_US for at_us in times_us) <= SILENT_US // QUIET_PERIOD_US + 1
@@ -341,6 +342,7 @@ def test_a_board_that_makes_another_table_of_the_same_facts_is_named() -> None:
         link.publish(Message("sly/1/home/digest/b", sign_digest(lie, SIGNER)))
         fleet.run_for(SECOND_US // 10)
         assert word_on(fleet.boards["a"], "b")["why"] == OTHER_TABLE
+        assert word_on(fleet.boards["a"], "b")["since_us"] is None
         assert any("a > Log" in line and OTHER_TABLE in line for line in lines)
         link.publish(Message("sly/1/home/digest/b", sign_digest(replace(lie, sequence=6, table=own.digest), SIGNER)))
         fleet.run_for(SECOND_US // 10)

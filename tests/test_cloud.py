@@ -174,7 +174,7 @@ def test_private_data_and_what_asks_for_trust_never_reach_the_cloud_and_are_told
             async for _ in agent.talk(turn(), CLOUD):
                 pass
         with pytest.raises(UnavailableError, match="asks for affirming"):
-            await heard(agent, turn(), trust=TrustTier.AFFIRMING)
+            await heard(agent, turn(), limits=Limits(trust=TrustTier.AFFIRMING))
         assert door.talker.turns == []
 
     with served() as door:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 130
-PARTS = ("busy", "wait", "transfer", "kv", "energy", "lateness", "quality", "congestion", "price")
 MIN_NAME, MIN_KV, MAX_KV = 20, 12, 22
 NBSP = "\u00a0"
 
@@ -45,6 +44,8 @@ def _option_lines(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _lines(options: Sequence[Mapping[str, Any]], gap: int, signs: tuple[str, str], kv_width: int) -> Iterator[str]:
+    from edge_agent.node.words import PARTS
+
     parts = [part for part in PARTS if any(option[f"{part}_us"] for option in options)]
     shared = any(option["share_permille"] is not None for option in options)
     moved = any(option["kv_action"] != "none" for option in options)

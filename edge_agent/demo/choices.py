@@ -75,7 +75,7 @@ def choices_table(found: Sequence[Choice], answers: int) -> str:
         head = f"{each.option:<{name_width}} {each.times:>6}x  "
         lines += textwrap.wrap(each.why, WIDTH, initial_indent=head, subsequent_indent=indent)
     lost = answers - sum(each.times for each in found)
-    return "\n".join([*lines, *([f"{lost} answers cannot be explained: who chose is gone"] if lost else [])])
+    return "\n".join([*lines, *([f"{lost} of {answers} answers cannot be explained: who chose is gone"] if lost else [])])
 
 
 def choices_json(found: Iterable[Choice]) -> list[dict[str, object]]:

@@ -98,6 +98,7 @@ class Peers:
                 "agrees": None if why is None else why == AGREES,
                 "why": why or "",
                 "said_ago_us": now_us - heard_us if said else None,
+                "since_us": now_us - self._differs_us[board] if board in self._differs_us else None,
                 "digest": said.table.hex() if said else "",
             }
 

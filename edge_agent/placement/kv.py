@@ -20,7 +20,7 @@ PRIOR_RESTORE_FACTOR = 30
 BYTES_A_TOKEN = 4
 """Of a turn's encoding: what a token of English takes."""
 ANSWER_TOKENS = 256
-"""Room that is asked for the answer, which the placement does not know."""
+"""Room that is asked for the answer of every turn, however long it may become."""
 
 
 class KvAction(StrEnum):

@@ -18,9 +18,9 @@ from typing import Protocol
 
 from edge_agent.core.values import InferenceRequest
 from edge_agent.core.wanted import Wanted
+from edge_agent.node.routing import Chooser
 from edge_agent.placement.options import BoardView, Decision, Exclusion, Option, Rules, choose
 
-Chooser = Callable[[InferenceRequest, Sequence[BoardView], Rules, int], Decision]
 JSQ_CHOICES = 2
 
 

@@ -63,7 +63,7 @@ def key_seed(board: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Execution:
+class Ran:
     """How one request ran on one board; times of the simulation's clock."""
 
     began_us: int
@@ -282,7 +282,7 @@ class SimBoard(BoardShell):
             EnergyKind.EMULATED,
         )  # fmt: skip
         self.answers += 1
-        self.fleet.clients.ran(self.name, request.request_id, Execution(job.began_us, self.fleet.now_us, job.kv_action))
+        self.fleet.clients.ran(self.name, request.request_id, Ran(job.began_us, self.fleet.now_us, job.kv_action))
         if request.session:
             self.shelves[job.model.name].hold(request.session, sum(self.fleet.clients.lengths(request.request_id)))
             self.fleet.talked(request.session)

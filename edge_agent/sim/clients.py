@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edge_agent.core.values import InferenceResult, Status, failure
 from edge_agent.core.wanted import Wanted
 from edge_agent.sim.arrivals import Arrival
-from edge_agent.sim.board import Execution
+from edge_agent.sim.board import Ran
 from edge_agent.sim.results import Served
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Asked:
     arrival: Arrival
     arrived_us: int
     tried: int = 0
-    executions: dict[str, Execution] = field(default_factory=dict)
+    runs: dict[str, Ran] = field(default_factory=dict)
     """By the board that ran it."""
 
     @property
@@ -100,7 +100,7 @@ class Clients:
 
     def _entry(self, asked: _Asked, result: InferenceResult) -> Served:
         request = asked.arrival.request
-        ran = asked.executions.get(result.board) if result.status is Status.OK else None
+        ran = asked.runs.get(result.board) if result.status is Status.OK else None
         quality = self._fleet.scenario.model(result.model).quality_permille if result.model else 0
         return Served(
             request_id=request.request_id, ingress=asked.arrival.ingress, wanted=Wanted.of(request), session=request.session,
@@ -115,6 +115,6 @@ class Clients:
         asked = self._asked.get(request_id)
         return (asked.arrival.prompt_tokens, asked.arrival.answer_tokens) if asked else (1, 1)
 
-    def ran(self, board: str, request_id: str, execution: Execution) -> None:
+    def ran(self, board: str, request_id: str, run: Ran) -> None:
         if asked := self._asked.get(request_id):
-            asked.executions[board] = execution
+            asked.runs[board] = run

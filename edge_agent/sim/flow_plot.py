@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.values import Status
 from edge_agent.core.wanted import Wanted, answer_tokens_of
-from edge_agent.sim.plots import GREYS, PLANT, picture
-from edge_agent.sim.results import Run, Served
+from edge_agent.sim.plots import GREYS, picture
+from edge_agent.sim.results import PLANT, Run, Served
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,6 @@ Solved by OR-tools CP-SAT (extra ``[bench]``), imported when it is asked for, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
@@ -18,12 +17,11 @@ from typing import TYPE_CHECKING
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.values import InferenceRequest
 from edge_agent.core.wanted import shape_of
-from edge_agent.placement.options import BoardView, Decision, Option, Rules, choose
+from edge_agent.node.routing import Chooser
+from edge_agent.placement.options import BoardView, Option, Rules, choose
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
-
-Chooses = Callable[[InferenceRequest, Sequence[BoardView], Rules, int], Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class _Machine:
 
 
 class _Replay:
-    def __init__(self, window: Window, chooses: Chooses, admission: bool) -> None:
+    def __init__(self, window: Window, chooses: Chooser, admission: bool) -> None:
         self._window, self._chooses, self._admission = window, chooses, admission
         self._machines = {view.board: _Machine() for view in window.boards}
         self._arriving: list[tuple[int, int, Arrival, Option]] = []
@@ -139,7 +137,7 @@ class _Replay:
         machine.free_us = ends_us
 
 
-def replay(window: Window, chooses: Chooses, *, admission: bool = True) -> Outcome:
+def replay(window: Window, chooses: Chooser, *, admission: bool = True) -> Outcome:
     """What comes of a window when ``chooses`` decides each request as it arrives, seeing true queues.
 
     With ``admission`` boards run the earliest deadline first and begin nothing that ends late; without, they run in the order of

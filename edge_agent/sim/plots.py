@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from board_support.roofline import load_profile
+from board_support.profile import load_profile
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.values import Status
-from edge_agent.sim.results import Run, Sample, Served
+from edge_agent.sim.results import PLANT, Run, Sample, Served
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PLANT = "simulated plant: emulated boards, modelled time, energy and heat"
 OURS = "table"
 OURS_COLOUR = "#c2410c"
 GREYS = ("#0f172a", "#1d4ed8", "#0f766e", "#7e22ce", "#64748b", "#a16207", "#be185d", "#4d7c0f")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from edge_agent.core.values import Status
 from edge_agent.core.wanted import Wanted
+from edge_agent.placement.kv import KvAction
 from edge_agent.sim.scenario import Scenario
 
-PEER = "peer"
-"""The KV action of a turn whose session was fetched from another board."""
+PLANT = "simulated plant: emulated boards, modelled time, energy and heat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        return "simulated plant: emulated boards, modelled time, energy and heat"
+        return PLANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def metrics(run: Run, warmup_us: int = 0) -> Metrics:
         p99_ms=percentile(latencies_us, 990) / 1000,
         mj_per_request=run.dynamic_uj / 1000 / good if good else 0.0,
         j_total=run.energy_uj / 1e6,
-        migrations=sum(each.kv_action == PEER for each in served),
+        migrations=sum(each.kv_action == KvAction.PEER for each in served),
         by_option=Counter((each.board, each.model) for each in served if each.status is Status.OK),
     )
 
