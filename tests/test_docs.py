@@ -25,7 +25,9 @@ def code_lines(page: Path) -> list[str]:
 
 
 def sly_commands() -> list[tuple[str, str]]:
-    return [(page.name, line) for page in PAGES for line in code_lines(page) if line.startswith("sly ")]
+    """Those that a reader may paste, and those that stand above what they print."""
+    lines = [(page.name, line.removeprefix("$ ")) for page in PAGES for line in code_lines(page)]
+    return [(page, line) for page, line in lines if line.startswith("sly ")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
