@@ -14,11 +14,14 @@ import pytest
 from edge_agent import cli
 from edge_agent.agent import SOCKET_NAME, Agent
 from edge_agent.client import Client
+from edge_agent.commands import limits, place
 from edge_agent.core import wire
 from edge_agent.core.cbor import encode
+from edge_agent.core.chat import CHAT
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MAX_TENSOR_BYTES, DataClass, InferenceRequest, Limits, Tensor, TrustTier
+from edge_agent.gateway import terms
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.shell.imagined import NOT_SENT, imagined
 from tests.fetched import model_path, picture_path
@@ -261,3 +264,8 @@ def test_a_board_that_would_not_take_it_says_so_without_hiding_the_options(tmp_p
         assert report["refused"] == "kitchen is being stopped" and report["options"]
 
     in_agent(tmp_path, scene)
+
+
+def test_the_command_line_knows_the_words_and_defaults_that_it_does_not_import() -> None:
+    assert tuple(DataClass) == limits.DATA and tuple(terms.TIERS) == limits.TIERS
+    assert limits.TURN_MS * 1000 == terms.TALK_DEADLINE_US and place.CHAT == CHAT
