@@ -14,7 +14,8 @@ import pytest
 from edge_agent import cli
 from edge_agent.agent import SOCKET_NAME, Agent
 from edge_agent.client import Client
-from edge_agent.commands import limits, place
+from edge_agent.commands import place
+from edge_agent.commands.limits import DATA, TIERS, TURN_MS
 from edge_agent.core import wire
 from edge_agent.core.cbor import encode
 from edge_agent.core.chat import CHAT
@@ -267,5 +268,5 @@ def test_a_board_that_would_not_take_it_says_so_without_hiding_the_options(tmp_p
 
 
 def test_the_command_line_knows_the_words_and_defaults_that_it_does_not_import() -> None:
-    assert tuple(DataClass) == limits.DATA and tuple(terms.TIERS) == limits.TIERS
-    assert limits.TURN_MS * 1000 == terms.TALK_DEADLINE_US and place.CHAT == CHAT
+    assert tuple(DataClass) == DATA and tuple(terms.TIERS) == TIERS
+    assert TURN_MS * 1000 == terms.TALK_DEADLINE_US and place.CHAT == CHAT
