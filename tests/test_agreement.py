@@ -277,6 +277,8 @@ def test_a_board_is_not_at_rest_while_a_table_is_due() -> None:
         nodes = [board.node for board in fleet.boards.values()]
         assert all(node.at_rest for node in nodes)
         fleet.boards["a"].feed(Hosted(TINY))
+        fleet.run_for(SECOND_US // 2)
+        fleet.boards["b"].feed(Hosted(TINY))
         fleet.run_until(lambda: not nodes[1].at_rest, 2 * SECOND_US, "b has a table to make")
         fleet.run_until(lambda: all(node.at_rest for node in nodes), 4 * SECOND_US, "it was made and said")
         assert agreed(fleet)

@@ -30,7 +30,7 @@ SCHEDULES_A_TEST = 25
 SECOND_US = 1_000_000
 WEATHER_US = 8 * SECOND_US
 RULES_HERE = replace(RULES, policy=PolicySection(horizon_us=SECOND_US))
-CALM_US = 9 * SECOND_US
+CALM_US = 34 * SECOND_US
 """Until the demand of the last requests is forgotten (with so short a horizon), and so no record changes any more."""
 
 RTT_US = 2 * (1_000 + Faults().retry_us)

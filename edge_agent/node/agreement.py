@@ -25,6 +25,7 @@ from edge_agent.node.announcer import QUIET_PERIOD_US, Announcer
 from edge_agent.node.events import Effect, Log, Publish
 from edge_agent.node.peers import AGREES, Peers
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.told import Waves
 from edge_agent.node.voice import Voice
 from edge_agent.placement.facts import BoardFacts, rules_digest
 from edge_agent.placement.table import EMPTY, Entry, Table, TableMaker
@@ -41,8 +42,10 @@ KEEP_PERIOD_US = 60_000_000
 class Agreement:
     """``table`` is the one in force: the last that was made here, or the one that the ledger kept; ``digest`` is its SHA-256."""
 
-    def __init__(self, settings: NodeSettings, fleet: FleetState, ledger: Ledger, voice: Voice, announcer: Announcer) -> None:
-        self._settings, self._fleet, self._ledger, self._voice = settings, fleet, ledger, voice
+    def __init__(
+        self, settings: NodeSettings, fleet: FleetState, ledger: Ledger, voice: Voice, announcer: Announcer, waves: Waves
+    ) -> None:
+        self._settings, self._fleet, self._ledger, self._voice, self._waves = settings, fleet, ledger, voice, waves
         self._board = settings.board
         self._maker = TableMaker(settings.rules)
         self._rules = rules_digest(settings.rules)
@@ -119,6 +122,7 @@ class Agreement:
         facts = tuple(self._present_facts())
         if facts != self._facts:
             self._facts = facts
+            self._waves.moved(now_us)
             self._set_table(self._maker.make(facts))
             self.from_ledger = False
         self._peers.reckon(self.table.facts_digest, self.digest, now_us)

@@ -53,6 +53,7 @@ from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns
 from edge_agent.node.routing import PART_TICKET, Chooser, Router
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.told import Told, Waves
 from edge_agent.node.voice import Voice, seconds
 from edge_agent.placement.options import Decision, choose, why_not_trusted
 from edge_agent.placement.thermal import Heat
@@ -68,11 +69,13 @@ class Node:
         self.fleet = FleetState(settings.board)
         self.arrivals = Arrivals(settings.rules.policy.horizon_us)
         self.execution = Execution(settings.queue)
+        self._told = Told(self.execution.costs)
         self.sensed = Sensed(None, None)
         self.heat = Heat()
         self._announcer = Announcer()
         self._voice = Voice(settings)
-        self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer)
+        self._waves = Waves()
+        self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer, self._waves)
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
@@ -324,6 +327,7 @@ class Node:
         return sorted(name for name, offer in self.execution.offers.items() if not offer.cloud)
 
     def _record(self, sequence: int, now_us: int) -> BoardRecord:
+        may_change = self._waves.are_open(now_us)
         return BoardRecord(
             board=self.board,
             boot_epoch=self.settings.boot_epoch,
@@ -335,8 +339,8 @@ class Node:
             waits_us=self.execution.waits_us(now_us),
             temperature_mdegc=self.sensed.temperature_mdegc,
             trip_mdegc=self.sensed.trip_mdegc,
-            kv=tuple(self.execution.kv_states(now_us)),
-            offers=tuple(self.execution.offers[name] for name in self._told_of),
-            demand=self.arrivals.demand(now_us),
+            kv=self._told.states(self.execution.kv_states(now_us), now_us, may_change),
+            offers=self._told.offers(self._told_of, may_change),
+            demand=self.arrivals.demand(now_us, may_change),
             forecast_mdegc=self.forecast_mdegc,
         )
