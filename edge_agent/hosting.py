@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -52,6 +53,8 @@ class Host:
         self._work: dict[str, ModelWork] = {}
         self._digests: dict[str, bytes] = {}
         self.speakers: dict[str, Speaker] = {}
+        self._talking = Counter[str]()
+        """Turns of each language model at work: they share its energy."""
         self._clouds: dict[str, ModelOffer] = {}
 
     def speak(self, offer: ModelOffer, speaker: Speaker) -> None:
@@ -107,6 +110,8 @@ class Host:
         if refusal := self._why_not_cloud(job):
             return self._failure(job, Status.FAILED, refusal)
         try:
+            self._talking[job.model] += 1
+            together = self._talking[job.model]
             async with asyncio.timeout(job.budget_us / 1e6):
                 end = await _heard_out(speaker, job, emit)
                 if job.moved_from and end.cached_tokens:
@@ -117,9 +122,12 @@ class Host:
             return self._failure(job, Status.FAILED, str(error))
         except TimeoutError:
             return self._failure(job, Status.FAILED, f"the turn did not end within {job.budget_us} µs")
+        finally:
+            self._talking[job.model] -= 1
+        together = max(together, self._talking[job.model] + 1)
         busy_us = self._clock.monotonic_us() - started_us
         cloud = job.model in self._clouds
-        energy_uj = 0 if cloud else busy_us * self._board.profile.active_mw // 1000
+        energy_uj = 0 if cloud else busy_us * self._board.profile.active_mw // (1000 * together)
         kind = EnergyKind.EMULATED if self._board.emulated and not cloud else EnergyKind.ESTIMATED
         return InferenceResult(
             job.request.request_id, Status.OK, self._board_id, job.model, self._digests[job.model], end_tensor(end), busy_us,

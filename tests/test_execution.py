@@ -16,6 +16,7 @@ from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
 from edge_agent.node.execution import Execution, Job
 from edge_agent.node.streams import end_tensor
+from edge_agent.placement.cost import shared
 from tests.virtual_board import TASK, echo, offer
 
 QUEUE = QueueSection(max_requests=5, max_bytes=2**20)
@@ -301,8 +302,10 @@ def test_a_turn_waits_for_nothing_while_there_is_a_place_and_then_for_its_share_
         waits.append(execution.queue_us(0, "parrot"))
         execution.enqueue(talk_job(i))
         begun(execution)
-    assert waits == [0, 0, 0, 0, 1_000, 1_250] and execution.queue_us(0) == 0
-    assert execution.queue_us(400, "parrot") == (4 * 600 + 2 * 1_000) // 4
+    step_us = 1_000 * (5 + 3) // (5 * 4)
+    assert waits == [0, 0, 0, 0, step_us, 2 * step_us] and execution.queue_us(0) == 0
+    done_us = 400 * 5 // (5 + 3)
+    assert execution.queue_us(400, "parrot") == shared(1_000 - done_us + 2 * 1_000, 4)
 
 
 def test_a_turn_waits_for_what_the_others_have_to_read_too() -> None:

@@ -55,7 +55,7 @@ from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import end_tensor, turn_of, turn_request
-from edge_agent.placement.cost import expected_cost
+from edge_agent.placement.cost import expected_cost, shared
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
@@ -1026,7 +1026,7 @@ def test_the_record_says_what_the_language_models_hold_and_what_a_turn_waits(des
     desk.deliver(dispatch(replace(turn(3), model="parrot")))
     (state,) = desk.node._record(1, desk.now_us).kv
     waits_us = 2 * expected_cost(TALK, shape_of(turn(3))).busy_us + 7 * 1_000_000 // 200
-    assert state.homes == HOME.homes and state.queue_us == waits_us // 2, (
+    assert state.homes == HOME.homes and state.queue_us == shared(waits_us // 2, TALK.parallel), (
         "its 28 bytes are 7 tokens, which 200 a second are read of"
     )
     desk.feed(Withdrawn("parrot", "gone"))

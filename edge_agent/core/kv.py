@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import DIGEST_BYTES, MAX_COST, MODEL_NAME, bounded, checked
+from edge_agent.core.values import DIGEST_BYTES, MAX_COST, MAX_PARALLEL, MODEL_NAME, bounded, checked
 from edge_agent.core.waits import checked_waits
 
 BLOCK_TOKENS = 64
@@ -164,6 +164,8 @@ class KvState:
     disk_tok_s: int = 0
     homes: tuple[KvHome, ...] = ()
     waits_us: tuple[int, ...] = ()
+    running: int = 0
+    """Turns that talk at this moment."""
 
     def __post_init__(self) -> None:
         checked(MODEL_NAME, "KV model", self.model)
@@ -174,6 +176,7 @@ class KvState:
         bounded("KV window_tokens", self.window_tokens, 1, MAX_TOKENS, "tokens")
         bounded("KV queue_us", self.queue_us, 0, MAX_COST, "µs")
         checked_waits("KV waits_us", self.waits_us, self.queue_us)
+        bounded("KV running", self.running, 0, MAX_PARALLEL)
         for name in ("prefill_tok_s", "ram_tok_s", "disk_tok_s"):
             bounded(f"KV {name}", getattr(self, name), 0, MAX_SPEED_TOK_S, "tokens/s")
         if len(self.homes) > MAX_HOMES or len({home.session for home in self.homes}) != len(self.homes):

@@ -58,7 +58,7 @@ _KV = {
     6: ("window_tokens", int), 7: ("queue_us", int), 8: ("prefill_tok_s", int), 9: ("ram_tok_s", int), 10: ("disk_tok_s", int),
     11: ("homes", list),
 }  # fmt: skip
-_KV_OPTIONAL = {12: ("waits_us", list)}
+_KV_OPTIONAL = {12: ("waits_us", list), 13: ("running", int)}
 _OFFER_OPTIONAL = {7: ("parallel", int), 8: ("shapes", list), 9: ("measured", int)}
 _OFFER_DEFAULTS: dict[str, object] = {"parallel": 1, "shapes": [], "measured": 0}
 _DEMAND = {1: ("task", str), 3: ("shape", int), 4: ("size_bytes", int), 5: ("deadline_us", int), 10: ("rate_mhz", int)}
@@ -220,12 +220,14 @@ def _without_defaults(subject: str, entry: dict[str, Any], defaults: dict[str, o
 def _kv_out(state: KvState) -> dict[int, object]:
     known: dict[int, object] = {key: getattr(state, name) for key, (name, _) in _KV.items()}
     known[11] = [[home.session, home.tokens, home.place.value] for home in state.homes]
-    return {**known, 12: list(state.waits_us)} if state.waits_us else known
+    if state.waits_us:
+        known[12] = list(state.waits_us)
+    return {**known, 13: state.running} if state.running else known
 
 
 def _kv_in(value: dict[Any, Any]) -> KvState:
     entry = fields(value, "record kv", _KV, _KV_OPTIONAL)
-    _without_defaults("record kv", entry, {"waits_us": []})
+    _without_defaults("record kv", entry, {"waits_us": [], "running": 0})
     entry["waits_us"] = tuple(list_of(entry.pop("waits_us", []), "record kv waits_us", int, len(SLACKS_US)))
     homes = list_of(entry.pop("homes"), "record kv homes", list, MAX_HOMES)
     return KvState(homes=tuple(map(_home_in, homes)), **entry)

@@ -23,18 +23,19 @@ Lane = tuple[str, str]
 class _Given:
     given_us: int
     deadline_us: int
-    busy_us: int
+    work_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
     """Work of this board's own in a lane, due no later than a request that might join it.
 
-    ``jobs``: how many are unanswered, whenever they are due; ``unanswered_us`` of the urgent ones, ``fresh_us`` of those among
-    them that were given since the lane's board last spoke.
+    ``jobs``: how many are unanswered, whenever they are due, ``fresh_jobs`` of them given since the lane's board last spoke;
+    ``unanswered_us`` of the urgent ones, ``fresh_us`` of those among them that were given since then.
     """
 
     jobs: int
+    fresh_jobs: int
     unanswered_us: int
     fresh_us: int
 
@@ -48,7 +49,7 @@ class Bookings:
 
     def give(self, request_id: str, lane: Lane, cost: CostParts, deadline_us: int, now_us: int) -> None:
         """A request goes to a lane."""
-        self._given.setdefault(lane, {})[request_id] = _Given(now_us, deadline_us, cost.busy_us)
+        self._given.setdefault(lane, {})[request_id] = _Given(now_us, deadline_us, cost.work_us)
         board = lane[0]
         self._sent[board] = (self._decayed(board, now_us) + cost.work_us * STEPS, now_us // self._step_us)
 
@@ -63,8 +64,9 @@ class Bookings:
         """What a request of this deadline would find before it in a lane whose board last spoke at ``since_us``."""
         given = self._given.get(lane, {})
         urgent = [each for each in given.values() if each.deadline_us <= deadline_us]
-        fresh_us = sum(each.busy_us for each in urgent if each.given_us >= since_us)
-        return Ahead(len(given), sum(each.busy_us for each in urgent), fresh_us)
+        fresh_us = sum(each.work_us for each in urgent if each.given_us >= since_us)
+        fresh_jobs = sum(each.given_us >= since_us for each in given.values())
+        return Ahead(len(given), fresh_jobs, sum(each.work_us for each in urgent), fresh_us)
 
     def recent_us(self, board: str, now_us: int) -> int:
         """The work that was sent to ``board`` within about a horizon."""

@@ -23,7 +23,7 @@ from edge_agent.node.deadlines import Deadlines
 from edge_agent.node.events import Execute
 from edge_agent.node.streams import end_of
 from edge_agent.placement.admission import TRIED_EVERY, Waiter, Waiting, least_us, why_hopeless
-from edge_agent.placement.cost import CostBook
+from edge_agent.placement.cost import JOINING, CostBook, shared
 from edge_agent.placement.kv import Holding, plan_kv
 
 
@@ -49,21 +49,43 @@ class Job:
     def lane(self) -> str:
         return lane_of(self.request.task, self.model)
 
+    @property
+    def talks(self) -> bool:
+        return self.request.task == CHAT
+
+
+FINE = 1024
+
 
 def lane_of(task: str, model: str) -> str:
     """The queue of a model's jobs: its own for talk, one for all the rest."""
     return model if task == CHAT else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A job that runs: when it began, what it had to do before it began to answer, and the clocks of its lane then."""
+
+    job: Job
+    began_us: int
+    before_us: int
+    alone: int
+    share: int
+
+
 @dataclass(slots=True)
 class _Lane:
-    """``running`` by key, each with when it began and what it has to do before it begins to answer."""
+    """``running`` by key."""
 
-    running: dict[str, tuple[Job, int, int]] = field(default_factory=dict)
+    running: dict[str, _Run] = field(default_factory=dict)
     waiting_for: Counter[tuple[str, int]] = field(default_factory=Counter)
     """How many wait for each model, by the shape of their requests."""
     before_answers_us: int = 0
     """What those that wait have to do before they begin to answer."""
+    alone: int = 0
+    """How far a job has come that ran all the time, in 1/``FINE`` µs of what it takes alone."""
+    share: int = 0
+    """And how much of the board's time it had."""
 
 
 class Execution:
@@ -135,7 +157,8 @@ class Execution:
         running_us, waiting_us = self._work_us(now_us, lane)
         if due_us is not None:
             waiting_us = waiting_us * self._waiting.due_permille(lane, due_us) // 1000
-        return min((running_us + waiting_us) // self._parallel(lane), MAX_COST)
+        left_us = running_us // max(1, self.running_in(lane)) + waiting_us
+        return min(shared(left_us, self._parallel(lane)), MAX_COST)
 
     def waits_us(self, now_us: int, lane: str = "") -> tuple[int, ...]:
         """What a new job of a lane waits for that is due within each of ``core.waits.SLACKS_US``; none if all wait alike."""
@@ -146,7 +169,12 @@ class Execution:
         """Of the language models that are hosted, with what a new turn waits."""
         hosted = [self.kv[model] for model in sorted(self.kv) if model in self.offers]
         return [
-            replace(state, queue_us=self.queue_us(now_us, state.model), waits_us=self.waits_us(now_us, state.model))
+            replace(
+                state,
+                queue_us=self.queue_us(now_us, state.model),
+                waits_us=self.waits_us(now_us, state.model),
+                running=self.running_in(state.model),
+            )
             for state in hosted
         ]
 
@@ -188,7 +216,7 @@ class Execution:
 
     def running_job(self, key: str) -> Job | None:
         """The job of this key if it runs."""
-        return next((lane.running[key][0] for lane in self._lanes.values() if key in lane.running), None)
+        return next((lane.running[key].job for lane in self._lanes.values() if key in lane.running), None)
 
     def start_next(self, now_us: int) -> Execute | None:
         """Begin the next waiting job of a lane that has room, if its time is not up; what is hopeless is given up."""
@@ -202,7 +230,7 @@ class Execution:
             self.forget(job.key)
             self._count_busy(now_us)
             self._running.add(job.key)
-            lane.running[job.key] = (job, now_us, before_us)
+            lane.running[job.key] = _Run(job, now_us, before_us, lane.alone, lane.share)
             return Execute(job.key, job.request, job.model, job.deadline_us - now_us)
         return None
 
@@ -219,29 +247,42 @@ class Execution:
     def finish(self, key: str, result: InferenceResult, now_us: int) -> Job | None:
         """A running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
 
-        What is learned is how long the board was taken up, which is more than the engine's own time when a picture had to be
-        decoded, or an emulated board is slower than what it emulates.  Of talk it is the time from the first token on: what comes
-        before depends on where the session lies, and the placement adds it by its KV plan.
+        What is learned is how long it takes, and what energy, while nothing else runs: what ran beside it is reckoned out.  That
+        is more than the engine's own time when a picture had to be decoded, or an emulated board is slower than what it emulates.
+        Of talk it is the part from the first token on: what comes before depends on where the session lies, and the placement adds
+        it by its KV plan.
         """
         lane = next((each for each in self._lanes.values() if key in each.running), None)
         if lane is None:
             return None
-        job, started_us, _ = lane.running.pop(key)
         self._count_busy(now_us)
+        run = lane.running.pop(key)
         self._running.discard(key)
+        job = run.job
         if result.status is Status.OK:
-            busy_us = now_us - started_us
-            if job.request.task == CHAT:
-                busy_us = _answering_us(result, busy_us)
-            self.costs.learn(job.model, job.shape, busy_us, result.energy_uj)
+            done_us, had_us = _done_us(run, lane), max(1, (lane.share - run.share) // FINE)
+            alone_us = _answering_us(result, done_us, now_us - run.began_us, run.before_us) if job.talks else done_us
+            self.costs.learn(job.model, job.shape, alone_us, result.energy_uj * max(done_us, had_us) // had_us)
             self._hopeless.pop((job.model, job.shape), None)
         return job
+
+    def running_in(self, lane: str) -> int:
+        """How many jobs of a lane run."""
+        return len(self._lanes[lane].running) if lane in self._lanes else 0
 
     def _count_busy(self, now_us: int) -> None:
         """Call before what runs changes."""
         if self._running:
             self._busy_us += now_us - self._counted_us
+            self._advance_lanes(now_us - self._counted_us)
         self._counted_us = now_us
+
+    def _advance_lanes(self, interval_us: int) -> None:
+        at_work = [lane for lane in self._lanes.values() if lane.running]
+        for lane in at_work:
+            together = len(lane.running)
+            lane.alone += interval_us * FINE * JOINING // (JOINING * len(at_work) + together - 1)
+            lane.share += interval_us * FINE // (len(at_work) * together)
 
     def _next_of(self, lane: str, now_us: int) -> Job | None:
         """The next job of a lane that can run now. A request that was asked for again waits for the end of its first run."""
@@ -267,7 +308,7 @@ class Execution:
             job, _ = self._jobs.get(key, (None, 0))
             if job is None or self._parallel(job.lane) > 1 or not (running := self._lanes[job.lane].running):
                 continue
-            left_us = sum(max(0, self._least_us(each) - (now_us - began_us)) for each, began_us, _ in running.values())
+            left_us = sum(max(0, self._least_us(each.job) - (now_us - each.began_us)) for each in running.values())
             if reason := self._why_hopeless(job, left_us + self._waiting.before_us(key), now_us):
                 self._give_up(key, reason)
 
@@ -309,9 +350,10 @@ class Execution:
         queue = self._lanes.get(lane)
         if queue is None or len(queue.running) + self._waiting.count(lane) < self._parallel(lane):
             return 0, 0
+        self._count_busy(now_us)
         left_us = [
-            max(0, self._estimate_us(job.model, job.shape) + before_us - (now_us - started_us))
-            for job, started_us, before_us in queue.running.values()
+            max(0, self._estimate_us(run.job.model, run.job.shape) + run.before_us - _done_us(run, queue))
+            for run in queue.running.values()
         ]
         waiting_us = sum(self._estimate_us(*kind) * count for kind, count in queue.waiting_for.items())
         return sum(left_us), waiting_us + queue.before_answers_us
@@ -324,10 +366,16 @@ class Execution:
         return self.costs.cost(model, shape).busy_us if model in self.offers else 0
 
 
-def _answering_us(result: InferenceResult, elapsed_us: int) -> int:
-    """How long a turn took after its first token; ``elapsed_us`` in all."""
+def _done_us(run: _Run, lane: _Lane) -> int:
+    """How far a job has come, as it was last counted, in µs of what it takes alone."""
+    return (lane.alone - run.alone) // FINE
+
+
+def _answering_us(result: InferenceResult, done_us: int, elapsed_us: int, before_us: int) -> int:
+    """The part of a turn that came after its first token; ``before_us`` is what was thought to come before."""
     try:
         end = end_of(result)
     except RefusedError:
-        return elapsed_us
-    return end.decode_us or elapsed_us - end.first_token_us
+        return max(1, done_us - before_us)
+    answering_us = end.decode_us or elapsed_us - end.first_token_us
+    return done_us * min(answering_us, elapsed_us) // max(1, elapsed_us)

@@ -26,6 +26,7 @@ from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
 from edge_agent.node.views import Views
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, Voice
+from edge_agent.placement.admission import TooLate
 from edge_agent.placement.options import BoardView, Decision, Rules
 
 PART_TICKET = -(2**62)
@@ -56,6 +57,7 @@ class Router:
         self._board, self._choose, self._arrivals, self._agreement = settings.board, choose, arrivals, agreement
         bookings = Bookings(settings.rules.policy.horizon_us)
         self.ingress = Ingress(settings.queue, bookings)
+        self._too_late = TooLate()
         self.views = Views(settings, fleet, execution, agreement, bookings)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
@@ -185,6 +187,9 @@ class Router:
             return
         if option is None:
             yield from self._shed(pending, f"no board can serve it: {decision.why_shed()}")
+            return
+        if self._settings.queue.shed_late and (reason := self._too_late.why(decision, budget_us)):
+            yield from self._shed(pending, reason)
             return
         local, model = option.board == self._board, option.offer.model
         self.ingress.place(pending, option, now_us, local=local)

@@ -17,7 +17,7 @@ from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.agreement import Agreement
-from edge_agent.node.bookings import Bookings
+from edge_agent.node.bookings import Ahead, Bookings
 from edge_agent.node.execution import Execution
 from edge_agent.node.ingress import Pending
 from edge_agent.node.settings import NodeSettings
@@ -95,9 +95,16 @@ class Views:
         return replace(state, queue_us=self._execution.queue_us(now_us, state.model, pending.deadline_us), waits_us=())
 
     def _kv(self, record: BoardRecord, state: KvState, pending: Pending, now_us: int) -> KvState:
-        """A board's word on its language model, with what this request would wait there."""
+        """A board's word on its language model, with what this request would wait there, and what talks beside it."""
         queue_us = wait_us(state.queue_us, state.waits_us, pending.deadline_us - now_us)
-        return replace(state, queue_us=self._wait_us(record, state.model, queue_us, pending, now_us), waits_us=())
+        parallel = next((offer.parallel for offer in record.offers if offer.model == state.model), 1)
+        fresh = self._ahead(record, state.model, pending).fresh_jobs
+        return replace(
+            state,
+            queue_us=self._wait_us(record, state.model, queue_us, pending, now_us),
+            waits_us=(),
+            running=min(state.running + fresh, parallel),
+        )
 
     def _wait_us(self, record: BoardRecord, lane: str, said_us: int, pending: Pending, now_us: int) -> int:
         """``said_us`` was the wait when the record came in: now less by the time since, more by what was sent there.
@@ -106,13 +113,17 @@ class Views:
         is bounded by that.
         """
         parallel = next((offer.parallel for offer in record.offers if offer.model == lane), 1) if lane else 1
-        heard_us = self._fleet.heard_us(record.board)
-        sent_after_us = heard_us - 2 * self._settings.rules.policy.link_latency_us
-        ahead = self._bookings.ahead((record.board, lane), pending.deadline_us, sent_after_us)
+        ahead = self._ahead(record, lane, pending)
         if not said_us and ahead.jobs < parallel:
             return 0
-        aged_us = max(0, said_us - (now_us - heard_us)) + ahead.fresh_us // parallel
-        return max(aged_us, ahead.unanswered_us // parallel if ahead.jobs >= parallel else 0)
+        aged_us = max(0, said_us - (now_us - self._fleet.heard_us(record.board))) + (ahead.fresh_us if said_us else 0)
+        waiting = max(0, ahead.jobs - parallel + 1)
+        return max(aged_us, ahead.unanswered_us * waiting // max(1, ahead.jobs))
+
+    def _ahead(self, record: BoardRecord, lane: str, pending: Pending) -> Ahead:
+        """This board's own work there that is due before ``pending``; what it sent just before the record came is not in that."""
+        since_us = self._fleet.heard_us(record.board) - 2 * self._settings.rules.policy.link_latency_us
+        return self._bookings.ahead((record.board, lane), pending.deadline_us, since_us)
 
     def _unreachable(self, record: BoardRecord, size_bytes: int) -> str:
         if self.link_state:

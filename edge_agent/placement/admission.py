@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge_agent.core.config import QueueSection
+from edge_agent.placement.options import Decision, Option
 
 CONFIDENT = 8
 """Measurements of a model and shape before they say that something cannot be done."""
 TRIED_EVERY = 16
 """Of what is found hopeless one in so many is run nevertheless, so that an estimate that became wrong is corrected."""
+LATE_PART = 4
+"""A request is not placed when every option is late by this part of what is left of its deadline."""
 MAX_DISPLACED = 16
 """Waiting requests that may give way to one that comes."""
 CHUNK = 64
@@ -55,6 +58,35 @@ def why_hopeless(least_us: int, before_us: int, left_us: int) -> str:
         f"it cannot be done in time: {before}it takes {least_us} µs at least and {left_us} µs are left of its deadline; "
         "a longer deadline, a quicker model or a board with less to do may serve it"
     )
+
+
+class TooLate:
+    """Which requests are answered at once because no option can do them in time, by what was measured.
+
+    One in ``TRIED_EVERY`` of those is placed nevertheless, so that estimates which became wrong are corrected.
+    """
+
+    def __init__(self) -> None:
+        self._found = 0
+
+    def why(self, decision: Decision, budget_us: int) -> str:
+        """Why a request of this decision is not placed; empty if it is."""
+        soonest = min(decision.ranked, key=lambda option: option.cost.latency_us, default=None)
+        if soonest is None or any(not _is_late(option, budget_us) for option in decision.ranked):
+            return ""
+        self._found += 1
+        if self._found % TRIED_EVERY == 0:
+            return ""
+        return (
+            f"no board can do it in time: {budget_us} µs are left of its deadline, and the soonest, {soonest.offer.model} on "
+            f"{soonest.board}, would take {soonest.cost.latency_us} µs; a longer deadline or a lower quality floor may be served"
+        )
+
+
+def _is_late(option: Option, budget_us: int) -> bool:
+    """Surely: by a quarter of its budget, and by more than a few measurements."""
+    measured = max((each.measured for each in option.offer.shapes), default=0)
+    return measured >= CONFIDENT and option.cost.latency_us > budget_us + budget_us // LATE_PART
 
 
 class Line:

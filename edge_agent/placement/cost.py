@@ -29,6 +29,21 @@ GAIN_SHIFTS = ((4, 1), (16, 2))
 LAST_SHIFT = 3
 
 
+JOINING = 5
+"""One more inference of a language model beside others slows each by a fifth of what it takes alone: they share every reading of
+the weights (four at once say 2.5 times the tokens of one; docs/performance.md)."""
+
+
+def stretched(alone_us: int, beside: int, other_models: int = 0) -> int:
+    """How long a job takes that takes ``alone_us`` alone, with ``beside`` of the same model and ``other_models`` at work."""
+    return alone_us * (JOINING * (1 + other_models) + beside) // JOINING
+
+
+def shared(alone: int, together: int) -> int:
+    """What each of ``together`` jobs of one model takes of the board, in time or energy, if one alone takes ``alone``."""
+    return alone * (JOINING + together - 1) // (JOINING * together)
+
+
 @dataclass(frozen=True, slots=True)
 class CostParts:
     """One option's cost, taken apart for ``sly explain``; ``total_us`` is what is compared."""

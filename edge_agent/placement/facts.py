@@ -151,6 +151,7 @@ def _kv(state: KvState) -> KvState:
         free_bytes=state.free_bytes - state.free_bytes % MEMORY_STEP_BYTES,
         queue_us=0,
         waits_us=(),
+        running=0,
         prefill_tok_s=_speed(state.prefill_tok_s),
         ram_tok_s=_speed(state.ram_tok_s),
         disk_tok_s=_speed(state.disk_tok_s),

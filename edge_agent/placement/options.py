@@ -14,7 +14,7 @@ from edge_agent.core.config import PolicySection
 from edge_agent.core.kv import KvState, session_hash
 from edge_agent.core.values import DataClass, InferenceRequest, ModelOffer, TrustTier
 from edge_agent.core.wanted import Wanted
-from edge_agent.placement.cost import CostParts, expected_cost, option_cost
+from edge_agent.placement.cost import CostParts, expected_cost, option_cost, shared, stretched
 from edge_agent.placement.kv import Holding, KvAction, KvPlan, holdings, plan_kv
 
 NO_KV = KvPlan(KvAction.NONE, 0, 0)
@@ -174,10 +174,12 @@ def kv_plan(
 def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budget_us: int, policy: PolicySection) -> CostParts:
     """What a feasible option costs."""
     state, cost = view.kv.get(offer.model), expected_cost(offer, wanted.shape)
+    alone_us, beside = cost.busy_us + plan.prefill_us, min(state.running, offer.parallel - 1) if state else 0
+    others = sum(1 for model, other in view.kv.items() if model != offer.model and other.running)
     return option_cost(
         policy,
-        busy_us=cost.busy_us + plan.prefill_us,
-        energy_uj=cost.energy_uj,
+        busy_us=stretched(alone_us, beside, others),
+        energy_uj=shared(cost.energy_uj, beside + 1),
         queue_us=state.queue_us if state and wanted.talks else view.queue_us,
         payload_bytes=wanted.size_bytes,
         remote=not view.local,
@@ -186,7 +188,7 @@ def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budg
         kv_us=plan.kv_us,
         booked_us=view.booked_us,
         price_us=offer.price_us,
-        work_us=plan.prefill_us + -(-cost.busy_us // offer.parallel),
+        work_us=shared(alone_us, offer.parallel),
     )
 
 
