@@ -86,7 +86,7 @@ def supply(draw: Draw, most_mib: int = 64) -> dict[str, Any]:
             kv.append(KvState(name, FINGERPRINT, 4_096, 16_384, free_bytes, 4_096, draw.below(10**6), prefill_tok_s))
     return {
         "up": draw.below(12) > 0, "trust": draw.one_of((TrustTier.AFFIRMING,) * 4 + tuple(TrustTier)),
-        "queue_us": draw.below(600_000), "headroom_mdegc": draw.one_of((None, 30_000, 9_000, 2_500, 1_500)),
+        "headroom_mdegc": draw.one_of((None, 30_000, 9_000, 2_500, 1_500)),
         "offers": tuple(offers), "kv": tuple(kv),
     }  # fmt: skip
 

@@ -51,7 +51,7 @@ def messages(pool: int) -> tuple[BoardRecord | Presence, ...]:
             name, boot = f"board-{number}", version // 2 + 1
             said.append(
                 BoardRecord(
-                    name, boot, version, "", True, facts["up"], facts["queue_us"], 60_000, draw.between(55_000, 95_000),
+                    name, boot, version, "", True, facts["up"], draw.below(600_000), 60_000, draw.between(55_000, 95_000),
                     facts["offers"], facts["kv"],
                     tuple(Demand(each, draw.between(1, 6_000)) for each in classes if draw.below(2)),
                 )
@@ -76,8 +76,7 @@ def facts_of(state: FleetState) -> list[BoardFacts]:
     return [
         BoardFacts.rounded(
             record.board, up=record.serving and state.standing(record.board) is Standing.ONLINE, trust=TrustTier.AFFIRMING,
-            queue_us=record.queue_us, headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv,
-            demand=record.demand,
+            headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv, demand=record.demand,
         )
         for record in state.records()
     ]  # fmt: skip

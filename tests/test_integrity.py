@@ -248,7 +248,6 @@ def some_facts(chance: random.Random, board: str) -> BoardFacts:
         board,
         up=chance.random() < 0.9,
         trust=some_trust(chance),
-        queue_us=chance.choice((0, 700_000)),
         headroom_mdegc=some_headroom(chance),
         offers=offers,
         kv=[some_kv(chance, offer) for offer in offers if offer.task == CHAT and not offer.cloud],

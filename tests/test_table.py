@@ -54,8 +54,8 @@ def test_an_entry_has_exactly_the_options_that_the_live_filters_leave(seed: int)
         feasible = set()
         for each in facts:
             view = BoardView(
-                each.board, each.offers, each.queue_us, each.board == entry.ingress, each.headroom_mdegc,
-                "" if each.up else "down", kv={state.model: state for state in each.kv}, trust=each.trust,
+                each.board, each.offers, local=each.board == entry.ingress, headroom_mdegc=each.headroom_mdegc,
+                barred="" if each.up else "down", kv={state.model: state for state in each.kv}, trust=each.trust,
             )  # fmt: skip
             for one in () if why_not_board(entry.wanted, view, RULES) else each.offers:
                 lacking = kv_plan(entry.wanted, view, one).lacking
@@ -157,7 +157,7 @@ def test_a_class_that_nothing_may_serve_stands_there_without_options() -> None:
 
 def test_a_board_that_lies_saturates_and_overflows_nothing() -> None:
     """It claims the largest of everything: the others' entries stay, and the bytes can be read."""
-    liar = board("liar", offer(busy_us=10**15, energy_uj=10**15), rate_mhz=MAX_RATE_MHZ, queue_us=10**15)
+    liar = board("liar", offer(busy_us=10**15, energy_uj=10**15), rate_mhz=MAX_RATE_MHZ)
     table = made(board("a", offer(), rate_mhz=2_000), board("b", offer()), liar, horizon_us=600_000_000)
     assert Table.decode(table.encode()) == table
     honest = table.entry("a", FACES)
@@ -312,7 +312,6 @@ def test_rounding_keeps_so_many_bits_and_is_off_by_at_most_one_of_them(number: i
 def test_rounded_facts_are_never_better_than_the_board(seed: int) -> None:
     told = supply(Draw(seed))
     facts = BoardFacts.rounded("a", demand=(), **told)
-    assert facts.queue_us <= told["queue_us"]
     assert facts.headroom_mdegc is None or facts.headroom_mdegc <= told["headroom_mdegc"]
     for rounded, true in zip(facts.offers, sorted(told["offers"], key=lambda o: o.model), strict=True):
         assert rounded.busy_us >= true.busy_us and rounded.energy_uj >= true.energy_uj
@@ -320,7 +319,7 @@ def test_rounded_facts_are_never_better_than_the_board(seed: int) -> None:
 
 
 def _parts(facts: BoardFacts) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in ("queue_us", "headroom_mdegc", "offers", "kv")}
+    return {name: getattr(facts, name) for name in ("headroom_mdegc", "offers", "kv")}
 
 
 def test_noise_and_what_concerns_only_the_moment_do_not_change_the_facts() -> None:
@@ -330,7 +329,6 @@ def test_noise_and_what_concerns_only_the_moment_do_not_change_the_facts() -> No
     assert kv and offers
     noisy = {
         **told,
-        "queue_us": 510_000,
         "headroom_mdegc": 9_500,
         "offers": tuple(
             replace(o, measured=o.measured + 1, shapes=tuple(replace(s, measured=99) for s in o.shapes)) for o in offers
@@ -339,19 +337,19 @@ def test_noise_and_what_concerns_only_the_moment_do_not_change_the_facts() -> No
     }
     home = KvHome(bytes(16), 9, Place.HOT)
     noisy["kv"] = tuple(replace(state, homes=(home,), waits_us=(0,) * len(SLACKS_US)) for state in noisy["kv"])
-    base = BoardFacts.rounded("a", demand=(), **{**told, "queue_us": 600_000, "headroom_mdegc": 15_900})
+    base = BoardFacts.rounded("a", demand=(), **{**told, "headroom_mdegc": 15_900})
     assert BoardFacts.rounded("a", demand=(), **noisy) == base
 
 
 def test_offers_of_the_cloud_are_a_boards_own_affair() -> None:
-    told: dict[str, Any] = {"up": True, "trust": TrustTier.NONE, "queue_us": 0, "headroom_mdegc": None, "kv": (), "demand": ()}
+    told: dict[str, Any] = {"up": True, "trust": TrustTier.NONE, "headroom_mdegc": None, "kv": (), "demand": ()}
     assert BoardFacts.rounded("a", offers=[offer(cloud=True)], **told).offers == ()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"up": False}, {"trust": TrustTier.WARNING}, {"queue_us": 250_000}, {"headroom_mdegc": 0}, {"offers": ()},
+        {"up": False}, {"trust": TrustTier.WARNING}, {"headroom_mdegc": 0}, {"offers": ()},
         {"offers": (offer(busy_us=1),)}, {"offers": (offer(parallel=2),)}, {"demand": ()}, {"board": "b"},
     ],
 )  # fmt: skip

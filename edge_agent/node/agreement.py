@@ -135,8 +135,7 @@ class Agreement:
             if last is not record or facts is None:
                 facts = BoardFacts.rounded(
                     record.board, up=record.serving, trust=self._settings.trust.get(record.board, TrustTier.NONE),
-                    queue_us=record.queue_us, headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv,
-                    demand=record.demand,
+                    headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv, demand=record.demand,
                 )  # fmt: skip
             self._rounded[record.board] = record, facts
             yield facts

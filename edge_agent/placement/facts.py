@@ -2,8 +2,9 @@
 
 Owns ``BoardFacts``, the rounding, and the digests of facts and rules.  Rules: integers only; the rounding is a function of the
 record alone, never of what was rounded before (no hysteresis: that would make two boards differ that heard the same); costs are
-rounded up and headroom and memory down, so that a rounded board is never better than it is; one board, one entry: who joins
-two records of a board is gossip's affair.
+rounded up and headroom and memory down, so that a rounded board is never better than it is; what waits at this moment is no
+fact: the table is a plan, and the live choice looks at queues; one board, one entry: who joins two records of a board is
+gossip's affair.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from edge_agent.core.values import BOARD_ID, MAX_COST, ModelOffer, TrustTier, ch
 from edge_agent.core.wanted import MAX_RATE_MHZ, Demand
 from edge_agent.placement.options import Rules
 
-QUEUE_STEP_US = 250_000
 COST_BITS, SPEED_BITS, RATE_BITS = 4, 4, 3
 """Significant bits: a step is at most 1/8 of a cost or a speed, 1/4 of a rate."""
 HEADROOM_STEP_MDEGC, COOL_STEP_MDEGC = 1_000, 8_000
@@ -39,7 +39,7 @@ _WANTED = attrgetter(
 
 @dataclass(frozen=True, slots=True)
 class BoardFacts:
-    """A board as the table sees it. ``queue_us`` is the work that waits there for pictures.
+    """A board as the table sees it.
 
     Each of ``offers``, ``kv`` and ``demand`` is ascending, each model and class once.  Raises ``ValueError`` otherwise.
     """
@@ -47,7 +47,6 @@ class BoardFacts:
     board: str
     up: bool = True
     trust: TrustTier = TrustTier.NONE
-    queue_us: int = 0
     headroom_mdegc: int | None = None
     offers: tuple[ModelOffer, ...] = ()
     kv: tuple[KvState, ...] = ()
@@ -62,8 +61,8 @@ class BoardFacts:
         _ascending(f"KV states of {self.board}", [state.model for state in self.kv])
         _ascending(f"demand of {self.board}", [each.wanted for each in self.demand])
         supply = {
-            1: self.board, 2: self.up, 3: int(self.trust), 4: self.queue_us, 5: self.headroom_mdegc,
-            6: list(map(_plain_offer, self.offers)), 7: list(map(_KV, self.kv)),
+            1: self.board, 2: self.up, 3: int(self.trust), 4: self.headroom_mdegc,
+            5: list(map(_plain_offer, self.offers)), 6: list(map(_KV, self.kv)),
         }  # fmt: skip
         object.__setattr__(self, "supply_bytes", encode(supply))
         object.__setattr__(self, "demand_bytes", encode(list(map(_plain_demand, self.demand))))
@@ -75,18 +74,16 @@ class BoardFacts:
         *,
         up: bool,
         trust: TrustTier,
-        queue_us: int,
         headroom_mdegc: int | None,
         offers: Iterable[ModelOffer],
         kv: Iterable[KvState],
         demand: Iterable[Demand],
     ) -> BoardFacts:
-        """What is left of a board's record for the table: no sessions, no momentary queue of talk, no offers of the cloud."""
+        """What is left of a board's record for the table: no sessions, no queues, no offers of the cloud."""
         return cls(
             board,
             up,
             trust,
-            queue_us - queue_us % QUEUE_STEP_US,
             None if headroom_mdegc is None else _headroom(headroom_mdegc),
             tuple(sorted((_offer(offer) for offer in offers if not offer.cloud), key=lambda offer: offer.model)),
             tuple(sorted(map(_kv, kv), key=lambda state: state.model)),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress, repeat
-from operator import add, floordiv, mul
+from operator import floordiv, mul
 from typing import NamedTuple
 
 from edge_agent.core.config import PolicySection
@@ -144,7 +144,7 @@ def _units(wanted_mreq: Sequence[int]) -> list[tuple[int, int]]:
 def _options(wanted: Wanted, facts: BoardFacts, index: int, local: bool, rules: Rules) -> Iterator[_Option]:
     """What the live choice would see of this board for a request of the class, if the board were booked for nothing."""
     view = BoardView(
-        facts.board, facts.offers, facts.queue_us, local, facts.headroom_mdegc, "" if facts.up else "it is not up",
+        facts.board, facts.offers, local=local, headroom_mdegc=facts.headroom_mdegc, barred="" if facts.up else "it is not up",
         kv={state.model: state for state in facts.kv}, trust=facts.trust,
     )  # fmt: skip
     if why_not_board(wanted, view, rules):
@@ -203,10 +203,9 @@ def _room(group: _Group, pool_of: Mapping[tuple[int, str], int], horizon_us: int
 def _crowd(
     group: _Group, facts: Sequence[BoardFacts], policy: PolicySection, pools: tuple[int, ...], room: tuple[int, ...]
 ) -> Crowd:
-    """What waits on a board already is part of what players pay in private. With ``room`` comes the last option: to be shed."""
+    """With ``room`` comes the last option: to be shed."""
     unit, boards, work_us = repeat(group.unit_mreq), group.played(group.boards), group.played(group.work_us)
-    waiting = map(mul, repeat(policy.congestion_factor), map(mul, [facts[board].queue_us for board in boards], work_us))
-    costs = map(add, map(mul, group.played(group.cost_us), repeat(policy.horizon_us)), waiting)
+    costs = map(mul, group.played(group.cost_us), repeat(policy.horizon_us))
     private = tuple(map(floordiv, map(mul, costs, unit), repeat(1000)))
     work = tuple([max(1, work // 1000) for work in map(mul, work_us, unit)])
     if not room:
@@ -222,7 +221,7 @@ class _Plan:
         self._boards = [each.board for each in facts]
         self._groups = [(group, group.told(taken)) for group, taken in zip(groups, played.assignment, strict=True)]
         self._factor, self._horizon_us = policy.congestion_factor, policy.horizon_us
-        self._loads = [load + each.queue_us for load, each in zip(played.loads, facts, strict=False)]
+        self._loads = played.loads
 
     def entries(self) -> Iterator[Entry]:
         for group, units in self._groups:

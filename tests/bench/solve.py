@@ -41,14 +41,14 @@ def measure(progress: Progress) -> Iterator[Figure]:
 
 
 def _changes_ms(facts: list[BoardFacts]) -> list[float]:
-    """One board's queue and demand change, and so does the table. Raises ``UnavailableError`` if the result is another."""
+    """One board's heat and demand change, and so does the table. Raises ``UnavailableError`` if the result is another."""
     maker = TableMaker(rules())
     maker.make(facts)
     samples = []
     for number in range(CHANGES):
         at = number % len(facts)
         demand = tuple(replace(each, rate_mhz=each.rate_mhz * 3 // 4) for each in facts[at].demand)
-        facts = [*facts[:at], replace(facts[at], queue_us=250_000 * (number % 3 + 1), demand=demand), *facts[at + 1 :]]
+        facts = [*facts[:at], replace(facts[at], headroom_mdegc=16_000 + 8_000 * (number % 3), demand=demand), *facts[at + 1 :]]
         samples.append(_ms(lambda facts=facts: maker.make(facts).digest))  # type: ignore[misc]
     if maker.make(facts).encode() != TableMaker(rules()).make(facts).encode():
         raise UnavailableError("the table after changes", "it is not the one that is made from nothing")
