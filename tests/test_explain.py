@@ -128,7 +128,7 @@ def test_the_table_fits_a_terminal_whatever_the_names_and_costs_are(
     options: list[Option], out: list[Exclusion], known: bool
 ) -> None:
     shares = {(each.board, each.offer.model): 125 for each in options} if known else None
-    report = decision_report(decided(*options, out=out), Wanted.of(REQUEST), shares)
+    report = decision_report(replace(decided(*options, out=out), wanted=Wanted.of(REQUEST)), shares)
     assert decode(encode(report)) == report == json.loads(json.dumps(report)), "plain values, for the socket and for JSON"
     lines = decision_table(report).splitlines()
     assert max(map(len, lines)) <= WIDTH
@@ -153,7 +153,7 @@ def test_json_keeps_every_part_of_every_cost() -> None:
 
 def test_the_share_of_the_agreed_table_and_the_way_of_the_kv_are_shown() -> None:
     there = Option("b", offer("m", 1000), replace(NOTHING, kv_us=1000), KvPlan(KvAction.PEER, 1000, 0, 512, "a"))
-    table = decision_table(decision_report(decided(there, option("c", busy_us=2000)), None, {("b", "m"): 700}))
+    table = decision_table(decision_report(decided(there, option("c", busy_us=2000)), {("b", "m"): 700}))
     assert table.splitlines()[1].split() == ["->", "b/m", "70", "%", "1.00", "0.00", "1.00", "peer", "512", "a"]
     assert table.splitlines()[2].split() == ["c/m", "-", "2.00", "2.00", "0.00", "-"]
 

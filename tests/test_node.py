@@ -16,8 +16,18 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place, session_hash
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Limits, Status, Tensor, TrustTier, failure
-from edge_agent.core.wanted import shape_of
+from edge_agent.core.values import (
+    AnswerPart,
+    DataClass,
+    InferenceRequest,
+    InferenceResult,
+    Limits,
+    Status,
+    Tensor,
+    TrustTier,
+    failure,
+)
+from edge_agent.core.wanted import Wanted, shape_of
 from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.node.announcer import CHANGED_PERIOD_US, QUIET_PERIOD_US
@@ -55,6 +65,7 @@ from edge_agent.node.report import decision_report, fleet_report
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import end_tensor, turn_of, turn_request
+from edge_agent.node.words import class_words
 from edge_agent.placement.cost import expected_cost, shared
 from edge_agent.store.ledger import Bounds, Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, LinkDown, LinkUp, Message, Published, Rejected
@@ -359,6 +370,21 @@ def test_a_dispatched_request_is_run_and_answered_to_its_ingress(desk: Desk) -> 
     assert begun.key == f"b/{request().request_id}" and desk.acknowledged(effects)
     (sent, *_) = of(Publish, desk.feed(Executed(begun.key, echo(request(), "a", "small", 1))))
     assert sent.message.topic == TOPICS.reply("a", "b") and told(sent.message, "b").status is Status.OK
+
+
+def test_a_request_of_the_broker_is_explained_with_its_class_like_any_other(desk: Desk) -> None:
+    desk.meet("b")
+    desk.deliver(client_request(request(1)))
+    assert decision_report(desk.node.decisions[request(1).request_id])["class"] == class_words(Wanted.of(request(1)).classed())
+
+
+def test_what_this_board_has_in_a_cloud_is_not_for_other_boards(desk: Desk) -> None:
+    desk.meet("b")
+    desk.feed(Hosted(replace(offer("cloud.large", 1000, task="chat"), cloud=True, price_us=1)))
+    effects = desk.deliver(dispatch(replace(request(), model="cloud.large", data=DataClass.PUBLIC)))
+    (sent, *_) = of(Publish, effects)
+    assert not of(Execute, effects) and told(sent.message, "b").status is Status.FAILED
+    assert "does not host 'cloud.large'" in told(sent.message, "b").reason
 
 
 @pytest.mark.parametrize(
@@ -731,6 +757,7 @@ def test_decisions_are_remembered_for_who_asks_and_their_room_is_bounded(desk: D
     desk.feed(Submitted(request(0), 1))
     report = decision_report(desk.node.decisions[request(0).request_id])
     assert [option["board"] for option in report["options"]] == ["b", "c", "a"]  # type: ignore[attr-defined]
+    assert report["class"] == class_words(Wanted.of(request(0)).classed())
     for i in range(1, MAX_DECISIONS + 10):
         desk.feed(Submitted(request(i), i))
         desk.feed(Abandoned(i))

@@ -41,6 +41,20 @@ def agree(fleet: SimFleet) -> bool:
     return all(node.online_boards == len(nodes) for node in nodes) and len({node.agreement.digest for node in nodes}) == 1
 
 
+@pytest.mark.parametrize(("name", "share_permille"), [("house", 600), ("eight-boards", 450)])
+def test_under_steady_load_boards_hold_one_table_most_of_the_time(name: str, share_permille: int) -> None:
+    """Measured shares are in docs/convergence.md; these leave them room."""
+    duration_us, samples = 60_000_000, list[bool]()
+    scenario = replace(load_scenario(name), duration_us=duration_us, traces=None)
+    with overheard(scenario) as fleet:
+        fleet.begin()
+        fleet.clock.run_until(START_US + duration_us // 3)
+        while fleet.since_start_us < duration_us:
+            fleet.clock.advance(250_000)
+            samples.append(agree(fleet))
+    assert 1000 * sum(samples) >= share_permille * len(samples), f"{sum(samples)} of {len(samples)}"
+
+
 def answered_once(run: Run) -> bool:
     ids = [each.request_id for each in run.served]
     return len(ids) == len(set(ids)) and not set(ids) & set(run.pending)

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvHome, KvState, Place
-from edge_agent.core.values import DataClass, ModelOffer, ShapeCost, TrustTier
+from edge_agent.core.values import MAX_TABLE_BYTES, DataClass, ModelOffer, ShapeCost, TrustTier
 from edge_agent.core.waits import SLACKS_US
 from edge_agent.core.wanted import MAX_RATE_MHZ, Demand, Wanted
-from edge_agent.placement.agreed import MAX_FIGURE, MAX_OPTIONS, MAX_TABLE_BYTES
+from edge_agent.placement.agreed import MAX_FIGURE, MAX_OPTIONS, Ranked
 from edge_agent.placement.facts import BoardFacts, above, facts_digest, nearest, rules_digest
 from edge_agent.placement.options import BoardView, kv_plan, weigh, why_not_board, why_not_model
 from edge_agent.placement.table import EMPTY, MAX_UNITS, MAX_UNITS_EACH, Booking, Entry, Table, TableMaker
+from edge_agent.store.ledger import Ledger
 from tests.fleet_facts import DIGESTS, Draw, fleet, rules, supply
 
 GOLDEN = Path(__file__).parent / "data" / "golden_tables.json"
@@ -276,6 +277,15 @@ def test_a_table_over_its_bound_is_refused_before_it_is_read() -> None:
     with pytest.raises(RefusedError, match="table length"):
         Table.decode(bytes(MAX_TABLE_BYTES + 1))
     assert Table.decode(EMPTY.encode()) == EMPTY
+
+
+def test_a_table_of_a_thousand_classes_with_all_their_options_can_be_kept_by_a_ledger(tmp_path: Path) -> None:
+    ways = tuple(sorted((Ranked(f"b{n:03}", "m", 3, MAX_FIGURE) for n in range(MAX_OPTIONS)), key=lambda each: each.board))
+    entries = tuple(Entry("b000", replace(FACES, shape=n % 64, energy_uj=1 << n // 64), 1, ways) for n in range(1_000))
+    table = replace(EMPTY, entries=tuple(sorted(entries, key=lambda each: each.wanted)))
+    with Ledger(tmp_path / "ledger") as ledger:
+        ledger.put_document("table", table.encode())
+        assert Table.decode(ledger.document("table") or b"") == table
 
 
 @pytest.mark.parametrize("sequence", ["entries", "bookings"])

@@ -36,6 +36,8 @@ MAX_BOARDS = 1024
 MAX_DEADLINE_US = 3_600_000_000
 DEFAULT_DEADLINE_US = 10_000_000
 MAX_SHAPE = 127
+MAX_TABLE_BYTES = 8 * 2**20
+"""Of the agreed placement table: what can be made can be kept by a ledger."""
 MAX_SHAPES = 8
 """That a board tells of, for one model."""
 MAX_MEASURED = 2**31

@@ -265,7 +265,9 @@ class Inbound:
         return self.stopping or self._mailbox.congested
 
     def _not_hosted(self, model: str) -> str:
-        if model in self._execution.offers:
+        """Why another board may not have this model run here; what this board has in a cloud is for its own requests alone."""
+        offer = self._execution.offers.get(model)
+        if offer is not None and not offer.cloud:
             return ""
         return self._execution.withdrawn.get(model) or f"{self._board} does not host {model!r}"
 

@@ -16,12 +16,12 @@ Shares = Mapping[tuple[str, str], int]
 """What the agreed table gives each (board, model) of a class, in thousandths."""
 
 
-def decision_report(decision: Decision, wanted: Wanted | None = None, shares: Shares | None = None) -> dict[str, object]:
+def decision_report(decision: Decision, shares: Shares | None = None) -> dict[str, object]:
     """Why a request went where it went: the ranked options with their costs taken apart, each excluded one's reason, and why the
-    first one won. ``wanted``: what was asked for, as far as that is remembered; ``shares``: of its class, if the table has it."""
+    first one won. ``shares``: of its class, if the table has it."""
     return {
         "request": decision.request_id,
-        "class": class_words(wanted.classed()) if wanted else "",
+        "class": class_words(decision.wanted.classed()) if decision.wanted else "",
         "options": [_option(option, shares) for option in decision.ranked],
         "excluded": [{"board": e.board, "model": e.model, "reason": e.reason} for e in decision.excluded],
         "why": why(decision),

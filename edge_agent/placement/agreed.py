@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 
 from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.errors import RefusedError, shown
-from edge_agent.core.values import BOARD_ID, DIGEST_BYTES, MAX_BOARDS, MODEL_NAME, DataClass, TrustTier, bounded, checked
+from edge_agent.core.values import (
+    BOARD_ID,
+    DIGEST_BYTES,
+    MAX_BOARDS,
+    MAX_TABLE_BYTES,
+    MODEL_NAME,
+    DataClass,
+    TrustTier,
+    bounded,
+    checked,
+)
 from edge_agent.core.wanted import MAX_RATE_MHZ, Wanted
 
 MAX_ENTRIES = 1_000
@@ -24,7 +34,6 @@ MAX_OPTIONS = 256
 """Of one entry."""
 MAX_MODELS = 2**16
 """64 on each of 1,024 boards: every table that can be made can be read."""
-MAX_TABLE_BYTES = 8 * 2**20
 MAX_TABLE_ITEMS = 2**17
 MAX_FIGURE = 2**53
 """Costs, bookings and moves saturate here."""

@@ -74,11 +74,13 @@ class Exclusion:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The ranked options and the excluded ones. ``chosen`` is ``None`` when the request must be shed."""
+    """The ranked options and the excluded ones. ``chosen`` is ``None`` when the request must be shed. ``wanted``: what was
+    asked for, ``None`` where nobody kept it."""
 
     request_id: str
     ranked: tuple[Option, ...]
     excluded: tuple[Exclusion, ...]
+    wanted: Wanted | None = None
 
     @property
     def chosen(self) -> Option | None:
@@ -118,7 +120,7 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], rules: Rules,
                 excluded.append(Exclusion(view.board, offer.model, plan.lacking))
                 continue
             ranked.append(Option(view.board, offer, weigh(wanted, view, offer, plan, budget_us, rules.policy), plan))
-    return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded))
+    return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded), wanted)
 
 
 def why_not_trusted(trust: TrustTier, asked: TrustTier) -> str:

@@ -6,17 +6,13 @@ Rules: a body that is not the verb's is refused like a verb that does not exist;
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from edge_agent.core import wire
 from edge_agent.core.clock import Clock
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import REQUEST_ID, InferenceRequest, checked
-from edge_agent.core.wanted import Wanted
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report, shares_of, table_report
-from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.placement.options import Decision
 from edge_agent.shell.answers import Answers
 from edge_agent.shell.imagined import imagined
@@ -31,16 +27,12 @@ class Verbs:
     def __init__(self, node: Node, work: WorkLoop, clock: Clock, host: Host, answers: Answers, jobs: Jobs) -> None:
         self._node, self._work, self._clock = node, work, clock
         self._host, self._answers, self._jobs = host, answers, jobs
-        self._wanted: OrderedDict[str, Wanted] = OrderedDict()
-        """What the last requests of this socket asked for, for who asks why they went where they went."""
 
     async def handle(self, verb: str, body: object) -> object:
         """The answer to one call. Raises ``RefusedError``."""
         match verb, body:
             case "infer", bytes():
-                request = wire.decode_request(body, wire.LOCAL)
-                self._note(request)
-                result = await self._answers.submit(request)
+                result = await self._answers.submit(wire.decode_request(body, wire.LOCAL))
                 return wire.encode_result(result, wire.LOCAL)
             case "explain", str():
                 return self._explained(body)
@@ -58,11 +50,6 @@ class Verbs:
                 return None
         raise RefusedError("call", verb, "infer, explain, place, table, status, talk, sessions or drop")
 
-    def _note(self, request: InferenceRequest) -> None:
-        self._wanted[request.request_id] = Wanted.of(request)
-        while len(self._wanted) > MAX_DECISIONS:
-            self._wanted.popitem(last=False)
-
     def _explained(self, request_id: str) -> object:
         decisions = self._node.router.decisions
         if request_id == NEWEST:
@@ -72,16 +59,16 @@ class Verbs:
         decision = decisions.get(checked(REQUEST_ID, "request id", request_id))
         if decision is None:
             raise RefusedError(f"request {request_id}", "an id that is not remembered here", "one of the last requests")
-        return self._told(decision, self._wanted.get(request_id))
+        return self._told(decision)
 
     def _previewed(self, request: InferenceRequest) -> object:
         node, now_us = self._node, self._clock.monotonic_us()
         refused = f"{node.board} is being stopped" if node.draining else node.router.ingress.full(request)
-        return self._told(node.router.preview(request, now_us), Wanted.of(request)) | {"request": "", "refused": refused}
+        return self._told(node.router.preview(request, now_us)) | {"request": "", "refused": refused}
 
-    def _told(self, decision: Decision, wanted: Wanted | None) -> dict[str, object]:
-        shares = shares_of(self._node.agreement.table, self._node.board, wanted) if wanted else None
-        return decision_report(decision, wanted, shares)
+    def _told(self, decision: Decision) -> dict[str, object]:
+        wanted = decision.wanted
+        return decision_report(decision, shares_of(self._node.agreement.table, self._node.board, wanted) if wanted else None)
 
     async def _drop(self, session: str) -> None:
         if not any([await speaker.drop(session) for speaker in self._host.speakers.values()]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import bounded
+from edge_agent.core.values import MAX_TABLE_BYTES, bounded
 
 MAX_NAME_BYTES = 256
 """Of a counter, a mark, a document, a request id, an owed key."""
@@ -16,7 +16,8 @@ MAX_NAMES = 4096
 """How many counters, marks and documents there may be, of each."""
 MAX_TOPIC_BYTES = 512
 MAX_CORRELATION_BYTES = 256
-MAX_DOCUMENT_BYTES = 2**20
+MAX_DOCUMENT_BYTES = MAX_TABLE_BYTES
+"""The largest document is the agreed table."""
 MAX_ENTRY_BYTES = 4 * 2**20 + 64 * 2**10
 """An envelope, an answer or an owed payload: as large as the largest packet of a link."""
 MAX_BATCH_BYTES = 8 * 2**20
