@@ -54,8 +54,8 @@ def test_the_defaults_are_pinned() -> None:
         },
         "queue": {"max_requests": 1024, "max_bytes": 64 * 2**20, "order": "edf", "shed_late": True},
         "policy": {
-            "energy_us_per_mj": 200, "lateness_factor": 10, "quality_us_per_permille": 20, "link_bytes_per_ms": 10_000,
-            "link_latency_us": 2_000, "guard_band_mdegc": 2_000, "horizon_us": 10_000_000, "congestion_factor": 10,
+            "energy_us_per_mj": 700, "lateness_factor": 10, "quality_us_per_permille": 20, "link_bytes_per_ms": 10_000,
+            "link_latency_us": 2_000, "guard_band_mdegc": 2_000, "horizon_us": 10_000_000, "congestion_factor": 50,
             "gain_us": 1_000,
         },
         "cloud": {

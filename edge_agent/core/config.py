@@ -166,7 +166,7 @@ class QueueSection:
 class PolicySection:
     """``[policy]``: the exchange rates of placement; all boards of a fleet hold the same."""
 
-    energy_us_per_mj: int = _setting("what a millijoule is worth in microseconds", 200, low=0, high=10**6)
+    energy_us_per_mj: int = _setting("what a millijoule is worth in microseconds", 700, low=0, high=10**6)
     lateness_factor: int = _setting("what a microsecond past the deadline is worth", 10, low=1, high=1000)
     quality_us_per_permille: int = _setting("what a per mille of model quality is worth", 20, low=0, high=10**6)
     link_bytes_per_ms: int = _setting("the throughput that a message between boards is reckoned with", 10_000, low=1, high=10**7)
@@ -174,7 +174,7 @@ class PolicySection:
     guard_band_mdegc: int = _setting("a board nearer than this to its trip point takes nothing new", 2_000, low=0, high=50_000)
     horizon_us: int = _setting("the stretch of time that the table plans for", 10_000_000, low=10_000, high=600_000_000)
     congestion_factor: int = _setting(
-        "what a busy microsecond is worth, in microseconds, on a board that is booked for the whole horizon", 10, low=0, high=1000
+        "what a busy microsecond is worth, in microseconds, on a board that is booked for the whole horizon", 50, low=0, high=1000
     )
     gain_us: int = _setting("the table is settled when no request gains so much by another option", 1_000, low=1, high=10**9)
 

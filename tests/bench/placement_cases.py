@@ -29,19 +29,35 @@ ALIKE_PROFILE = "orin_nano"
 
 DURATION_S, WARMUP_S = 45, 10
 
-AZURE = (
-    ArrivalPlan(
-        "azure", 2_000, rate_mhz=667, deadline_token_us=30_000, prompt_permille=500, answer_permille=250, max_prompt_tokens=1_024
-    ),
-    ArrivalPlan(
-        "azure", 4_000, rate_mhz=333, deadline_token_us=60_000, prompt_permille=500, answer_permille=250, max_prompt_tokens=1_024,
-        quality_permille=750,
-    ),
-)  # fmt: skip
-MOONCAKE = tuple(replace(plan, kind="mooncake", prompt_permille=50, max_prompt_tokens=2_000) for plan in AZURE)
+Urgencies = Sequence[tuple[int, int, int]]
+"""How requests are due: ms after they came, µs more a token of the answer that may come; and so many come in 1,000 s."""
+ANY_MODEL: Urgencies = ((2_000, 30_000, 333), (10_000, 60_000, 200), (60_000, 200_000, 134))
+BETTER_MODEL: Urgencies = ((4_000, 60_000, 167), (15_000, 100_000, 100), (60_000, 200_000, 66))
+"""Somebody who waits, somebody who reads along, and work for later."""
+ANY_ALIKE: Urgencies = ((2_000, 30_000, 667),)
+BETTER_ALIKE: Urgencies = ((4_000, 60_000, 333),)
+BETTER_QUALITY = 750
+
+
+def _talk(kind: str, plain: Urgencies, better: Urgencies, prompt_permille: int, max_prompt_tokens: int) -> Iterator[ArrivalPlan]:
+    """Talk at one request a second in all, two thirds of it content with any model, one third not."""
+    plan = ArrivalPlan(kind, 1, prompt_permille=prompt_permille, answer_permille=250, max_prompt_tokens=max_prompt_tokens)
+    for quality, urgencies in ((0, plain), (BETTER_QUALITY, better)):
+        for deadline_ms, token_us, rate_mhz in urgencies:
+            yield replace(
+                plan, quality_permille=quality, rate_mhz=rate_mhz, deadline_ms=deadline_ms, deadline_token_us=token_us
+            )  # fmt: skip
+
+
+AZURE = tuple(_talk("azure", ANY_MODEL, BETTER_MODEL, 500, 1_024))
 CAMERAS = (ArrivalPlan("camera", 400, task="detect_objects", period_ms=4_000),)
-WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {"azure": AZURE, "mooncake": MOONCAKE, "mixed": (*AZURE, *CAMERAS)}
-"""Talk at one request a second together, two thirds of it content with any model, one third not; cameras come on top."""
+WORKLOADS: Mapping[str, tuple[ArrivalPlan, ...]] = {
+    "azure": AZURE,
+    "azure-alike": tuple(_talk("azure", ANY_ALIKE, BETTER_ALIKE, 500, 1_024)),
+    "mooncake": tuple(_talk("mooncake", ANY_MODEL, BETTER_MODEL, 50, 2_000)),
+    "mixed": (*AZURE, *CAMERAS),
+}
+"""Talk of three urgencies, or of one (``azure-alike``); cameras come on top."""
 
 
 @dataclass(frozen=True, slots=True)

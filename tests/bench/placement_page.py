@@ -94,6 +94,10 @@ Requests: {found.trace_source}. {len(found.rows)} runs in {found.seconds:.0f} s 
   miss deadlines** at the highest load that it sustains at 99 %.
 * **J a request**: energy of all boards above idling (*dynamic*), or all of it (*with idle*), for each request within its limits,
   lost work included. Emulated.
+* Requests of the workloads `azure`, `mooncake` and `mixed` are due 2 s after they came and 30 ms more a token that the answer may
+  have (half of them: somebody waits), 10 s and 60 ms (three in ten: somebody reads along) or 60 s and 200 ms (two in ten: work
+  for later); a third asks for the better model and is given 4 s and 60 ms, 15 s and 100 ms, or 60 s and 200 ms. In `azure-alike`
+  all are of the first kind. Lengths are the trace's, prompts halved (mooncake: a twentieth), answers a quarter.
 * Figures are means over seeds, with the least and the most in brackets.
 
 All placers choose among the same options behind the same hard filters, and all move KV alike; only the pick differs. A
