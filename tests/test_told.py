@@ -43,11 +43,14 @@ def test_what_was_told_of_a_cost_stays_until_it_is_off_by_more_than_a_fifth() ->
 
 
 def test_measurements_that_scatter_widen_what_counts_as_chance() -> None:
-    book, told = learned(*[600, 1_400] * 30)
+    book, told = learned(*([600] * 4 + [1_400] * 4) * 8)
     first = shapes(told)
+    known = set()
     for number in range(200):
-        book.learn("faces", 5, 600 if number % 2 else 1_400, 2_000)
+        book.learn("faces", 5, 600 if number % 8 < 4 else 1_400, 2_000)
+        known.add(book.cost("faces", 5).busy_us)
         assert shapes(told) == first
+    assert 10 * max(known) > 12 * min(known)
 
 
 def test_the_first_measurement_of_a_shape_is_told_and_a_prior_as_it_is() -> None:
