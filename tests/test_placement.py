@@ -192,12 +192,12 @@ def test_the_parts_of_a_cost_are_those_of_the_model() -> None:
         busy_us=5_000,
         wait_us=7_000,
         transfer_us=2_000 + 5_000,
-        energy_us=600,
+        energy_us=2_100,
         lateness_us=(5_000 + 7_000 + 7_000 - 10_000) * 10,
         quality_us=200,
         work_us=5_000,
     )
-    assert parts.latency_us == 19_000 and parts.total_us == 19_000 + 600 + 90_000 + 200
+    assert parts.latency_us == 19_000 and parts.total_us == 19_000 + 2_100 + 90_000 + 200
 
 
 def test_work_on_the_ingress_board_travels_nowhere() -> None:

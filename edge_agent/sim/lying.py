@@ -23,7 +23,7 @@ class LyingNode(Node):
         if self.lie is None:
             return record
         offers = tuple(replace(self._less(offer), shapes=tuple(map(self._less, offer.shapes))) for offer in record.offers)
-        states = tuple(replace(state, queue_us=0, waits_us=()) for state in record.kv)
+        states = tuple(replace(state, queue_us=0, waits_us=(), running=0) for state in record.kv)
         return replace(record, queue_us=0, waits_us=(), offers=offers, kv=states)
 
     def _less(self, cost: _Cost) -> _Cost:
