@@ -14,7 +14,8 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.kv import KvHome, KvState, Place, session_hash
 from edge_agent.core.values import InferenceRequest, Status, Tensor, failure
 from edge_agent.node.deadlines import SPARE_ENTRIES, Deadlines
-from edge_agent.node.execution import Execution, Job
+from edge_agent.node.execution import Execution
+from edge_agent.node.lanes import Job
 from edge_agent.node.streams import end_tensor
 from edge_agent.placement.cost import shared
 from tests.virtual_board import TASK, echo, offer

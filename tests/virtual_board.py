@@ -36,7 +36,7 @@ from edge_agent.node.events import (
     Publish,
     Submitted,
 )
-from edge_agent.node.execution import lane_of
+from edge_agent.node.lanes import lane_of
 from edge_agent.node.node import Node
 from edge_agent.node.routing import MAX_DECISIONS
 from edge_agent.node.settings import NodeSettings

@@ -10,82 +10,19 @@ in which ``parallel`` jobs run at once, because its engine shares each step amon
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.config import PolicySection, QueueSection
-from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvState, session_hash
-from edge_agent.core.values import MAX_COST, InferenceRequest, InferenceResult, ModelOffer, Status
+from edge_agent.core.values import MAX_COST, InferenceResult, ModelOffer, Status
 from edge_agent.core.waits import SLACKS_US
-from edge_agent.core.wanted import shape_of
 from edge_agent.node.deadlines import Deadlines
 from edge_agent.node.events import Execute
-from edge_agent.node.streams import end_of
+from edge_agent.node.lanes import Job, Lane, Run, advance, answering_us
 from edge_agent.placement.admission import TRIED_EVERY, Waiter, Waiting, least_us, why_hopeless
-from edge_agent.placement.cost import JOINING, CostBook, shared
+from edge_agent.placement.cost import CostBook, shared
 from edge_agent.placement.kv import Holding, plan_kv
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request that this board is to run. ``ingress`` is the board that will answer the client."""
-
-    key: str
-    request: InferenceRequest
-    model: str
-    deadline_us: int
-    ingress: str
-
-    @property
-    def size_bytes(self) -> int:
-        return self.request.size_bytes
-
-    @property
-    def shape(self) -> int:
-        return shape_of(self.request)
-
-    @property
-    def lane(self) -> str:
-        return lane_of(self.request.task, self.model)
-
-    @property
-    def talks(self) -> bool:
-        return self.request.task == CHAT
-
-
-FINE = 1024
-
-
-def lane_of(task: str, model: str) -> str:
-    """The queue of a model's jobs: its own for talk, one for all the rest."""
-    return model if task == CHAT else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A job that runs: when it began, what it had to do before it began to answer, and the clocks of its lane then."""
-
-    job: Job
-    began_us: int
-    before_us: int
-    alone: int
-    share: int
-
-
-@dataclass(slots=True)
-class _Lane:
-    """``running`` by key."""
-
-    running: dict[str, _Run] = field(default_factory=dict)
-    waiting_for: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """How many wait for each model, by the shape of their requests."""
-    before_answers_us: int = 0
-    """What those that wait have to do before they begin to answer."""
-    alone: int = 0
-    """How far a job has come that ran all the time, in 1/``FINE`` µs of what it takes alone."""
-    share: int = 0
-    """And how much of the board's time it had."""
 
 
 class Execution:
@@ -98,7 +35,7 @@ class Execution:
         self._waiting = Waiting(limits)
         self._jobs: dict[str, tuple[Job, int]] = {}
         """Those that wait, each with what it has to do before it begins to answer."""
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._running: set[str] = set()
         self._deadlines = Deadlines()
         self._new: list[str] = []
@@ -194,7 +131,7 @@ class Execution:
         least = self._least_us(job)
         self._waiting.add(Waiter(job.key, job.lane, job.ingress, job.deadline_us, job.size_bytes, busy_us, least))
         self._jobs[job.key] = job, before_us
-        lane = self._lanes.setdefault(job.lane, _Lane())
+        lane = self._lanes.setdefault(job.lane, Lane())
         lane.waiting_for[job.model, job.shape] += 1
         lane.before_answers_us += before_us
         self._deadlines.set(job.key, job.deadline_us)
@@ -230,7 +167,7 @@ class Execution:
             self.forget(job.key)
             self._count_busy(now_us)
             self._running.add(job.key)
-            lane.running[job.key] = _Run(job, now_us, before_us, lane.alone, lane.share)
+            lane.running[job.key] = Run(job, now_us, before_us, lane.alone, lane.share)
             return Execute(job.key, job.request, job.model, job.deadline_us - now_us)
         return None
 
@@ -249,8 +186,8 @@ class Execution:
 
         What is learned is how long it takes, and what energy, while nothing else runs: what ran beside it is reckoned out.  That
         is more than the engine's own time when a picture had to be decoded, or an emulated board is slower than what it emulates.
-        Of talk it is the part from the first token on: what comes before depends on where the session lies, and the placement adds
-        it by its KV plan.
+        Of talk it is the part from the first token on: what comes before depends on where the session lies, and the placement
+        adds it by its KV plan.
         """
         lane = next((each for each in self._lanes.values() if key in each.running), None)
         if lane is None:
@@ -260,8 +197,8 @@ class Execution:
         self._running.discard(key)
         job = run.job
         if result.status is Status.OK:
-            done_us, had_us = _done_us(run, lane), max(1, (lane.share - run.share) // FINE)
-            alone_us = _answering_us(result, done_us, now_us - run.began_us, run.before_us) if job.talks else done_us
+            done_us, had_us = lane.done_us(run), max(1, lane.had_us(run))
+            alone_us = answering_us(result, done_us, now_us - run.began_us, run.before_us) if job.talks else done_us
             self.costs.learn(job.model, job.shape, alone_us, result.energy_uj * max(done_us, had_us) // had_us)
             self._hopeless.pop((job.model, job.shape), None)
         return job
@@ -274,15 +211,8 @@ class Execution:
         """Call before what runs changes."""
         if self._running:
             self._busy_us += now_us - self._counted_us
-            self._advance_lanes(now_us - self._counted_us)
+            advance(self._lanes.values(), now_us - self._counted_us)
         self._counted_us = now_us
-
-    def _advance_lanes(self, interval_us: int) -> None:
-        at_work = [lane for lane in self._lanes.values() if lane.running]
-        for lane in at_work:
-            together = len(lane.running)
-            lane.alone += interval_us * FINE * JOINING // (JOINING * len(at_work) + together - 1)
-            lane.share += interval_us * FINE // (len(at_work) * together)
 
     def _next_of(self, lane: str, now_us: int) -> Job | None:
         """The next job of a lane that can run now. A request that was asked for again waits for the end of its first run."""
@@ -352,7 +282,7 @@ class Execution:
             return 0, 0
         self._count_busy(now_us)
         left_us = [
-            max(0, self._estimate_us(run.job.model, run.job.shape) + run.before_us - _done_us(run, queue))
+            max(0, self._estimate_us(run.job.model, run.job.shape) + run.before_us - queue.done_us(run))
             for run in queue.running.values()
         ]
         waiting_us = sum(self._estimate_us(*kind) * count for kind, count in queue.waiting_for.items())
@@ -364,18 +294,3 @@ class Execution:
 
     def _estimate_us(self, model: str, shape: int) -> int:
         return self.costs.cost(model, shape).busy_us if model in self.offers else 0
-
-
-def _done_us(run: _Run, lane: _Lane) -> int:
-    """How far a job has come, as it was last counted, in µs of what it takes alone."""
-    return (lane.alone - run.alone) // FINE
-
-
-def _answering_us(result: InferenceResult, done_us: int, elapsed_us: int, before_us: int) -> int:
-    """The part of a turn that came after its first token; ``before_us`` is what was thought to come before."""
-    try:
-        end = end_of(result)
-    except RefusedError:
-        return max(1, done_us - before_us)
-    answering_us = end.decode_us or elapsed_us - end.first_token_us
-    return done_us * min(answering_us, elapsed_us) // max(1, elapsed_us)

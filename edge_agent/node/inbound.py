@@ -21,8 +21,9 @@ from edge_agent.gossip.state import FleetState
 from edge_agent.node.agreement import Agreement
 from edge_agent.node.announcer import Announcer
 from edge_agent.node.events import Acknowledge, Cancel, Effect, Log
-from edge_agent.node.execution import Execution, Job
+from edge_agent.node.execution import Execution
 from edge_agent.node.ingress import RemoteClient
+from edge_agent.node.lanes import Job
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns

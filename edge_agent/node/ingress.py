@@ -13,7 +13,7 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.values import InferenceRequest
 from edge_agent.node.bookings import Bookings
 from edge_agent.node.deadlines import Deadlines
-from edge_agent.node.execution import lane_of
+from edge_agent.node.lanes import lane_of
 from edge_agent.node.streams import Assembly
 from edge_agent.placement.options import Option
 

@@ -45,9 +45,10 @@ from edge_agent.node.events import (
     Tick,
     Withdrawn,
 )
-from edge_agent.node.execution import Execution, Job
+from edge_agent.node.execution import Execution
 from edge_agent.node.inbound import Inbound
 from edge_agent.node.ingress import LocalClient
+from edge_agent.node.lanes import Job
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns

@@ -19,8 +19,9 @@ from edge_agent.node.agreement import Agreement
 from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.bookings import Bookings
 from edge_agent.node.events import Cancel, Effect, Log, Publish, Reply, ReplyPart
-from edge_agent.node.execution import Execution, Job
+from edge_agent.node.execution import Execution
 from edge_agent.node.ingress import Client, Ingress, LocalClient, Pending, RemoteClient
+from edge_agent.node.lanes import Job
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
