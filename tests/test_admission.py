@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import permutations
 from time import perf_counter
 
@@ -11,8 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edge_agent.core.config import QueueSection
-from edge_agent.placement.admission import CONFIDENT, MAX_DISPLACED, Line, Waiter, Waiting, least_us, why_hopeless
+from edge_agent.core.config import PolicySection, QueueSection
+from edge_agent.core.values import ShapeCost
+from edge_agent.placement.admission import (
+    CONFIDENT,
+    MAX_DISPLACED,
+    TRIED_EVERY,
+    Line,
+    TooLate,
+    Waiter,
+    Waiting,
+    least_us,
+    why_hopeless,
+)
+from edge_agent.placement.cost import option_cost
+from edge_agent.placement.options import Decision, Option
+from tests.virtual_board import offer as talker
 
 LIMITS = QueueSection(max_requests=6, max_bytes=2**20)
 
@@ -174,6 +189,44 @@ def test_what_takes_how_long_at_least_is_said_only_of_what_was_measured_often() 
     assert not why_hopeless(0, 10**9, 0) and not why_hopeless(70, 30, 100)
     assert "after 31 µs of other work it takes 70 µs at least and 100 µs are left" in why_hopeless(70, 31, 100)
     assert "in time: it takes 70 µs" in why_hopeless(70, 0, 60)
+
+
+def decision(*latencies_us: int, measured: int = CONFIDENT) -> Decision:
+    """Options that take so long, on as many boards."""
+    options = []
+    for number, latency_us in enumerate(latencies_us):
+        offer = replace(talker("small", 1_000), shapes=(ShapeCost(5, 1_000, 0, measured),))
+        cost = option_cost(
+            PolicySection(), busy_us=latency_us, energy_uj=0, queue_us=0, payload_bytes=0, remote=False, budget_us=1,
+            quality_permille=0,
+        )  # fmt: skip
+        options.append(Option(f"b{number}", offer, cost))
+    return Decision("ab" * 16, tuple(options), ())
+
+
+def test_what_every_board_would_surely_be_too_late_for_is_not_placed_and_says_by_how_much() -> None:
+    why = TooLate().why(decision(2_000, 1_500), 1_000)
+    assert "1000 µs are left" in why and "small on b1, would take 1500 µs" in why and "longer deadline" in why
+
+
+@pytest.mark.parametrize(
+    ("options", "budget_us"),
+    [
+        (decision(2_000, 1_250), 1_000),
+        (decision(2_000, 900), 1_000),
+        (decision(2_000, measured=CONFIDENT - 1), 1_000),
+        (decision(), 1_000),
+    ],
+    ids=["late by a quarter at most", "one is in time", "too little was measured", "no option at all"],
+)
+def test_what_may_be_done_in_time_is_placed(options: Decision, budget_us: int) -> None:
+    assert not TooLate().why(options, budget_us)
+
+
+def test_of_what_comes_too_late_one_in_so_many_is_placed_so_that_a_wrong_estimate_is_found_out() -> None:
+    late = TooLate()
+    placed = [not late.why(decision(2_000), 1_000) for _ in range(2 * TRIED_EVERY)]
+    assert placed.count(True) == 2 and placed[TRIED_EVERY - 1]
 
 
 def test_the_same_key_twice_is_the_callers_bug() -> None:

@@ -1,4 +1,4 @@
-"""What ran beside a job is reckoned out: the clocks of lanes are the inverse of how placement stretches a job and shares its cost."""
+"""What ran beside a job is reckoned out: the clocks of lanes are the inverse of how placement stretches and shares."""
 
 from __future__ import annotations
 
