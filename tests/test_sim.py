@@ -333,3 +333,12 @@ def test_the_baselines_run_in_the_same_world() -> None:
         run = simulate(scenario, 1, placer)
         check_promises(run)
         assert len(run.served) == len(simulate(scenario, 1).served)
+
+
+@pytest.mark.parametrize("flag", ["--requests", "--duration", "--load"])
+@pytest.mark.parametrize("given", ["abc", "0", "-1", "1.5", "²"])
+def test_a_bad_number_is_one_line_that_says_what_is_allowed(flag: str, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sim", "house", f"{flag}={given}"])
+    assert ended.value.code == 2
+    assert f"argument {flag}: got {given!r}; allowed: a whole number from 1" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_an_entry_has_exactly_the_options_that_the_live_filters_leave(seed: int)
                 barred="" if each.up else "down", kv={state.model: state for state in each.kv}, trust=each.trust,
             )  # fmt: skip
             for one in () if why_not_board(entry.wanted, view, RULES) else each.offers:
-                lacking = kv_plan(entry.wanted, view, one).lacking
+                lacking = kv_plan(entry.wanted, view, one, (), RULES.policy).lacking
                 if entry.wanted.served_by(one) and not why_not_model(entry.wanted, one, RULES) and not lacking:
                     feasible.add((each.board, one.model))
         assert {(option.board, option.model) for option in entry.options} == feasible
@@ -106,7 +106,7 @@ def test_the_cost_of_an_option_is_the_live_cost_on_a_board_that_is_booked_as_pla
         assert option.share_permille, "both are used, so both are reckoned with their bookings"
         each = next(one for one in facts if one.board == option.board)
         view = BoardView(each.board, each.offers, local=each.board == "a", booked_us=table.booked_us(each.board))
-        plan = kv_plan(FACES, view, each.offers[0])
+        plan = kv_plan(FACES, view, each.offers[0], (), RULES.policy)
         assert option.cost_us == weigh(FACES, view, each.offers[0], plan, FACES.deadline_us, RULES.policy).total_us
 
 

@@ -55,7 +55,7 @@ class Router:
         agreement: Agreement,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
-        self._board, self._choose, self._arrivals, self._agreement = settings.board, choose, arrivals, agreement
+        self._board, self._choose, self._arrivals = settings.board, choose, arrivals
         bookings = Bookings(settings.rules.policy.horizon_us)
         self.ingress = Ingress(settings.queue, bookings)
         self._too_late = TooLate()

@@ -163,14 +163,12 @@ def why_not_model(wanted: Wanted, offer: ModelOffer, rules: Rules) -> str:
     return ""
 
 
-def kv_plan(
-    wanted: Wanted, view: BoardView, offer: ModelOffer, held: Iterable[Holding] = (), policy: PolicySection | None = None
-) -> KvPlan:
+def kv_plan(wanted: Wanted, view: BoardView, offer: ModelOffer, held: Iterable[Holding], policy: PolicySection) -> KvPlan:
     """What the KV cache of ``offer`` on this board has to do for a turn, given who holds its session."""
     state = view.kv.get(offer.model)
     if not wanted.talks or state is None:
         return NO_KV
-    return plan_kv(view.board, state, wanted.size_bytes, held, policy or PolicySection())
+    return plan_kv(view.board, state, wanted.size_bytes, held, policy)
 
 
 def weigh(wanted: Wanted, view: BoardView, offer: ModelOffer, plan: KvPlan, budget_us: int, policy: PolicySection) -> CostParts:
