@@ -68,8 +68,16 @@ class FleetSection:
         "every board's Ed25519 public key, as sly identity prints it", {}, text=r"[0-9a-f]{64}", names=BOARD_ID.pattern
     )
     trust: Mapping[str, str] = _setting(
-        "what the operator says of a board: contraindicated, none, warning or affirming; none where nothing is said",
+        "the most that a board is trusted, whatever its appraisal: contraindicated, none, warning or affirming",
         {}, text=r"contraindicated|none|warning|affirming", names=BOARD_ID.pattern,
+    )  # fmt: skip
+    operators: Mapping[str, str] = _setting(
+        "who may clear and revoke boards: Ed25519 public keys, as sly trust key prints them", {},
+        text=r"[0-9a-f]{64}", names=BOARD_ID.pattern,
+    )  # fmt: skip
+    endorsers: Mapping[str, str] = _setting(
+        "public keys of boards whose quotes are endorsed by hardware, as sly identity prints them", {},
+        text=r"[0-9a-f]{64,512}", names=BOARD_ID.pattern,
     )  # fmt: skip
 
 
@@ -194,6 +202,40 @@ class CloudSection:
 
 
 @dataclass(frozen=True, slots=True)
+class AttestSection:
+    """``[attest]``: what this board shows of itself, and how it judges what others show."""
+
+    on: bool = _setting("show evidence, appraise the others, and sign a receipt for each answer", True)
+    epoch_s: int = _setting("evidence is fresh for this epoch and the next", 30, low=1, high=3600)
+    missed: int = _setting("after so many epochs without fresh evidence nothing is known of a board", 3, low=1, high=1000)
+    verifiers: tuple[str, ...] = _setting(
+        "whose appraisals count; empty: every member's, each for its neighbours", (), text=BOARD_ID.pattern, entries=64
+    )
+    agree: int = _setting("how many of them must say so", 1, low=1, high=64)
+    software_keys: str = _setting(
+        "the most that a board is trusted whose key is a file", "warning", one_of=("none", "warning", "affirming")
+    )
+    key: str = _setting(
+        "what vouches for this board: auto takes a TPM 2.0 that is there", "auto", one_of=("auto", "software", "tpm")
+    )
+    tcti: str = _setting("how tpm2-tools reach the TPM, as in TPM2TOOLS_TCTI; empty for /dev/tpmrm0", "")
+    pcr: int = _setting("the PCR that model digests are extended into", 23, low=0, high=23)
+    rehash_bytes_per_s: int = _setting(
+        "how fast loaded models are hashed again in the background", 8 * 2**20, low=4096, high=2**33
+    )
+    recheck_permille: int = _setting("of the answers of other boards so many are run here once more", 16, low=0, high=1000)
+    code: tuple[str, ...] = _setting(
+        "SHA-256 of agents besides this one that are recognized", (), text=r"[0-9a-f]{64}", entries=64
+    )
+    libraries: tuple[str, ...] = _setting(
+        "SHA-256 of interpreter libraries and delegates besides this board's own that are recognized",
+        (),
+        text=r"[0-9a-f]{64}",
+        entries=64,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     board: BoardSection
     state: StateSection
@@ -206,6 +248,7 @@ class AgentConfig:
     queue: QueueSection = QueueSection()
     policy: PolicySection = PolicySection()
     cloud: CloudSection = CloudSection()
+    attest: AttestSection = AttestSection()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object]) -> AgentConfig:

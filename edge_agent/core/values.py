@@ -46,6 +46,10 @@ MAX_PARALLEL = 256
 MAX_PART_CHARS = 16_384
 MAX_ANSWER_CHARS = 2**20
 MAX_ANSWER_TOKENS = 2**20
+MAX_PARENTS = 16
+"""Receipts that the inputs of one request came from."""
+MAX_RECEIPT_BYTES = 4096
+"""As it is signed."""
 
 BOARD_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -169,7 +173,8 @@ class InferenceRequest:
     ``task`` names what is wanted (``detect_faces``, or ``invoke`` for raw tensors of a pinned ``model``); without a pinned
     ``model`` the choice among the models that do the task is part of the placement.  ``session`` names the talk that a turn
     belongs to, and ``answer_tokens`` how long its answer may be (0: unknown), so that the placement need not read the turn.
-    ``data`` says how far the inputs may travel.
+    ``data`` says how far the inputs may travel.  ``parents`` are the digests of the receipts that the inputs come from, upstream
+    in a pipeline.  ``recheck``: a board that has the inputs may run them once more to see whether the answer is right.
     """
 
     request_id: str
@@ -180,6 +185,8 @@ class InferenceRequest:
     session: str = ""
     data: DataClass = DataClass.PRIVATE
     answer_tokens: int = 0
+    parents: tuple[bytes, ...] = ()
+    recheck: bool = True
     size_bytes: int = field(init=False, compare=False)
     """Of all inputs together."""
 
@@ -195,6 +202,9 @@ class InferenceRequest:
         if self.data not in list(DataClass):
             raise RefusedError("data class", shown(self.data), ", ".join(DataClass))
         bounded("request answer_tokens", self.answer_tokens, 0, MAX_ANSWER_TOKENS, "tokens")
+        if len(self.parents) > MAX_PARENTS or any(len(each) != DIGEST_BYTES for each in self.parents):
+            allowed = f"at most {MAX_PARENTS} digests of {DIGEST_BYTES} bytes"
+            raise RefusedError("request parents", f"{len(self.parents)} of {list(map(len, self.parents))} bytes", allowed)
         object.__setattr__(self, "inputs", _named_tensors("request inputs", self.inputs))
         object.__setattr__(self, "size_bytes", sum(tensor.size_bytes for tensor in self.inputs.values()))
 
@@ -221,7 +231,10 @@ class EnergyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """The one answer to a request: outputs when ``status`` is OK, else a ``reason`` for a person to read."""
+    """The one answer to a request: outputs when ``status`` is OK, else a ``reason`` for a person to read.
+
+    ``receipt``: what the board that ran it signed of that (``attest.receipts``); empty where nothing ran.
+    """
 
     request_id: str
     status: Status
@@ -233,6 +246,7 @@ class InferenceResult:
     energy_uj: int = 0
     energy_kind: EnergyKind = EnergyKind.ESTIMATED
     reason: str = ""
+    receipt: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         checked(REQUEST_ID, "result's request id", self.request_id)
@@ -243,6 +257,8 @@ class InferenceResult:
             raise RefusedError("result's model digest", f"{len(self.model_digest)} bytes", f"none or {DIGEST_BYTES} bytes")
         if len(self.reason) > MAX_REASON_CHARS:
             raise RefusedError("result's reason", f"{len(self.reason)} characters", f"at most {MAX_REASON_CHARS}")
+        if len(self.receipt) > MAX_RECEIPT_BYTES:
+            raise RefusedError("result's receipt", f"{len(self.receipt)} bytes", f"at most {MAX_RECEIPT_BYTES} bytes")
         bounded("result busy_us", self.busy_us, 0, 10**12, "µs")
         bounded("result energy_uj", self.energy_uj, 0, 10**15, "µJ")
         object.__setattr__(self, "outputs", _named_tensors("result outputs", self.outputs))

@@ -15,6 +15,7 @@ from edge_agent.core.cose import decode_sign1
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvItem
 from edge_agent.core.values import (
+    MAX_PARENTS,
     MAX_PART_CHARS,
     MAX_RANK,
     MAX_TENSORS,
@@ -46,7 +47,10 @@ LOCAL = "local"
 """The addressee of what never leaves a board's own socket."""
 
 _REQUEST = {1: ("request_id", bytes), 2: ("task", str), 4: ("inputs", dict), 5: ("limits", dict), 6: ("addressee", str)}
-_REQUEST_OPTIONAL = {3: ("model", str), 7: ("session", str), 8: ("data", str), 9: ("answer_tokens", int)}
+_REQUEST_OPTIONAL = {
+    3: ("model", str), 7: ("session", str), 8: ("data", str), 9: ("answer_tokens", int),
+    10: ("parents", list), 11: ("recheck", bool),
+}  # fmt: skip
 _LIMITS = {1: ("deadline_us", int), 3: ("quality_permille", int)}
 _LIMITS_OPTIONAL = {2: ("energy_uj", int), 4: ("trust", int)}
 _RESULT = {
@@ -54,9 +58,10 @@ _RESULT = {
     6: ("outputs", dict), 7: ("busy_us", int), 8: ("energy_uj", int), 9: ("energy_kind", str), 10: ("reason", str),
     11: ("addressee", str),
 }  # fmt: skip
+_RESULT_OPTIONAL = {12: ("receipt", bytes)}
 _PART = {1: ("request_id", bytes), 2: ("offset", int), 3: ("text", str), 4: ("tokens", int), 5: ("addressee", str)}
 _PART_HEAD = b"\xa5"
-"""A map of five entries; a result has eleven."""
+"""A map of five entries; a result has eleven or twelve."""
 _CANCEL = {1: ("request_id", bytes), 6: ("addressee", str)}
 _KV_ASK = {1: ("session", bytes), 2: ("fingerprint", bytes), 3: ("item", int), 4: ("name", bytes), 6: ("addressee", str)}
 _KV_ANSWER = {
@@ -98,6 +103,8 @@ def encode_request(request: InferenceRequest, addressee: str) -> bytes:
                 7: request.session or None,
                 8: None if request.data is DataClass.PRIVATE else request.data.value,
                 9: request.answer_tokens or None,
+                10: list(request.parents) or None,
+                11: None if request.recheck else False,
             }
         )
     )
@@ -114,6 +121,9 @@ def decode_request(data: bytes | memoryview, addressee: str) -> InferenceRequest
     entry["data"] = data_in("request data", entry.get("data"))
     if entry.get("answer_tokens") == 0:
         raise RefusedError("request answer_tokens", 0, "nothing, or how long the answer may be")
+    if entry.get("recheck") is True or entry.get("parents") == []:
+        raise RefusedError("request recheck and parents", "a default", "nothing, where it is the default")
+    entry["parents"] = tuple(list_of(entry.get("parents", []), "request parents", bytes, MAX_PARENTS))
     return InferenceRequest(**entry)
 
 
@@ -137,26 +147,31 @@ def data_in(subject: str, data: str | None) -> DataClass:
 
 def encode_result(result: InferenceResult, addressee: str) -> bytes:
     return encode(
-        {
-            1: bytes.fromhex(result.request_id),
-            2: result.status.value,
-            3: result.board,
-            4: result.model,
-            5: result.model_digest,
-            6: _tensors_out(result.outputs),
-            7: result.busy_us,
-            8: result.energy_uj,
-            9: result.energy_kind.value,
-            10: result.reason,
-            11: addressee,
-        }
+        _present(
+            {
+                1: bytes.fromhex(result.request_id),
+                2: result.status.value,
+                3: result.board,
+                4: result.model,
+                5: result.model_digest,
+                6: _tensors_out(result.outputs),
+                7: result.busy_us,
+                8: result.energy_uj,
+                9: result.energy_kind.value,
+                10: result.reason,
+                11: addressee,
+                12: result.receipt or None,
+            }
+        )
     )
 
 
 def decode_result(data: bytes | memoryview, addressee: str) -> InferenceResult:
     """The result in ``data``. Raises ``RefusedError`` if it is malformed or meant for another client or board."""
-    entry = fields(decode(data, MAX_ENVELOPE_BYTES, subject="result"), "result", _RESULT)
+    entry = fields(decode(data, MAX_ENVELOPE_BYTES, subject="result"), "result", _RESULT, _RESULT_OPTIONAL)
     _meant_for("result", entry.pop("addressee"), addressee)
+    if entry.get("receipt") == b"":
+        raise RefusedError("result receipt", "an empty one", "nothing, where there is none")
     entry["request_id"] = _request_id(entry["request_id"])
     entry["status"] = _member(Status, "result status", entry["status"])
     entry["energy_kind"] = _member(EnergyKind, "result energy kind", entry["energy_kind"])

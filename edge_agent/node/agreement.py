@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import TrustTier
 from edge_agent.gossip.agreement import BoardDigest, Version
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
@@ -26,6 +25,7 @@ from edge_agent.node.events import Effect, Log, Publish
 from edge_agent.node.peers import AGREES, Peers
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.told import Waves
+from edge_agent.node.trust import Trust
 from edge_agent.node.voice import Voice
 from edge_agent.placement.facts import BoardFacts, rules_digest
 from edge_agent.placement.table import EMPTY, Entry, Table, TableMaker
@@ -43,9 +43,17 @@ class Agreement:
     """``table`` is the one in force: the last that was made here, or the one that the ledger kept; ``digest`` is its SHA-256."""
 
     def __init__(
-        self, settings: NodeSettings, fleet: FleetState, ledger: Ledger, voice: Voice, announcer: Announcer, waves: Waves
+        self,
+        settings: NodeSettings,
+        fleet: FleetState,
+        ledger: Ledger,
+        voice: Voice,
+        announcer: Announcer,
+        waves: Waves,
+        trust: Trust,
     ) -> None:
         self._settings, self._fleet, self._ledger, self._voice, self._waves = settings, fleet, ledger, voice, waves
+        self._trust = trust
         self._board = settings.board
         self._maker = TableMaker(settings.rules)
         self._rules = rules_digest(settings.rules)
@@ -134,7 +142,7 @@ class Agreement:
             last, facts = rounded.get(record.board, (None, None))
             if last is not record or facts is None:
                 facts = BoardFacts.rounded(
-                    record.board, up=record.serving, trust=self._settings.trust.get(record.board, TrustTier.NONE),
+                    record.board, up=record.serving, trust=self._trust.agreed_tier(record.board),
                     headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv, demand=record.demand,
                 )  # fmt: skip
             self._rounded[record.board] = record, facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edge_agent.attest.evidence import Measurements
 from edge_agent.core.kv import KvAsk, KvItem, KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, ModelOffer
 from edge_agent.transport.link import LinkEvent, Message
@@ -107,8 +108,27 @@ class Sensed:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What runs on this board, as it was measured just now."""
+
+    measurements: Measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsed:
+    """Answer to ``Endorse``: what hardware says of it; empty, with the reason, if it could not."""
+
+    challenge: bytes
+    endorsement: bytes = field(default=b"", repr=False)
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed: deadlines, retries and announcements are looked at."""
+    """Time has passed: deadlines, retries and announcements are looked at. ``wall_us``: since 1970, as this board takes it; it is
+    told to others and decides nothing."""
+
+    wall_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +149,8 @@ Event = (
     | KvGave
     | Withdrawn
     | Sensed
+    | Measured
+    | Endorsed
     | Tick
     | Drain
 )
@@ -201,6 +223,13 @@ class KvGive:
 
 
 @dataclass(frozen=True, slots=True)
+class Endorse:
+    """Let this board's hardware sign ``challenge`` (32 bytes); answer with ``Endorsed(challenge, ...)``."""
+
+    challenge: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Send; with a ticket, ``Published(ticket)`` is awaited."""
 
@@ -225,4 +254,4 @@ class Log:
     text: str
 
 
-Effect = Execute | Cancel | ReplyPart | Reply | KvFind | KvPut | KvGive | Publish | Subscribe | Acknowledge | Log
+Effect = Execute | Cancel | ReplyPart | Reply | KvFind | KvPut | KvGive | Endorse | Publish | Subscribe | Acknowledge | Log

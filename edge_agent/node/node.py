@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import ModelOffer, Status, TrustTier, failure
+from edge_agent.core.values import ModelOffer, Status, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
@@ -28,6 +28,7 @@ from edge_agent.node.events import (
     Cancel,
     Drain,
     Effect,
+    Endorsed,
     Event,
     Execute,
     Executed,
@@ -37,6 +38,7 @@ from edge_agent.node.events import (
     KvGave,
     KvStored,
     Log,
+    Measured,
     Partial,
     Publish,
     Sensed,
@@ -55,6 +57,7 @@ from edge_agent.node.returns import Returns
 from edge_agent.node.routing import PART_TICKET, Chooser, Router
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.told import Told, Waves
+from edge_agent.node.trust import Trust
 from edge_agent.node.voice import Voice, seconds
 from edge_agent.placement.options import Decision, choose, why_not_trusted
 from edge_agent.placement.thermal import Heat
@@ -76,12 +79,22 @@ class Node:
         self._announcer = Announcer()
         self._voice = Voice(settings)
         self._waves = Waves()
-        self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer, self._waves)
+        self.trust = Trust(settings)
+        self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer, self._waves, self.trust)
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
         self.returns = Returns(tickets)
         self.router = Router(
-            settings, self.fleet, self.execution, self.mailbox, self._voice, tickets, choose, self.arrivals, self.agreement
+            settings,
+            self.fleet,
+            self.execution,
+            self.mailbox,
+            self._voice,
+            tickets,
+            choose,
+            self.arrivals,
+            self.agreement,
+            self.trust,
         )
         self.moves = Moves(settings.board, settings.rules.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
@@ -92,6 +105,7 @@ class Node:
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
             KvFound: self._kv, KvStored: self._kv, KvGave: self._kv, KvChanged: self._kv_changed,
             Hosted: self._hosted, Withdrawn: self._withdrawn, Sensed: self._sense,
+            Measured: self._measured, Endorsed: self._endorsed,
             Tick: self._tick, Drain: self._drain,
             LinkUp: self._link_up, LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
             Rejected: self._rejected,
@@ -190,9 +204,9 @@ class Node:
 
     def _kv_elsewhere(self, job: Execute) -> list[tuple[str, KvState]]:
         """What the boards say of the KV of a job's model that can be reached and are trusted as much as the job asks."""
-        asked, tiers = job.request.limits.trust, self.settings.trust
+        asked = job.request.limits.trust
         there = [record for record in self.fleet.records() if self.fleet.standing(record.board) is Standing.ONLINE]
-        trusted = [each for each in there if not why_not_trusted(tiers.get(each.board, TrustTier.NONE), asked)]
+        trusted = [each for each in there if not why_not_trusted(self.trust.tier(each.board), asked)]
         return [(record.board, state) for record in trusted for state in record.kv if state.model == job.model]
 
     def _expire(self, now_us: int) -> Iterator[Effect]:
@@ -266,6 +280,12 @@ class Node:
         busy_permille = self.execution.take_busy_permille(now_us)
         self.heat.observe(now_us, event.temperature_mdegc, event.trip_mdegc, event.power_mw, busy_permille)
         self.router.views.headroom_mdegc = self.heat.headroom_mdegc
+        yield from ()
+
+    def _measured(self, event: Measured, now_us: int) -> Iterator[Effect]:
+        yield from ()
+
+    def _endorsed(self, event: Endorsed, now_us: int) -> Iterator[Effect]:
         yield from ()
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_agent.core.values import TrustTier
 from edge_agent.core.wanted import Wanted
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.node.node import Node
@@ -88,7 +87,7 @@ def _demand_mhz(record: BoardRecord) -> int:
 
 
 def _trust(node: Node, board: str) -> str:
-    return node.settings.trust.get(board, TrustTier.NONE).name.lower()
+    return node.trust.tier(board).name.lower()
 
 
 def _listed(forecast_mdegc: tuple[int, int, int] | None) -> list[int] | None:

@@ -25,6 +25,7 @@ from edge_agent.node.lanes import Job
 from edge_agent.node.mailbox import Mailbox
 from edge_agent.node.settings import NodeSettings
 from edge_agent.node.streams import Assembly, PartStreams, all_shown, counted, end_of, end_tensor, taken_up, turn_of
+from edge_agent.node.trust import Trust
 from edge_agent.node.views import Views
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, Voice
 from edge_agent.placement.admission import TooLate
@@ -53,13 +54,14 @@ class Router:
         choose: Chooser,
         arrivals: Arrivals,
         agreement: Agreement,
+        trust: Trust,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
         self._board, self._choose, self._arrivals = settings.board, choose, arrivals
         bookings = Bookings(settings.rules.policy.horizon_us)
         self.ingress = Ingress(settings.queue, bookings)
         self._too_late = TooLate()
-        self.views = Views(settings, fleet, execution, agreement, bookings)
+        self.views = Views(settings, fleet, execution, agreement, bookings, trust)
         self.streams = PartStreams()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()
         self._remembered = 0

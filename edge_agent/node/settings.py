@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_agent.attest.settings import AttestSettings
 from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
 from edge_agent.core.values import TrustTier
@@ -14,7 +15,8 @@ from edge_agent.placement.options import Rules
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """``members``: every board of the fleet and its Ed25519 public key, 32 bytes; ``boot_epoch`` counts this board's starts;
-    ``trust``: what is said of boards' trustworthiness, ``NONE`` where nothing is."""
+    ``trust``: the most that a board is trusted, as the operator says; where boards attest (``attest``), their appraisal counts
+    within that, and without, it is all that is known, ``NONE`` where nothing is said."""
 
     board: str
     boot_epoch: int
@@ -26,3 +28,4 @@ class NodeSettings:
     rules: Rules = Rules()
     trust: Mapping[str, TrustTier] = field(default_factory=dict)
     queue: QueueSection = QueueSection()
+    attest: AttestSettings | None = None

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import ModelOffer, TrustTier
+from edge_agent.core.values import ModelOffer
 from edge_agent.core.waits import wait_us
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
@@ -21,6 +21,7 @@ from edge_agent.node.bookings import Ahead, Bookings
 from edge_agent.node.execution import Execution
 from edge_agent.node.ingress import Pending
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.trust import Trust
 from edge_agent.node.voice import ENVELOPE_BYTES
 from edge_agent.placement.options import BoardView
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES
@@ -30,9 +31,15 @@ class Views:
     """``link_state`` is why there is no link, empty when there is; ``headroom_mdegc`` this board's own."""
 
     def __init__(
-        self, settings: NodeSettings, fleet: FleetState, execution: Execution, agreement: Agreement, bookings: Bookings
+        self,
+        settings: NodeSettings,
+        fleet: FleetState,
+        execution: Execution,
+        agreement: Agreement,
+        bookings: Bookings,
+        trust: Trust,
     ) -> None:
-        self._settings, self._fleet, self._execution = settings, fleet, execution
+        self._settings, self._fleet, self._execution, self._trust = settings, fleet, execution, trust
         self._agreement, self._bookings = agreement, bookings
         self._board = settings.board
         self.link_state = "not connected yet"
@@ -57,7 +64,8 @@ class Views:
             barred=self._execution.full(request.size_bytes, self._board),
             barred_models=pending.failed_models,
             kv={state.model: self._own_kv(state, pending, now_us) for state in self._execution.kv_states(now_us)},
-            trust=self._trust(self._board),
+            trust=self._trust.tier(self._board),
+            distrust=self._trust.why(self._board),
             booked_us=self._booked_us(self._board, now_us),
         )
         if request.task == CHAT:
@@ -71,7 +79,8 @@ class Views:
                 headroom_mdegc=record.headroom_mdegc,
                 barred=pending.failed.get(record.board) or self._unreachable(record, request.size_bytes),
                 kv={state.model: self._kv(record, state, pending, now_us) for state in record.kv},
-                trust=self._trust(record.board),
+                trust=self._trust.tier(record.board),
+                distrust=self._trust.why(record.board),
                 booked_us=self._booked_us(record.board, now_us),
             )
 
@@ -87,9 +96,6 @@ class Views:
         table = self._agreement.table
         beyond_us = self._bookings.recent_us(board, now_us) - table.planned_us(self._board, board)
         return max(0, table.booked_us(board) + beyond_us)
-
-    def _trust(self, board: str) -> TrustTier:
-        return self._settings.trust.get(board, TrustTier.NONE)
 
     def _own_kv(self, state: KvState, pending: Pending, now_us: int) -> KvState:
         return replace(state, queue_us=self._execution.queue_us(now_us, state.model, pending.deadline_us), waits_us=())

@@ -48,6 +48,8 @@ class BoardView:
     kv: Mapping[str, KvState] = field(default_factory=dict)
     """Of each language model there."""
     trust: TrustTier = TrustTier.NONE
+    distrust: str = ""
+    """What its appraisal holds against it, for a person."""
     booked_us: int = 0
 
 
@@ -123,18 +125,19 @@ def choose(request: InferenceRequest, boards: Iterable[BoardView], rules: Rules,
     return Decision(request.request_id, tuple(sorted(ranked, key=lambda o: o.rank)), tuple(excluded), wanted)
 
 
-def why_not_trusted(trust: TrustTier, asked: TrustTier) -> str:
+def why_not_trusted(trust: TrustTier, asked: TrustTier, distrust: str = "") -> str:
     """Why a board of this appraisal may have no part in a request that asks for at least ``asked``; empty if it may."""
+    because = f": {distrust}" if distrust else ""
     if trust is TrustTier.CONTRAINDICATED:
-        return "its appraisal is contraindicated"
+        return f"its appraisal is contraindicated{because}"
     if trust < asked:
-        return f"its appraisal is {trust.name.lower()}, the request asks for {asked.name.lower()}"
+        return f"its appraisal is {trust.name.lower()}, the request asks for {asked.name.lower()}{because}"
     return ""
 
 
 def why_not_board(wanted: Wanted, view: BoardView, rules: Rules) -> str:
     """Why no model of this board may serve this; empty if one may."""
-    if reason := view.barred or why_not_trusted(view.trust, wanted.trust):
+    if reason := view.barred or why_not_trusted(view.trust, wanted.trust, view.distrust):
         return reason
     if wanted.data is DataClass.LOCAL and not view.local:
         return "the request's data may not leave the board where it came in"

@@ -13,6 +13,8 @@ from edge_agent.node.events import (
     Acknowledge,
     Cancel,
     Effect,
+    Endorse,
+    Endorsed,
     Event,
     Execute,
     KvFind,
@@ -52,6 +54,8 @@ class Effects:
             case Reply(handle, result):
                 self._answers.answer(handle, result)
                 self._talks.answer(handle, result)
+            case Endorse(challenge):
+                self._feed(Endorsed(challenge, refusal="no hardware here vouches for this board"))
             case Publish() | Subscribe() | Acknowledge():
                 self._use_link(effect)
             case Log(text):

@@ -21,6 +21,8 @@ from edge_agent.node.events import (
     Cancel,
     Drain,
     Effect,
+    Endorse,
+    Endorsed,
     Event,
     Execute,
     KvFind,
@@ -212,6 +214,8 @@ class BoardShell(Watch, ABC):
                     self.reply_part(handle, part)
                 case Reply(handle, result):
                     self.reply(handle, result)
+                case Endorse(challenge):
+                    self.feed(Endorsed(challenge, refusal="simulated boards have no hardware keys"))
                 case Publish() | Subscribe() | Acknowledge():
                     self._use_link(effect)
                 case KvFind() | KvPut() | KvGive():

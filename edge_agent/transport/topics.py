@@ -29,11 +29,14 @@ class Kind(StrEnum):
     ONLINE = "board/{board}/online"
     RECORD = "board/{board}/record"
     QUOTE = "board/{board}/quote"
+    CHALLENGE = "board/{board}/challenge"
     REQUEST = "board/{board}/request"
     CANCEL = "board/{board}/cancel"
     KV = "board/{board}/kv/{peer}"
     REPLY = "board/{board}/reply/{client}"
     APPRAISAL = "appraisal/{verifier}/{board}"
+    EPOCH = "epoch/{verifier}"
+    WORD = "fleet/word/{board}"
     DIGEST = "digest/{board}"
     OTA_META = "ota/meta/{role}"
     OTA_WANT = "ota/want/{board}"
@@ -81,6 +84,9 @@ class Topics:
     def quote(self, board: str) -> str:
         return self._build(Kind.QUOTE, board=board)
 
+    def challenge(self, board: str) -> str:
+        return self._build(Kind.CHALLENGE, board=board)
+
     def request(self, board: str) -> str:
         return self._build(Kind.REQUEST, board=board)
 
@@ -101,6 +107,13 @@ class Topics:
 
     def appraisal(self, verifier: str, board: str) -> str:
         return self._build(Kind.APPRAISAL, verifier=verifier, board=board)
+
+    def epoch(self, verifier: str) -> str:
+        return self._build(Kind.EPOCH, verifier=verifier)
+
+    def word(self, board: str) -> str:
+        """What an operator says of ``board``."""
+        return self._build(Kind.WORD, board=board)
 
     def digest(self, board: str) -> str:
         return self._build(Kind.DIGEST, board=board)
