@@ -38,7 +38,7 @@ def test_the_defaults_are_pinned() -> None:
     assert config == {
         "board": {"id": "a", "backend": "auto", "profile": "", "paced": True},
         "state": {"folder": Path("/var/lib/sly"), "cache_bytes": 512 * 2**20},
-        "fleet": {"name": "home", "members": {}, "trust": {}},
+        "fleet": {"name": "home", "members": {}, "trust": {}, "operators": {}, "endorsers": {}},
         "broker": {
             "host": "", "port": 1883, "ca_file": "", "certificate_file": "", "key_file": "", "keepalive_s": 10,
             "reconnect_max_ms": 30_000, "untrusted": "stop", "will_delay_s": 0,
@@ -61,6 +61,10 @@ def test_the_defaults_are_pinned() -> None:
         "cloud": {
             "on": False, "url": "", "model": "", "token_file": "", "quality_permille": 900, "price_us": 5_000_000,
             "busy_us": 3_000_000, "parallel": 4,
+        },
+        "attest": {
+            "on": True, "epoch_s": 30, "missed": 3, "verifiers": (), "agree": 1, "software_keys": "warning", "key": "auto",
+            "tcti": "", "pcr": 23, "rehash_bytes_per_s": 8 * 2**20, "recheck_permille": 16, "code": (), "libraries": (),
         },
     }  # fmt: skip
 
