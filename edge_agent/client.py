@@ -55,6 +55,8 @@ class Answer:
     busy_us: int
     energy_uj: int
     energy_kind: EnergyKind
+    receipt: bytes = b""
+    """What the board that ran it signed of that; ``sly verify`` reads it."""
 
 
 class Reply:
@@ -223,6 +225,7 @@ def answer_of(result: InferenceResult) -> Answer:
         result.busy_us,
         result.energy_uj,
         result.energy_kind,
+        result.receipt,
     )
 
 

@@ -76,4 +76,4 @@ def ended(result: InferenceResult) -> TurnEnd:
         raise RefusedError(result.reason)
     if result.status is not Status.OK:
         raise UnavailableError(f"turn on {result.board}", result.reason)
-    return end_of(result)
+    return replace(end_of(result), receipt=result.receipt)

@@ -28,7 +28,7 @@ LONG_S = 30.0
 END = TurnEnd(
     "", Finish.STOP, prompt_tokens=9, cached_tokens=6, completion_tokens=0, recomputed_tokens=1, kv_bytes=64_800, tier=Tier.DISK,
     first_token_us=12_000, restore_us=3_000, prefill_us=5_000, decode_us=20_000, drafted_tokens=4, accepted_tokens=3,
-    notes=("block 2 was damaged",),
+    notes=("block 2 was damaged",), receipt=b"signed",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_an_answer_is_openais_chat_completion_with_usage_and_what_it_took(door: 
     }  # fmt: skip
     assert body["sly"]["tier"] == "disk" and body["sly"]["kv_bytes"] == 64_800 and body["sly"]["recomputed_tokens"] == 1
     assert body["sly"]["first_token_us"] == 12_000 and body["sly"]["tokens_per_s"] == 100.0
-    assert body["sly"]["notes"] == ["block 2 was damaged"]
+    assert body["sly"]["notes"] == ["block 2 was damaged"] and b64decode(body["sly"]["receipt"]) == b"signed"
 
 
 def test_a_stream_is_a_role_then_texts_then_an_end_then_usage_then_done(door: Served) -> None:
@@ -120,6 +121,11 @@ def test_a_stream_is_a_role_then_texts_then_an_end_then_usage_then_done(door: Se
 def test_without_include_usage_a_stream_says_nothing_of_it(door: Served) -> None:
     chunks = ask(door, "POST", CHAT, chat(stream=True)).events()[:-1]
     assert all("usage" not in chunk and len(chunk["choices"]) == 1 for chunk in chunks)
+
+
+def test_every_stream_ends_with_the_receipt_of_the_board_that_served_it(door: Served) -> None:
+    *parts, end = ask(door, "POST", CHAT, chat(stream=True)).events()[:-1]
+    assert b64decode(end["sly"]["receipt"]) == b"signed" and not any("sly" in part for part in parts)
 
 
 def test_texts_of_a_stream_come_one_by_one_while_the_turn_goes_on(door: Served) -> None:

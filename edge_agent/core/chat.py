@@ -187,6 +187,8 @@ class TurnEnd:
     session: str = ""
     notes: tuple[str, ...] = field(default=())
     """What a person should know: a block that was damaged, a session that is new because of an update."""
+    receipt: bytes = field(default=b"", repr=False)
+    """What the board that made the last of it signed (``attest.receipts``); empty on its way from the engine."""
 
     def encode(self) -> bytes:
         return encode([getattr(self, name) if name != "notes" else list(self.notes) for name in self.__dataclass_fields__])
@@ -211,4 +213,4 @@ class TurnEnd:
         return cls(**entry)
 
 
-_END_TYPES: dict[str, type] = {"text": str, "finish": str, "tier": str, "session": str, "notes": list}
+_END_TYPES: dict[str, type] = {"text": str, "finish": str, "tier": str, "session": str, "notes": list, "receipt": bytes}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import http.client
 import json
+from base64 import b64decode
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from edge_agent.core.chat import Finish, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.core.values import MAX_RECEIPT_BYTES
 from edge_agent.gateway.terms import FIELD, Terms
 
 MAX_LINE_BYTES = 2**20
@@ -175,6 +177,7 @@ def _end(text: str, finish: Finish, told: Mapping[str, Any], session: str) -> Tu
     """What a board, or another server that tells less, said of the turn; 0 for what it did not say."""
     usage, more = _dict(told, "usage"), _dict(told, "sly")
     tier = more.get("tier")
+    counts: dict[str, Any] = {name: _count(more, name) for name in _COUNTS}
     return TurnEnd(
         text,
         finish,
@@ -184,7 +187,8 @@ def _end(text: str, finish: Finish, told: Mapping[str, Any], session: str) -> Tu
         tier=Tier(tier) if isinstance(tier, str) and tier in set(Tier) else Tier.NONE,
         session=session,
         notes=tuple(_one_line(str(note)) for note in _list(more, "notes")),
-        **{name: _count(more, name) for name in _COUNTS},
+        receipt=_bytes(more, "receipt"),
+        **counts,
     )
 
 
@@ -207,6 +211,14 @@ def _list(value: Mapping[str, Any], name: str) -> list[object]:
 def _count(value: Mapping[str, Any], name: str) -> int:
     found = value.get(name)
     return found if type(found) is int and found >= 0 else 0
+
+
+def _bytes(value: Mapping[str, Any], name: str) -> bytes:
+    found = value.get(name)
+    try:
+        return b64decode(found, validate=True)[:MAX_RECEIPT_BYTES] if isinstance(found, str) else b""
+    except ValueError:
+        return b""
 
 
 def _one_line(text: str) -> str:

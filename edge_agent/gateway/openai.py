@@ -7,6 +7,7 @@ Source: the public API reference of OpenAI, "Chat", "Completions (legacy)" and "
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def usage(end: TurnEnd) -> dict[str, object]:
 
 
 def extension(end: TurnEnd) -> dict[str, object]:
-    """The object ``sly``: what the turn took on this board. Times in microseconds."""
+    """The object ``sly``: what the turn took, and the signed receipt of the board that served it. Times in microseconds."""
     return {
         "session": end.session,
         "tier": end.tier.value,
@@ -41,7 +42,13 @@ def extension(end: TurnEnd) -> dict[str, object]:
         "drafted_tokens": end.drafted_tokens,
         "accepted_tokens": end.accepted_tokens,
         "notes": list(end.notes),
+        **receipt(end),
     }
+
+
+def receipt(end: TurnEnd) -> dict[str, object]:
+    """The signed receipt in base64 (RFC 4648, section 4); nothing where none was given."""
+    return {"receipt": b64encode(end.receipt).decode()} if end.receipt else {}
 
 
 def tokens_per_s(end: TurnEnd) -> float:
@@ -75,7 +82,7 @@ class Writer:
         return self._chunk({"content": text}, text)
 
     def ending(self, end: TurnEnd) -> list[dict[str, object]]:
-        chunks = [self._chunk({}, "", end.finish.value)]
+        chunks = [self._chunk({}, "", end.finish.value) | ({"sly": receipt(end)} if end.receipt else {})]
         if self.asked.include_usage:
             chunks.append(self._object(self._kind, []) | {"usage": usage(end), "sly": extension(end)})
         return chunks
