@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ class Conversation:
 
     def _tell(self, end: TurnEnd) -> None:
         if self._json:
-            print(json.dumps(dataclasses.asdict(end) | {"tokens_per_s": _tokens_per_s(end)}), flush=True)
+            receipt = {"receipt": b64encode(end.receipt).decode()}
+            print(json.dumps(dataclasses.asdict(end) | receipt | {"tokens_per_s": _tokens_per_s(end)}), flush=True)
             return
         _note(status_line(end))
         for note in end.notes:
