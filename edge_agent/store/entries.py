@@ -30,7 +30,8 @@ MAX_INTEGER = 2**63 - 1
 class Bounds:
     """How much the ledger holds. Bytes are those of envelopes, answers and payloads.
 
-    ``delivered_count`` is how many delivered keys are remembered, so that they are not owed again.
+    ``delivered_count`` is how many delivered keys are remembered, so that they are not owed again; ``receipts_count`` how many
+    of the receipts that were signed last are kept, each of at most ``MAX_RECEIPT_BYTES``.
     """
 
     unanswered_count: int = 1024
@@ -40,6 +41,7 @@ class Bounds:
     owed_count: int = 4096
     owed_bytes: int = 64 * 2**20
     delivered_count: int = 4096
+    receipts_count: int = 4096
 
     def __post_init__(self) -> None:
         for bound in fields(self):

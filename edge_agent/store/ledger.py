@@ -1,14 +1,14 @@
 """The ledger: what a board must still know after a power cut, in one SQLite file.
 
 Owns counters, high-water marks, documents, the inbox (requests that were accepted and what was answered) and the outbox
-(what is owed to others).  Rules:
+(what is owed to others); the receipts that were signed have a room of their own (``store.receipts``).  Rules:
 
 * What returned, or left ``transaction()``, is durable (WAL, ``synchronous=FULL``); what raised changed nothing.  Calls
   inside one ``transaction()`` become durable together, by one fsync.
 * A high-water mark never goes down, and never vanishes silently: a ledger that is damaged, or gone though it was there, is
   refused; only ``unsafe_start_over`` begins a new one, and keeps the bad one beside it.
 * Everything is bounded by ``Bounds``.  A full inbox or outbox pushes back with ``UnavailableError``; nothing is dropped but
-  old answers, and no answer whose delivery is still owed.
+  old answers, and no answer whose delivery is still owed, and old receipts.
 * A request id is accepted once, an owed key is owed once, for as long as the ledger remembers them.
 * One process at a time, from one thread at a time.  The lock belongs to the open file: a child that was forked without
   exec holds it too.
@@ -36,6 +36,8 @@ from edge_agent.store.entries import (
     checked_name,
     checked_size,
 )
+from edge_agent.store.receipts import SCHEMA as _SCHEMA_2
+from edge_agent.store.receipts import Receipts
 
 __all__ = ["Bounds", "Ledger", "Owed"]
 
@@ -58,7 +60,7 @@ _SCHEMA_1 = (
     "CREATE INDEX answered_owed ON answered (owed_ticket) WHERE owed_ticket IS NOT NULL",
     "CREATE INDEX answered_free ON answered (number) WHERE owed_ticket IS NULL",
 )
-MIGRATIONS = (_SCHEMA_1,)
+MIGRATIONS = (_SCHEMA_1, _SCHEMA_2)
 """Never change a step that was released: add one."""
 
 _USAGE = (
@@ -81,6 +83,7 @@ class Ledger:
         self._bounds = bounds or Bounds()
         self._database = Database(path, MIGRATIONS, unsafe_start_over)
         self._usage: dict[str, tuple[int, int]] = {}
+        self.receipts = Receipts(self._database, self._bounds.receipts_count)
 
     @property
     def moved_aside(self) -> Path | None:
