@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from edge_agent.core.errors import UnavailableError
-from models.card import BoxReading, Card
+from models.card import BoxReading, Card, PointReading
 from models.pictures import decode
 
 COLOURS = ("#00c853", "#ff6d00", "#2979ff", "#d500f9", "#ffd600", "#00b8d4")
 """Taken in turn by label; each is legible under black letters."""
+POINT_COLOURS = ("#00e5ff", "#ffea00", "#ff80ab")
 BAND, BAND_TEXT = "#202124", "#f1f3f4"
 MIN_FONT_PX = 11
 PX_A_LETTER = 30
@@ -34,18 +35,29 @@ def annotate(
 ) -> bytes:
     """The picture with what ``interpret`` found, as a PNG file.
 
-    Boxes and keypoints for a detector, its classes for a classifier as the first lines of the band; then ``captions``.
-    Raises ``UnavailableError`` for a path that cannot be read, ``RefusedError`` for a picture that cannot be decoded.
+    Boxes and keypoints for a detector, points for a finder of points, its classes for a classifier as the first lines of the
+    band; then ``captions``.  Raises ``UnavailableError`` for a path that cannot be read, ``RefusedError`` for a picture that
+    cannot be decoded.
     """
+    return annotate_all(picture, [(card, outputs)], captions)
+
+
+def annotate_all(
+    picture: Path | str | bytes, answers: Sequence[tuple[Card, Mapping[str, NDArray[np.generic]]]], captions: Sequence[str] = ()
+) -> bytes:
+    """As ``annotate``, with what several models found on the same picture, in this order."""
     image = decode(picture if isinstance(picture, bytes) else _read(Path(picture)))
     font = ImageFont.load_default(size=max(MIN_FONT_PX, min(image.size) // PX_A_LETTER))
-    if isinstance(card.interpret, BoxReading):
-        _draw_boxes(image, card, outputs, font)
-        lines = list(captions)
-    else:
-        lines = [*described(card, outputs), *captions]
+    lines = list[str]()
+    for card, outputs in answers:
+        if isinstance(card.interpret, BoxReading):
+            _draw_boxes(image, card, outputs, font)
+        elif isinstance(card.interpret, PointReading):
+            _draw_points(image, outputs["points"], outputs["labels"])
+        else:
+            lines += described(card, outputs)
     encoded = io.BytesIO()
-    _with_band(image, lines[:MAX_CAPTIONS], font).save(encoded, "PNG")
+    _with_band(image, [*lines, *captions][:MAX_CAPTIONS], font).save(encoded, "PNG")
     return encoded.getvalue()
 
 
@@ -72,6 +84,16 @@ def _draw_boxes(image: Image.Image, card: Card, outputs: Mapping[str, NDArray[np
     for colour, box, text in zip(colours, outputs["boxes"].tolist(), described(card, outputs), strict=True):
         draw.rectangle(tuple(box), outline=colour, width=line_px)
         _draw_tag(draw, image.size, box, text, colour, font)
+
+
+def _draw_points(image: Image.Image, points: NDArray[np.generic], labels: NDArray[np.generic]) -> None:
+    """Dots [n, p, 2] as large as the points of one thing leave room for."""
+    draw = ImageDraw.Draw(image)
+    for label, each in zip(labels.tolist(), points, strict=True):
+        spread_px = float(np.ptp(np.asarray(each, np.float64), axis=0).max())
+        dot_px = max(0.5, min(min(image.size) / 250, spread_px / 120))
+        for x, y in each.tolist():
+            draw.ellipse((x - dot_px, y - dot_px, x + dot_px, y + dot_px), fill=POINT_COLOURS[label % len(POINT_COLOURS)])
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[float], text: str, colour: str, font: Font) -> None:

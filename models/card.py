@@ -24,6 +24,8 @@ MAX_SIDE_PX = 4096
 MAX_STRIDE_LAYERS = 16
 MAX_ANCHORS_PER_CELL = 32
 MAX_KEYPOINTS = 64
+MAX_POINTS = 1024
+MAX_MARGIN_PERMILLE = 1000
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -78,16 +80,20 @@ class Preparation:
     """Pixels to tensor: a pixel value p of 0..255 becomes low + p (high - low) / 255, rounded for integer tensors.
 
     ``letterbox`` keeps the aspect and centres the picture on black; ``stretch`` fills the tensor.
+    ``margin_permille``: by how much of its own width and height a region is widened on each side before the model sees it;
+    what lies beyond the picture is black.
     """
 
     resize: str
     low: int
     high: int
+    margin_permille: int
 
     def __post_init__(self) -> None:
         _one_of("prepare resize", self.resize, RESIZES)
         bounded("prepare low", self.low, -32768, 32767)
         bounded("prepare high", self.high, self.low + 1, 65535)
+        bounded("prepare margin_permille", self.margin_permille, 0, MAX_MARGIN_PERMILLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,25 @@ class ClassReading:
 
 
 @dataclass(frozen=True, slots=True)
+class PointReading:
+    """Tensor to the points of the one thing that the picture, or the region of it, shows: x, y and the depth, which is left
+    out, of each in pixels of the input; ``score`` is the logit that the thing is there at all.
+
+    Source: MediaPipe's TensorsToLandmarksCalculator, and its face landmark module for score and margin.
+    """
+
+    points: str
+    score: str
+    score_permille: int
+
+    def __post_init__(self) -> None:
+        bounded("interpret score_permille", self.score_permille, 1, 999)
+
+
+Reading = BoxReading | ClassReading | PointReading
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """One model. ``version`` counts the revisions of this card; models with the same ``task`` answer in the same form
     and with the same labels, so that placement may choose among them by ``quality_permille``.
@@ -149,7 +174,7 @@ class Card:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     prepare: Preparation
-    interpret: BoxReading | ClassReading
+    interpret: Reading
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -162,10 +187,13 @@ class Card:
         for tensor in (*self.inputs, *self.outputs):
             _check_tensor(tensor)
         _check_picture_input(self)
-        if isinstance(self.interpret, ClassReading):
-            _check_classes(self, self.interpret)
-        else:
-            _check_boxes(self, self.interpret)
+        match self.interpret:
+            case ClassReading():
+                _check_classes(self, self.interpret)
+            case PointReading():
+                _check_points(self, self.interpret)
+            case BoxReading():
+                _check_boxes(self, self.interpret)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -214,12 +242,13 @@ _SOURCE = {
     "member": str, "sha256": str, "size_bytes": int, "licence": str, "url": str,
 }  # fmt: skip
 _TENSOR = {"name": str, "dtype": str, "shape": list}
-_PREPARE = {"resize": str, "low": int, "high": int}
+_PREPARE = {"resize": str, "low": int, "high": int, "margin_permille": int}
 _BOXES = {
     "kind": str, "boxes": str, "scores": str, "layers": list, "score_permille": int,
     "overlap_permille": int, "suppression": str, "keypoints": list,
 }  # fmt: skip
 _CLASSES = {"kind": str, "scores": str, "zero": int, "one": int}
+_POINTS = {"kind": str, "points": str, "score": str, "score_permille": int}
 
 
 def source_from_mapping(mapping: object) -> Source:
@@ -248,7 +277,9 @@ def _tensor(mapping: object) -> TensorSpec:
     return TensorSpec(fields["name"], fields["dtype"], tuple(fields["shape"]))
 
 
-def _reading_mapping(reading: BoxReading | ClassReading) -> dict[str, object]:
+def _reading_mapping(reading: Reading) -> dict[str, object]:
+    if isinstance(reading, PointReading):
+        return {"kind": "points"} | {key: getattr(reading, key) for key in _POINTS if key != "kind"}
     if isinstance(reading, ClassReading):
         return {"kind": "classes", "scores": reading.scores, "zero": reading.zero, "one": reading.one}
     return {
@@ -259,13 +290,16 @@ def _reading_mapping(reading: BoxReading | ClassReading) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _reading(mapping: object) -> BoxReading | ClassReading:
+def _reading(mapping: object) -> Reading:
     kind = mapping.get("kind") if isinstance(mapping, Mapping) else None
     if kind == "classes":
         fields = typed("card interpret", mapping, _CLASSES)
         return ClassReading(fields["scores"], fields["zero"], fields["one"])
+    if kind == "points":
+        fields = typed("card interpret", mapping, _POINTS)
+        return PointReading(fields["points"], fields["score"], fields["score_permille"])
     if kind != "boxes":
-        raise RefusedError("card interpret kind", kind, "boxes, classes")
+        raise RefusedError("card interpret kind", kind, "boxes, classes, points")
     fields = typed("card interpret", mapping, _BOXES)
     if any(not isinstance(layer, list) or len(layer) != 2 for layer in fields["layers"]):
         raise RefusedError("card interpret layers", fields["layers"], "pairs of stride and anchors a cell")
@@ -325,3 +359,15 @@ def _check_classes(card: Card, reading: ClassReading) -> None:
         raise RefusedError(
             f"labels of card {card.name}", f"{len(card.labels)} labels", f"one for each of {_output(card, reading.scores)}"
         )
+
+
+def _check_points(card: Card, reading: PointReading) -> None:
+    coordinates, score = _output(card, reading.points), _output(card, reading.score)
+    if prod(coordinates.shape) % 3 or prod(coordinates.shape) > 3 * MAX_POINTS:
+        raise RefusedError(
+            f"output {reading.points} of card {card.name}", coordinates.shape, f"x, y and depth of at most {MAX_POINTS} points"
+        )
+    if prod(score.shape) != 1:
+        raise RefusedError(f"output {reading.score} of card {card.name}", score.shape, "one number")
+    if len(card.labels) != 1:
+        raise RefusedError(f"labels of card {card.name}", f"{len(card.labels)} labels", "one: points are of a single thing")

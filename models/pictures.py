@@ -8,6 +8,7 @@ show white.  16-bit grey keeps its upper 8 bits.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from edge_agent.core.errors import RefusedError
+from models.geometry import Box, Size
 
 MAX_PICTURE_BYTES = 16 * 2**20
 MAX_PICTURE_PIXELS = 25_000_000
@@ -36,14 +38,14 @@ TURNS = {
 }
 """EXIF 2.3 tag 0x0112 to the turn that sets the picture upright; 1 is upright already."""
 SIDEWAYS = range(5, 9)
+MIRRORED = {2: (True, False), 3: (True, True), 4: (False, True), 6: (False, True), 7: (True, True), 8: (True, False)}
+"""Which of the file's own axes run against the upright ones, once those are swapped where the picture lies sideways."""
 
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What Pillow raises for bytes that are not the picture they say they are."""
-
-Size = tuple[int, int]
 
 
 def preload() -> None:
@@ -107,23 +109,45 @@ def decode(encoded: bytes | memoryview) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def decode_fitted(encoded: bytes | memoryview, fit: Callable[[Size], Size]) -> tuple[Image.Image, Size]:
-    """The picture scaled to ``fit(size)``, upright, RGB, and the upright ``size`` that it has in the file.
+def decode_fitted(encoded: bytes | memoryview, fit: Callable[[Size], tuple[Size, Box]]) -> tuple[Image.Image, Size]:
+    """A box of the picture scaled to a size, upright, RGB, and the size of the whole upright picture, from which ``fit`` says both.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 when that still gives twice the pixels asked for (libjpeg's scaled DCT), which is
-    where the time goes for a camera's picture.  Raises ``RefusedError`` as ``decode``.
+    where the time goes for a camera's picture.  Raises ``RefusedError`` as ``decode``, and what ``fit`` raises.
     """
     with _refusing():
         image = _opened(encoded)
         orientation = _orientation(image)
         swap = orientation in SIDEWAYS
         size = _swapped(image.size, swap)
-        wanted = _swapped(fit(size), swap)
-        drafted = image.draft(None, (2 * wanted[0], 2 * wanted[1]))
-        box = drafted[1] if drafted else (0, 0, *image.size)
-        scaled = _rgb(image).resize(wanted, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        upright, box = fit(size)
+        scaled = _rescaled(image, _swapped(upright, swap), _in_file(box, size, orientation))
         turn = TURNS.get(orientation)
         return (scaled if turn is None else scaled.transpose(turn)), size
+
+
+def _rescaled(image: Image.Image, wanted: Size, box: Box) -> Image.Image:
+    whole = image.size
+    least = [math.ceil(2 * wanted[axis] * whole[axis] / (box[axis + 2] - box[axis])) for axis in (0, 1)]
+    drafted = image.draft(None, (min(least[0], whole[0]), min(least[1], whole[1])))
+    scale = [drafted[1][axis + 2] / whole[axis] if drafted else 1.0 for axis in (0, 1)]
+    left, top, right, bottom = (min(edge * scale[axis % 2], image.size[axis % 2]) for axis, edge in enumerate(box))
+    return _rgb(image).resize(wanted, Image.Resampling.BILINEAR, box=(left, top, right, bottom), reducing_gap=2.0)
+
+
+def _in_file(box: Box, size: Size, orientation: int) -> Box:
+    """A box of the upright picture of ``size`` in the coordinates of the file, which may lie on its side or be mirrored."""
+    left, top, right, bottom = box
+    width, height = size
+    if orientation in SIDEWAYS:
+        left, top, right, bottom = top, left, bottom, right
+        width, height = height, width
+    mirrored_x, mirrored_y = MIRRORED.get(orientation, (False, False))
+    if mirrored_x:
+        left, right = width - right, width - left
+    if mirrored_y:
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom
 
 
 def _swapped(size: Size, swap: bool) -> Size:

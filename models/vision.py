@@ -1,7 +1,8 @@
 """The door of perception: an encoded picture to a model's input tensor, its output tensors to what a person wants to know.
 
 Rules: NumPy and Pillow live here and below, so only the engine child and the shell import this module.  Everything that a
-model needs is on its card.  Answers are in pixels of the upright picture as it came, whatever the model's input was.
+model needs is on its card.  Answers are in pixels of the upright picture as it came, whatever the model's input was and
+whichever region of the picture it was shown.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from PIL import Image
 from edge_agent.core.errors import RefusedError
 from models.anchors import ssd_anchors
 from models.annotate import annotate
-from models.card import BoxReading, Card, ClassReading
+from models.card import MAX_SIDE_PX, BoxReading, Card, ClassReading, PointReading
 from models.detection import Float32, by_falling_score, decoded, sigmoid, suppressed
-from models.geometry import FITS, Geometry
+from models.geometry import FITS, Box, Geometry, Size, checked_region, cropped
 from models.pictures import decode_fitted
 
 __all__ = ["Geometry", "annotate", "interpret", "prepare"]
@@ -26,20 +27,40 @@ TOP_CLASSES = 5
 Arrays = dict[str, NDArray[np.generic]]
 
 
-def prepare(card: Card, encoded: bytes | memoryview) -> tuple[Arrays, Geometry]:
+def prepare(
+    card: Card, encoded: bytes | memoryview, region: NDArray[np.generic] | None = None
+) -> tuple[Arrays, Geometry]:  # fmt: skip
     """A JPEG or PNG file to the model's input ``{name: [1, height, width, 3]}`` and where the picture lies in it.
 
-    Raises ``RefusedError`` for bytes that are no such picture or that pass the bounds of ``models.pictures``.
+    ``region``, float32 [4]: left, top, right, bottom of the part of the upright picture to look at, which is widened by the
+    card's margin.  Raises ``RefusedError`` for bytes that are no such picture or that pass the bounds of ``models.pictures``, and
+    for a region that is not one or does not lie on the picture.
     """
-    fit = FITS[card.prepare.resize]
-    image, size = decode_fitted(encoded, lambda size: fit(size, card.input_size).fitted)
-    geometry = fit(size, card.input_size)
+    geometry: Geometry | None = None
+
+    def fit(size: Size) -> tuple[Size, Box]:
+        nonlocal geometry
+        geometry = placed(card, size, region)
+        return geometry.fitted, geometry.shown
+
+    image, _ = decode_fitted(encoded, fit)
+    assert geometry is not None
     if geometry.fitted != card.input_size:
         canvas = Image.new("RGB", card.input_size)
         canvas.paste(image, (geometry.left, geometry.top))
         image = canvas
     values = pixel_values(card.prepare.low, card.prepare.high, card.inputs[0].dtype)
     return {card.inputs[0].name: values[np.asarray(image)][None]}, geometry
+
+
+def placed(card: Card, picture: Size, region: NDArray[np.generic] | None) -> Geometry:
+    """Where a picture of this size, or a region of it, lies in the model's input. Raises ``RefusedError`` for no region."""
+    if region is None:
+        return FITS[card.prepare.resize](picture, card.input_size)
+    if region.dtype != np.float32 or region.shape != (4,):
+        raise RefusedError("input 'region'", f"{region.dtype}{list(region.shape)}", "float32[4]: left, top, right, bottom")
+    box = checked_region(region.tolist(), picture)
+    return cropped(picture, card.input_size, card.prepare.resize, box, card.prepare.margin_permille)
 
 
 def pixel_values(low: int, high: int, dtype: str) -> NDArray[np.generic]:  # -> [256]
@@ -53,12 +74,15 @@ def interpret(card: Card, outputs: Mapping[str, NDArray[np.generic]], geometry: 
 
     Detectors: ``boxes`` float32 [n, 4] (left, top, right, bottom) inside the picture, ``scores`` float32 [n], ``labels``
     int32 [n] and, where the model has them, ``keypoints`` float32 [n, k, 2] (x, y).  Classifiers: ``scores`` float32 [m] and
-    ``labels`` int32 [m], m = min(5, labels).  ``labels`` count into ``card.labels``.
+    ``labels`` int32 [m], m = min(5, labels).  Finders of points: ``points`` float32 [n, p, 2] (x, y), ``scores`` float32 [n] and
+    ``labels`` int32 [n], n = 1, or 0 where the thing is not there.  ``labels`` count into ``card.labels``.
     Raises ``RefusedError`` for an output that is missing, of another shape or dtype, or not finite.
     """
     checked = {tensor.name: _checked(card, tensor.name, outputs) for tensor in card.outputs}
     if isinstance(card.interpret, ClassReading):
         return classes(card.interpret, checked)
+    if isinstance(card.interpret, PointReading):
+        return points_of(card.interpret, checked, geometry)
     return boxes(card, card.interpret, checked, geometry)
 
 
@@ -90,9 +114,18 @@ def boxes(card: Card, reading: BoxReading, outputs: Arrays, geometry: Geometry) 
 
 
 def in_picture(points: Float32, geometry: Geometry) -> Float32:  # [n, p, 2] -> [n, p, 2]
-    """(point - offset) / scale: input pixels to picture pixels."""
+    """(point - offset) / scale + shown: input pixels to picture pixels."""
     offset, scale = np.array((geometry.left, geometry.top), np.float32), np.array(geometry.scale, np.float32)
-    return (points - offset) / scale
+    return (points - offset) / scale + np.array(geometry.shown[:2], np.float32)
+
+
+def points_of(reading: PointReading, outputs: Arrays, geometry: Geometry) -> Arrays:
+    """Coordinates [.., 3p] and a logit to points, scores, labels: [n, p, 2], [n], [n]."""
+    scores = sigmoid(outputs[reading.score].reshape(1).astype(np.float32))
+    there = scores >= reading.score_permille / 1000
+    flat = outputs[reading.points].reshape(1, -1, 3)[there, :, :2].astype(np.float32)
+    near = np.clip(flat, -MAX_SIDE_PX, 2 * MAX_SIDE_PX)
+    return {"points": in_picture(near, geometry), "scores": scores[there], "labels": np.zeros(there.sum(), np.int32)}
 
 
 def classes(reading: ClassReading, outputs: Arrays) -> Arrays:

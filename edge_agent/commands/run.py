@@ -44,6 +44,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--input", action="append", default=[], metavar="[NAME=]FILE", dest="inputs",
         help="a .npy file for the input NAME, or a JPEG or PNG for a model of the catalog; repeat it for more inputs",
     )  # fmt: skip
+    parser.add_argument(
+        "--region", metavar="L,T,R,B", help="look at this part of the picture alone: left, top, right, bottom in its pixels"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the interpreter (default: 1)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="which TFLite library (default: auto)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write every output as .npy there, and the picture drawn on")
@@ -59,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     source = _source(arguments.model)
     settings = EngineSettings(runtime=arguments.runtime, threads=arguments.threads)
     files = [_named_file(text) for text in arguments.inputs]
-    loaded, result, picture = asyncio.run(_infer(source, settings, files))
+    region = {} if arguments.region is None else {"region": region_of(arguments.region)}
+    loaded, result, picture = asyncio.run(_infer(source, settings, files, region))
     answer = _as_json(source, loaded, result, picture is not None)
     if arguments.output is not None:
         _write(arguments.output, source, result, picture)
@@ -86,7 +90,20 @@ def _named_file(text: str) -> tuple[str, Path]:
     return (name, Path(path)) if separator else ("", Path(text))
 
 
-async def _infer(source: Source, settings: Any, files: Sequence[tuple[str, Path]]) -> tuple[Loaded, Invocation, bytes | None]:
+def region_of(text: str) -> Tensor:
+    """``left,top,right,bottom`` as the tensor that the picture tasks take as ``region``. Raises ``ConfigError`` for anything else."""
+    import struct
+
+    try:
+        edges = [float(part) for part in text.split(",")]
+        return Tensor("float32", (4,), struct.pack("<4f", *edges))
+    except (ValueError, OverflowError, struct.error) as error:
+        raise ConfigError("--region", text, "four numbers: LEFT,TOP,RIGHT,BOTTOM") from error
+
+
+async def _infer(
+    source: Source, settings: Any, files: Sequence[tuple[str, Path]], region: Mapping[str, Tensor]
+) -> tuple[Loaded, Invocation, bytes | None]:
     """The model loaded from the very descriptor that is hashed here, and run once; with the picture if it ran on one."""
     from edge_agent.runtime.supervisor import EngineSupervisor
 
@@ -98,7 +115,7 @@ async def _infer(source: Source, settings: Any, files: Sequence[tuple[str, Path]
             _check_card(source, digest)
             loaded = await supervisor.load(source.name, file.fileno(), digest, source.card)
         inputs, picture = _inputs(source, loaded, files)
-        return loaded, await supervisor.invoke(source.name, inputs, BUDGET_US), picture
+        return loaded, await supervisor.invoke(source.name, {**inputs, **region}, BUDGET_US), picture
     except OSError as error:
         raise UnavailableError(f"model file {source.path}", error.strerror or str(error)) from error
     finally:
@@ -188,16 +205,27 @@ def _as_json(source: Source, loaded: Loaded, result: Invocation, seen: bool) -> 
 
 def _findings(card: Card, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the child says it found; it has read a model and a picture, so it is not taken at its word."""
-    labels, scores, boxes = (arrays.get(name) for name in ("labels", "scores", "boxes"))
+    labels, scores, boxes, points = (arrays.get(name) for name in ("labels", "scores", "boxes", "points"))
     if labels is None or scores is None or labels.shape != scores.shape or labels.ndim != 1 or labels.dtype.kind != "i":
         raise RefusedError(f"answer of model {card.name}", list(arrays), "labels and scores, one for each finding")
     if any(not 0 <= label < len(card.labels) for label in labels) or (boxes is not None and boxes.shape != (len(labels), 4)):
         raise RefusedError(f"answer of model {card.name}", labels.tolist(), "labels of its card, with a box each or none")
+    if points is not None and (points.ndim != 3 or points.shape[::2] != (len(labels), 2)):
+        raise RefusedError(f"answer of model {card.name}", list(points.shape), "points [findings, points, 2]")
     return [
         {"label": card.labels[int(label)], "score": round(float(score), 4)}
         | ({} if boxes is None else {"box": [round(float(edge), 1) for edge in boxes[index]]})
+        | ({} if points is None else {"points": [[round(float(x), 1), round(float(y), 1)] for x, y in points[index]]})
         for index, (label, score) in enumerate(zip(labels, scores, strict=True))
     ]
+
+
+def _points_told(points: Sequence[Sequence[float]]) -> str:
+    """How many, and the box that they span; a region's answer is hundreds of them."""
+    if not points:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    return f"{len(points)} points within {min(xs):.0f}, {min(ys):.0f}, {max(xs):.0f}, {max(ys):.0f}"
 
 
 def _summary(name: str, array: Any) -> dict[str, Any]:
@@ -214,7 +242,7 @@ def _as_text(answer: Mapping[str, Any]) -> str:
     if "findings" in answer:
         lines = [f"{'label':<20} {'score':>6}  box (left, top, right, bottom)"]
         for each in answer["findings"]:
-            box = ", ".join(f"{edge:.0f}" for edge in each.get("box", ()))
+            box = ", ".join(f"{edge:.0f}" for edge in each.get("box", ())) or _points_told(each.get("points", ()))
             lines.append(f"{each['label']:<20} {each['score']:>6.3f}  {box}".rstrip())
         lines += [] if answer["findings"] else ["nothing found"]
     else:

@@ -30,6 +30,8 @@ from edge_agent.runtime.signature import Signature, check_inputs
 from models.card import Card
 
 WHOLE_TASK_INPUT = "image"
+REGION_INPUT = "region"
+"""Optional beside it: the box of the upright picture to look at, checked in the child, which knows the picture's size."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 30.0
 """Between two attempts to start a child that the machine, not the model, prevents."""
 
@@ -134,7 +136,7 @@ class Supervised:
         return whole_task
 
     def _is_whole_task(self, signature: Signature, inputs: Mapping[str, Tensor]) -> bool:
-        if self._card is None or list(inputs) != [WHOLE_TASK_INPUT]:
+        if self._card is None or set(inputs) - {REGION_INPUT} != {WHOLE_TASK_INPUT}:
             return False
         image = inputs[WHOLE_TASK_INPUT]
         own = next((spec for spec in signature.inputs if spec.name == WHOLE_TASK_INPUT), None)

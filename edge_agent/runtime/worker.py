@@ -31,6 +31,7 @@ from edge_agent.runtime.engine import Arrays, Engine, engine_class
 from edge_agent.runtime.handshake import Order, Ready
 
 WHOLE_TASK_INPUT = "image"
+REGION_INPUT = "region"
 HASHED_AT_ONCE_BYTES = 2**20
 INVOKE_ERRORS = (RuntimeError, ValueError, MemoryError, UnavailableError)
 ACCOUNT_OF_MEMORY = "/proc/self/smaps_rollup"
@@ -67,7 +68,7 @@ class Worker:
         inputs = {place.name: self._view(place) for place in request.inputs}
         if not request.whole_task:
             return self._engine.invoke(inputs)
-        prepared, geometry = self._vision.prepare(self._card, inputs[WHOLE_TASK_INPUT].data)
+        prepared, geometry = self._vision.prepare(self._card, inputs[WHOLE_TASK_INPUT].data, inputs.get(REGION_INPUT))
         answer: Arrays = self._vision.interpret(self._card, self._engine.invoke(prepared), geometry)
         return answer
 
