@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 N ?= 20000
+# Processes that share a run of all tests: one a core, at most 4; the files named in T run in one.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
@@ -29,7 +31,7 @@ demo: $(VENV)/demo.made
 	@$(BIN)/sly demo --output demo
 
 test: $(VENV)/dev.made
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest $(if $(T),$(T),-n $(WORKERS) --dist worksteal)
 
 check: $(VENV)/dev.made
 	$(BIN)/ruff check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,9 +47,19 @@ def _found(what: str, name: str) -> Path | UnavailableError:
         "language model": _built,
     }
     try:
-        return ways[what](name)
+        with _one_process_at_a_time():
+            return ways[what](name)
     except UnavailableError as error:
         return error
+
+
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """What several processes of one run want is fetched or built by the first of them."""
+    default_folder().mkdir(parents=True, exist_ok=True)
+    with (default_folder() / ".tests.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _gguf(name: str) -> Path:
