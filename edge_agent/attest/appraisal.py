@@ -7,10 +7,14 @@ everybody.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES
-from edge_agent.core.errors import RefusedError
+from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES, contradiction, open_quote
+from edge_agent.core.cbor import decode, encode, fields, list_of
+from edge_agent.core.cose import Signer, sign1, verify1
+from edge_agent.core.errors import RefusedError, shown
 from edge_agent.core.values import BOARD_ID, DIGEST_BYTES, TrustTier, bounded, checked
 
 AAD = b"sly/1/appraisal"
@@ -79,3 +83,63 @@ class Appraisal:
     @property
     def version(self) -> tuple[int, int]:
         return (self.boot_epoch, self.sequence)
+
+
+_APPRAISAL = {
+    1: ("verifier", str), 2: ("boot_epoch", int), 3: ("sequence", int), 4: ("board", str), 5: ("tier", int), 6: ("vector", dict),
+    9: ("bootcount", int), 10: ("counter", int), 11: ("epoch", int), 12: ("issued_s", int),
+}  # fmt: skip
+_APPRAISAL_OPTIONAL = {7: ("reasons", list), 8: ("evidence", bytes), 13: ("raw", list)}
+_CLAIMS = dict(enumerate(Vector.__dataclass_fields__))
+"""Names by their numbers in AR4SI."""
+
+
+def sign_appraisal(appraisal: Appraisal, signer: Signer) -> bytes:
+    """The signed appraisal, at most ``MAX_APPRAISAL_BYTES``."""
+    return sign1(encode(_map_of(appraisal)), signer, AAD)
+
+
+def open_appraisal(message: bytes, find_key: Callable[[bytes], bytes | None]) -> Appraisal:
+    """The appraisal in a signed message; what it holds as ``raw`` was not read (``proof_of``).
+
+    Raises ``RefusedError`` unless it is well-formed and signed by its own verifier.
+    """
+    signed = verify1(message, find_key, AAD, MAX_APPRAISAL_BYTES)
+    payload = decode(signed.payload, MAX_APPRAISAL_BYTES, subject="appraisal")
+    appraisal = _appraisal_in(fields(payload, "appraisal", _APPRAISAL, _APPRAISAL_OPTIONAL))
+    if signed.kid != appraisal.verifier.encode():
+        raise RefusedError("appraisal", f"verifier {appraisal.verifier!r} signed by {shown(signed.kid)}", "its own signature")
+    if _map_of(appraisal) != payload:
+        raise RefusedError("appraisal", "another way to say it", "no empty list, no empty evidence, no claim of 0")
+    return appraisal
+
+
+def proof_of(appraisal: Appraisal, find_key: Callable[[bytes], bytes | None]) -> str:
+    """What the two quotes that it holds prove against its board, whoever shows them; empty if they prove nothing."""
+    if len(appraisal.raw) != MAX_RAW:
+        return ""
+    try:
+        one, other = (open_quote(message, find_key) for message in appraisal.raw)
+    except RefusedError:
+        return ""
+    if one.board != appraisal.board:
+        return ""
+    return contradiction(one, appraisal.raw[0], other, appraisal.raw[1])
+
+
+def _map_of(appraisal: Appraisal) -> dict[int, object]:
+    vector = {number: getattr(appraisal.vector, name) for number, name in _CLAIMS.items()}
+    known: dict[int, object] = {key: getattr(appraisal, name) for key, (name, _) in _APPRAISAL.items()}
+    known |= {5: int(appraisal.tier), 6: {number: claim for number, claim in vector.items() if claim}}
+    lists = {7: list(appraisal.reasons), 8: appraisal.evidence, 13: list(appraisal.raw)}
+    return known | {key: value for key, value in lists.items() if value}
+
+
+def _appraisal_in(entry: dict[str, Any]) -> Appraisal:
+    if entry["tier"] not in list(TrustTier):
+        raise RefusedError("appraisal tier", entry["tier"], ", ".join(str(int(tier)) for tier in TrustTier))
+    reasons = list_of(entry.pop("reasons", []), "appraisal reasons", str, MAX_REASONS)
+    raw = list_of(entry.pop("raw", []), "appraisal raw", bytes, MAX_RAW)
+    claims = fields(entry.pop("vector"), "vector", {}, {number: (name, int) for number, name in _CLAIMS.items()})
+    tier = TrustTier(entry.pop("tier"))
+    return Appraisal(tier=tier, vector=Vector(**claims), reasons=tuple(reasons), raw=tuple(raw), **entry)
