@@ -77,7 +77,7 @@ class Appraisal:
             raise RefusedError(
                 "appraisal reasons", f"{len(self.reasons)}", f"at most {MAX_REASONS} of {MAX_REASON_CHARS} characters"
             )
-        if len(self.raw) > MAX_RAW or any(len(each) > MAX_QUOTE_BYTES for each in self.raw):
+        if len(self.raw) > MAX_RAW or any(not 0 < len(each) <= MAX_QUOTE_BYTES for each in self.raw):
             raise RefusedError("appraisal raw", f"{len(self.raw)} quotes", f"at most {MAX_RAW} of {MAX_QUOTE_BYTES} bytes")
 
     @property
