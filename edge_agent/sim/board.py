@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from board_support.plant import ThermalPlant
 from board_support.profile import load_profile
+from edge_agent.attest.settings import AttestSettings
 from edge_agent.core.chat import CHAT
 from edge_agent.core.clock import Timer
 from edge_agent.core.cose import Signer
@@ -32,22 +33,27 @@ from edge_agent.node.events import (
     KvGive,
     KvPut,
     KvStored,
+    Measured,
     Sensed,
     Submitted,
 )
 from edge_agent.node.node import Node
 from edge_agent.node.settings import NodeSettings
 from edge_agent.placement.kv import KvAction
+from edge_agent.sim.attested import attest_settings, measurements, outputs, skew_us
 from edge_agent.sim.costs import Costs, digest_of
 from edge_agent.sim.engine import Accelerator, Done, Phase, Task
+from edge_agent.sim.hostile import Deceit
 from edge_agent.sim.kv_steps import KvSteps
 from edge_agent.sim.lying import LyingNode
+from edge_agent.sim.plans import DECEITS
 from edge_agent.sim.results import BoardUse, Sample
 from edge_agent.sim.scenario import BoardPlan, Fault, ModelPlan
 from edge_agent.sim.shelf import Shelf
 from edge_agent.sim.shell import BoardShell
 from edge_agent.sim.trace import told_effect, told_event
 from edge_agent.sim.world import SimLink
+from edge_agent.transport.topics import Topics
 
 if TYPE_CHECKING:
     from edge_agent.sim.fleet import SimFleet
@@ -93,7 +99,12 @@ class SimBoard(BoardShell):
         self.moving = KvSteps(self.shelves, fleet.scenario.links.bytes_per_ms)
         self.fail_permille = 0
         self.lie: Fault | None = None
-        self.wall_offset_us = fleet.clock.wall_offset_us
+        self.attests = fleet.scenario.attest.on
+        self.wall_offset_us = fleet.clock.wall_offset_us + (skew_us(fleet.seed, self.name) if self.attests else 0)
+        self.swapped_model = ""
+        """The model of which other bytes are mapped than are offered."""
+        self.answers_wrongly = False
+        self.deceit = self._deceit()
         self.answers = 0
         self._clock_offset_us = 0
         self._jobs: dict[str, _Job] = {}
@@ -114,6 +125,9 @@ class SimBoard(BoardShell):
         """What this board takes for the time of day; nothing decides by it."""
         return self.fleet.now_us + self.wall_offset_us
 
+    def told_wall_us(self) -> int:
+        return self.wall_us() if self.attests else 0
+
     # a life
 
     def boot(self) -> None:
@@ -121,7 +135,7 @@ class SimBoard(BoardShell):
             return
         self._bring()
         self.engine.powered = True
-        offset = sha256(f"{self.fleet.seed} {self.name} {self._life}".encode()).digest()[:4]
+        offset = sha256(f"{self.fleet.seed} {self.client_id} {self._life}".encode()).digest()[:4]
         self._clock_offset_us = int.from_bytes(offset) - self.fleet.now_us
         super().boot()
         self._sense()
@@ -139,6 +153,7 @@ class SimBoard(BoardShell):
             rules=fleet.rules,
             trust=fleet.trust,
             queue=scenario.queue,
+            attest=self._attest_settings(),
         )
         if self.name not in fleet.liars:
             return Node(settings, self.ledger, fleet.choose)
@@ -152,10 +167,12 @@ class SimBoard(BoardShell):
             self.node.lie = lie
 
     def make_link(self) -> SimLink:
-        return SimLink(self.fleet.network, self.name, self.fleet.scenario.links, self.later)
+        return SimLink(self.fleet.network, self.client_id, self.fleet.scenario.links, self.later, self.deceit)
 
     def furnish(self) -> Iterator[Event]:
         self._told.clear()
+        if self.attests:
+            yield self._measured()
         yield from (Hosted(self.costs.offer(model)) for model in self.models.values())
         yield from self._kv_news()
 
@@ -169,6 +186,30 @@ class SimBoard(BoardShell):
         waiting, self._waiting = list(self._waiting.values()), {}
         for request_id in waiting:
             self.fleet.clients.ask_elsewhere(request_id)
+
+    # attestation
+
+    def _attest_settings(self) -> AttestSettings | None:
+        scenario = self.fleet.scenario
+        if not self.attests:
+            return None
+        return attest_settings(scenario.attest, self.fleet.seed, self.client_id, self._life, scenario.models)
+
+    def _measured(self) -> Measured:
+        return Measured(measurements(self.models, self.swapped_model))
+
+    def swap_model(self, *, begins: bool) -> None:
+        """Somebody writes into the mapped bytes of its first model."""
+        self.swapped_model = next(iter(self.models), "") if begins else ""
+        if self.up:
+            self.feed(self._measured())
+
+    def _deceit(self) -> Deceit | None:
+        fleet = self.fleet
+        if not any(fault.kind in DECEITS and self.name in fault.boards for fault in fleet.scenario.faults):
+            return None
+        others = tuple(name for name in fleet.keys if name != self.name)
+        return Deceit(Signer(self.name.encode(), key_seed(self.name)), Topics("home"), fleet.network, others)
 
     # clients
 
@@ -277,8 +318,9 @@ class SimBoard(BoardShell):
             self.feed(Executed(task.key, failure(request.request_id, Status.FAILED, self.name, reason, job.model.name)))
             return
         energy_uj = (task.dynamic_nj + self.costs.profile.idle_mw * busy_us) // 1000
+        made = outputs(job.model.name, request, wrong=self.answers_wrongly) if self.attests else {}
         result = InferenceResult(
-            request.request_id, Status.OK, self.name, job.model.name, digest_of(job.model.name), {}, busy_us, energy_uj,
+            request.request_id, Status.OK, self.name, job.model.name, digest_of(job.model.name), made, busy_us, energy_uj,
             EnergyKind.EMULATED,
         )  # fmt: skip
         self.answers += 1
@@ -353,3 +395,11 @@ class SimBoard(BoardShell):
             self.name, profile.name, self.answers, totals.up_us, totals.busy_us, (idle_nj + totals.dynamic_nj) // 1000,
             totals.dynamic_nj // 1000, totals.hottest_mdegc, totals.throttled_us,
         )  # fmt: skip
+
+
+class ClonedBoard(SimBoard):
+    """Another board with the key of the first, on a new disk, by another name to the broker."""
+
+    @property
+    def client_id(self) -> str:
+        return f"{self.name}-clone"

@@ -23,9 +23,11 @@ from edge_agent.core.values import TrustTier
 from edge_agent.node.events import Execute
 from edge_agent.placement.options import Rules, choose
 from edge_agent.sim.arrivals import Arrival, arrivals, sources
-from edge_agent.sim.board import SimBoard, key_seed
+from edge_agent.sim.board import ClonedBoard, SimBoard, key_seed
 from edge_agent.sim.clients import BrokenPromiseError, Clients
 from edge_agent.sim.costs import digest_of
+from edge_agent.sim.hostile import back_up, restart, restore
+from edge_agent.sim.plans import DECEITS
 from edge_agent.sim.results import Run, Sample
 from edge_agent.sim.scenario import Fault, Outage, Scenario
 from edge_agent.sim.sharing import shared_work
@@ -87,6 +89,7 @@ class SimFleet:
         self.rules = Rules(scenario.policy, frozenset(digest_of(model.name) for model in scenario.models))
         self.liars = {name for fault in scenario.faults if fault.kind == "liar" for name in fault.boards}
         self.boards: dict[str, SimBoard] = {}
+        self.clones: dict[str, ClonedBoard] = {}
         self.clients = Clients(self, START_US)
         self._samples: list[Sample] = []
         self._incidents: list[tuple[int, str]] = []
@@ -113,7 +116,7 @@ class SimFleet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for board in self.boards.values():
+        for board in (*self.boards.values(), *self.clones.values()):
             board.close()
         self._folder.cleanup()
 
@@ -167,9 +170,17 @@ class SimFleet:
         for fault in scenario.faults:
             self._at(fault.from_ms, lambda fault=fault: self._fault(fault, begins=True))  # type: ignore[misc]
             self._at(fault.to_ms, lambda fault=fault: self._fault(fault, begins=False))  # type: ignore[misc]
+            if fault.kind == "rolled_back":
+                self._prepare_roll_back(fault)
         self._arrivals = arrivals(scenario, self.seed)
         self._next_arrival()
         self._at(0, self._sample)
+
+    def _prepare_roll_back(self, fault: Fault) -> None:
+        """It lives twice more between the backup and its return."""
+        for board in map(self.boards.__getitem__, fault.boards):
+            self._at(fault.from_ms // 3, lambda board=board: back_up(board))  # type: ignore[misc]
+            self._at(fault.from_ms * 2 // 3, lambda board=board: restart(board))  # type: ignore[misc]
 
     def _at(self, since_start_ms: int, callback: Callable[[], object]) -> None:
         self.clock.call_at(START_US + since_start_ms * 1000, callback)
@@ -262,6 +273,23 @@ class SimFleet:
                 board.tell_lies(fault if begins else None)
             case "clock_1970":
                 board.wall_offset_us = -self.now_us if begins else WALL_US
+            case "swapped_model":
+                board.swap_model(begins=begins)
+            case "wrong_results":
+                board.answers_wrongly = begins
+            case "rolled_back" if begins:
+                restore(board)
+            case "cloned_key":
+                self._clone(board, begins=begins)
+            case _ if board.deceit and fault.kind in DECEITS:
+                (board.deceit.kinds.add if begins else board.deceit.kinds.discard)(fault.kind)
+
+    def _clone(self, board: SimBoard, *, begins: bool) -> None:
+        if begins:
+            self.clones[board.name] = ClonedBoard(self, board.plan)
+            self.clones[board.name].boot()
+        elif clone := self.clones.get(board.name):
+            clone.kill()
 
 
 def simulate(scenario: Scenario, seed: int = 0, placer: str = TABLE, progress: Callable[[int, int], None] | None = None) -> Run:

@@ -17,6 +17,10 @@ MAX_DURATION_S = 7 * 86_400
 TIERS = tuple(tier.name.lower() for tier in TrustTier)
 WAYS = ("both", "to_broker", "from_broker")
 TRACES = ("azure", "mooncake")
+DECEITS = ("equivocates", "forks_receipts", "denounces", "stale_quotes")
+"""What a board's messages are changed for on their way out (``sim.hostile``)."""
+HOSTILE = (*DECEITS, "swapped_model", "cloned_key", "rolled_back", "wrong_results")
+FAULTS = ("kill", "power_cut", "heat", "engine", "liar", "clock_1970", *HOSTILE)
 _AMBIENT = {"low": BOUNDS["ambient_mdegc"][0], "high": BOUNDS["ambient_mdegc"][1]}
 
 
@@ -98,9 +102,15 @@ class Fault:
     ``kill`` and ``power_cut``: down from one to the other.  ``heat``: the air is at ``ambient_mdegc``.  ``engine``: of 1000 jobs
     ``fail_permille`` fail half-way.  ``liar``: its records say that nothing waits there, and costs of ``cost_permille`` of 1000.
     ``clock_1970``: its wall clock has never been set.
+
+    Where boards attest (``[attest]``), they may be hostile: ``swapped_model`` (other bytes of its first model are mapped than it
+    offers), ``equivocates`` (half of the boards are shown other quotes than the rest), ``cloned_key`` (a second board with its
+    key), ``rolled_back`` (at ``from_ms`` its ledger is put back to two boots before), ``forks_receipts`` (receipts of one number
+    for many answers), ``wrong_results`` (signed answers that are wrong), ``denounces`` (it appraises everybody as
+    contraindicated), ``stale_quotes`` (it shows nothing).
     """
 
-    kind: str = setting(one_of=("kill", "power_cut", "heat", "engine", "liar", "clock_1970"))
+    kind: str = setting(one_of=FAULTS)
     boards: tuple[str, ...] = setting()
     from_ms: int = setting(0, high=MAX_DURATION_S * 1000)
     to_ms: int = setting(MAX_DURATION_S * 1000, high=MAX_DURATION_S * 1000)

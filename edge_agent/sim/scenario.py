@@ -14,10 +14,10 @@ from typing import Any, Self
 
 from board_support.profile import load_profile
 from edge_agent.core.chat import CHAT
-from edge_agent.core.config import AgentConfig, PolicySection, QueueSection
+from edge_agent.core.config import AgentConfig, AttestSection, PolicySection, QueueSection
 from edge_agent.core.errors import ConfigError, RefusedError, shown
 from edge_agent.core.values import BOARD_ID, INVOKE, MAX_BOARDS, MODEL_NAME, TASK_NAME, checked
-from edge_agent.sim.plans import MAX_DURATION_S, TRACES, ArrivalPlan, BoardPlan, Fault, LinkPlan, ModelPlan, Outage
+from edge_agent.sim.plans import HOSTILE, MAX_DURATION_S, TRACES, ArrivalPlan, BoardPlan, Fault, LinkPlan, ModelPlan, Outage
 from edge_agent.sim.tables import parse_toml, read_bytes, read_rows, read_table, setting
 
 __all__ = [
@@ -42,6 +42,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     policy: PolicySection = PolicySection()
     queue: QueueSection = QueueSection()
+    attest: AttestSection = AttestSection(on=False)
     traces: Path | None = None
     """The folder with the traces."""
     limit: int = 0
@@ -102,7 +103,8 @@ def parse_scenario(name: str, data: bytes) -> Scenario:
         "boards": BoardPlan, "models": ModelPlan, "outages": Outage, "faults": Fault, "arrivals": ArrivalPlan,
     }  # fmt: skip
     read: dict[str, Any] = {key: read_rows(kind, key, table.pop(key, [])) for key, kind in rows.items()}
-    sections = {key: table.pop(key, {}) for key in ("policy", "queue")}
+    sections = {key: table.pop(key, {}) for key in ("policy", "queue", "attest")}
+    sections["attest"] = sections["attest"] or {"on": False}
     links = read_table(LinkPlan, "[links]", table.pop("links", {}))
     head = read_table(_Head, "scenario", table)
     return Scenario(
@@ -112,9 +114,9 @@ def parse_scenario(name: str, data: bytes) -> Scenario:
 
 
 def _agent_sections(sections: Mapping[str, object]) -> dict[str, Any]:
-    """``[policy]`` and ``[queue]`` are those of an agent's configuration file."""
+    """``[policy]``, ``[queue]`` and ``[attest]`` are those of an agent's configuration file; without ``[attest]`` it is off."""
     config = AgentConfig.from_mapping({"board": {"id": "any"}, "state": {"folder": "any"}, **sections})
-    return {"policy": config.policy, "queue": config.queue}
+    return {"policy": config.policy, "queue": config.queue, "attest": config.attest}
 
 
 def _expanded(boards: Iterable[BoardPlan]) -> Iterable[BoardPlan]:
@@ -159,6 +161,9 @@ def _check(scenario: Scenario) -> None:
     for fault in scenario.faults:
         _known(f"boards of the fault {fault.kind}", fault.boards, boards)
         _check_span(f"fault {fault.kind}", fault.from_ms, fault.to_ms)
+        if fault.kind in HOSTILE and not scenario.attest.on:
+            raise ConfigError(f"fault {fault.kind}", "boards that attest nothing", "a scenario with an [attest] section")
+    _known("[attest] verifiers", scenario.attest.verifiers, boards)
     for plan in scenario.arrivals:
         _check_arrivals(plan, scenario, boards)
 

@@ -125,6 +125,20 @@ class BoardShell(Watch, ABC):
     def lose_clients(self) -> None:
         """The agent's process ended: its local clients notice."""
 
+    @property
+    def client_id(self) -> str:
+        """By which the broker knows it: its name, unless it is another that goes by it."""
+        return self.name
+
+    @property
+    def disk(self) -> Path:
+        """The folder of its ledger."""
+        return self.world.folder / self.client_id
+
+    def told_wall_us(self) -> int:
+        """The time of day as this board's shell tells its node; 0 where no node asks for it."""
+        return 0
+
     def monotonic_us(self) -> int:
         """This board's own clock, which need not begin where another's does."""
         return self.world.now_us
@@ -139,7 +153,7 @@ class BoardShell(Watch, ABC):
         self.up = True
         self._events.clear()
         self._pumping = False
-        self.ledger = Ledger(self.world.folder / self.name / "ledger.db", self.bounds)
+        self.ledger = Ledger(self.disk / "ledger.db", self.bounds)
         with self.ledger.transaction():
             boot_epoch = self.ledger.increment("boot_epoch")
         self.node = self.make_node(boot_epoch)
@@ -241,7 +255,7 @@ class BoardShell(Watch, ABC):
 
     def _tick(self, life: int) -> None:
         if self.up and life == self._life:
-            self.feed(Tick())
+            self.feed(Tick(self.told_wall_us()))
             self.later(IDLE_TICK_US if self.node.at_rest else TICK_US, lambda: self._tick(life))
 
     def _leave_when_idle(self, life: int) -> None:

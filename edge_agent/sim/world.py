@@ -7,12 +7,13 @@ way only; what a board sends waits for what it sent before (its way up has ``byt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from edge_agent.core.clock import TimedClock
 from edge_agent.sim.scenario import LinkPlan, Outage
 from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.faults import Delay, Faults, Partition, Way, Wire
-from edge_agent.transport.link import Message
+from edge_agent.transport.link import Message, Published
 from edge_agent.transport.loopback import LoopbackLink
 from edge_agent.transport.loopback_broker import LoopbackBroker, LoopbackOptions
 
@@ -49,6 +50,17 @@ class Network:
         self.broker = LoopbackBroker(clock, seed, faults)
         self._wire = self.broker.wire = CutWire(clock, seed, faults)
         self._outages: list[Outage] = []
+        self._others: dict[bytes, tuple[bytes, frozenset[str]]] = {}
+
+    def show_another(self, payload: bytes, other: bytes, misled: frozenset[str]) -> None:
+        """A broker in league with a board: in place of ``payload`` those who are ``misled`` get ``other``."""
+        self._others[payload] = other, misled
+
+    def shown(self, client: str, message: Message) -> Message:
+        """What a client gets of a message."""
+        if not self._others or (lie := self._others.get(bytes(message.payload))) is None:
+            return message
+        return replace(message, payload=lie[0]) if client in lie[1] else message
 
     def begin(self, outage: Outage) -> None:
         if outage.kind == "broker":
@@ -74,16 +86,34 @@ class Network:
 
 
 class SimLink(LoopbackLink):
-    """A link whose way up has a speed."""
+    """A link whose way up has a speed. ``tongue``: what becomes of messages on their way out; what it keeps back counts as
+    sent."""
 
     def __init__(
-        self, network: Network, client_id: str, plan: LinkPlan, after: Callable[[int, Callable[[], object]], object]
+        self,
+        network: Network,
+        client_id: str,
+        plan: LinkPlan,
+        after: Callable[[int, Callable[[], object]], object],
+        tongue: Callable[[Message], Message | None] | None = None,
     ) -> None:
         super().__init__(network.broker, client_id, LINK)
         self._bytes_per_ms, self._after, self._clock = plan.bytes_per_ms, after, network.broker.clock
         self._free_us = 0
+        self._network, self._tongue = network, tongue
+
+    def take(self, connection: int, packet_id: int, message: Message) -> bool:
+        return super().take(connection, packet_id, self._network.shown(self.client_id, message))
 
     def _publish(self, message: Message, ticket: int) -> None:
+        said = self._tongue(message) if self._tongue else message
+        if said is not None:
+            self._send(said, ticket)
+        elif ticket:
+            connection = self._connection
+            self._after(0, lambda: self._emit(Published(ticket)) if connection == self._connection else None)
+
+    def _send(self, message: Message, ticket: int) -> None:
         now_us, connection = self._clock.monotonic_us(), self._connection
         self._free_us = max(now_us, self._free_us) + len(message.payload) * 1000 // self._bytes_per_ms
         if self._free_us <= now_us:
