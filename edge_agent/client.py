@@ -12,10 +12,11 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.core import wire
 from edge_agent.core.chat import DEFAULT_NEW_TOKENS, ChatMessage, Sampling, Turn, TurnEnd, TurnPart
+from edge_agent.core.clock import SystemClock
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import (
     DTYPE_BYTES,
@@ -32,16 +33,22 @@ from edge_agent.gateway.local import LocalConnection
 from edge_agent.gateway.local_talk import talk_over
 from edge_agent.gateway.terms import Terms
 
+if TYPE_CHECKING:
+    from edge_agent.pipelines import PipelineResult
+    from edge_agent.runtime.pipeline import Pipeline
+
 MAX_PICTURE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing in a picture. ``box`` is (left, top, right, bottom) in pixels of the upright picture; empty for a class."""
+    """One thing in a picture. ``box`` is (left, top, right, bottom), ``points`` are (x, y), in pixels of the upright picture;
+    both are empty for a class."""
 
     label: str
     score: float
     box: tuple[float, ...] = ()
+    points: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +181,45 @@ class Client:
             return report
         raise UnavailableError(f"explanation of {request_id}", " | ".join(refusals))
 
+    def run(
+        self, pipeline: Pipeline | str | Path, /, *, limits: Limits | None = None, data: DataClass | None = None,
+        **inputs: Path | str | bytes,
+    ) -> PipelineResult:  # fmt: skip
+        """Run a pipeline: one of the product by its name, a TOML file, or a ``Pipeline``; its stages side by side where they can.
+
+        A picture is a path or the bytes of a file, a text is ``str``.  ``limits`` and ``data`` stand in for the pipeline's own.
+        Raises ``RefusedError`` for a pipeline or inputs that cannot be, ``UnavailableError`` when no agent answers; a stage that
+        fails is told in the result.
+        """
+        from edge_agent.pipelines import PipelineResult, drive, offered_by
+        from edge_agent.runtime.pipeline import Kind, Pipeline
+        from edge_agent.runtime.pipeline_file import pipeline_named
+        from edge_agent.runtime.pipeline_run import Run
+
+        clock = SystemClock()
+        told = pipeline if isinstance(pipeline, Pipeline) else pipeline_named(pipeline)
+        given = {name: _given(value, told.inputs.get(name) is Kind.PICTURE) for name, value in inputs.items()}
+        offered = offered_by(self._call("status"))
+        started_us = clock.monotonic_us()
+        run = Run(told, given, started_us, limits=limits, data=data, offered=offered)
+        stages = drive(run, self._submit_apart, clock)
+        return PipelineResult(told.name, stages, told.results, clock.monotonic_us() - started_us)
+
+    def _submit_apart(self, request: InferenceRequest) -> InferenceResult:
+        """As ``submit``, over connections of its own, so that several can wait at once."""
+        with Client(*(connection.path for connection in self._connections)) as other:
+            return other.submit(request)
+
+    def _call(self, verb: str) -> object:
+        """What the first agent that answers says."""
+        refusals = []
+        for connection in self._connections:
+            try:
+                return connection.call(verb)
+            except UnavailableError as error:
+                refusals.append(str(error))
+        raise UnavailableError("no agent answers", " | ".join(refusals))
+
     def submit(self, request: InferenceRequest) -> InferenceResult:
         """The one result of a request. An agent that goes away is replaced by the next one, with the same request id.
 
@@ -197,6 +243,13 @@ def request_for_picture(
     task: str, picture: bytes, *, model: str | None = None, limits: Limits | None = None, data: DataClass = DataClass.PRIVATE
 ) -> InferenceRequest:
     return InferenceRequest(os.urandom(16).hex(), task, {"image": encoded_image(picture)}, model, limits or Limits(), data=data)
+
+
+def _given(value: Path | str | bytes, is_picture: bool) -> bytes | str:
+    """An input of a pipeline: a picture that is named by a path is read."""
+    if isinstance(value, Path) or (is_picture and isinstance(value, str)):
+        return read_picture(Path(value))
+    return value
 
 
 def read_picture(path: Path) -> bytes:
@@ -236,12 +289,24 @@ def findings_of(result: InferenceResult) -> list[Finding]:
     names = card(result.model).labels
     labels, scores = _numbers(result, "labels", "int32"), _numbers(result, "scores", "float32")
     boxes = _numbers(result, "boxes", "float32") if "boxes" in result.outputs else []
+    points = _points(result, len(labels))
     if any(not 0 <= label < len(names) for label in labels) or len(labels) != len(scores):
         raise RefusedError(f"answer of {result.board}", labels, f"labels of the card of {result.model}, one a score")
     return [
-        Finding(names[int(label)], score, tuple(boxes[4 * i : 4 * i + 4]))
+        Finding(names[int(label)], score, tuple(boxes[4 * i : 4 * i + 4]), points[i])
         for i, (label, score) in enumerate(zip(labels, scores, strict=True))
     ]
+
+
+def _points(result: InferenceResult, findings: int) -> list[tuple[tuple[float, float], ...]]:
+    """For each finding the points of its own, if the task finds any."""
+    if "points" not in result.outputs:
+        return [()] * findings
+    numbers, shape = _numbers(result, "points", "float32"), result.outputs["points"].shape
+    if len(shape) != 3 or shape[0] != findings or shape[2] != 2:
+        raise RefusedError(f"answer of {result.board}", f"points {list(shape)}", f"[{findings}, points, 2]")
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return [tuple(pairs[i * shape[1] : (i + 1) * shape[1]]) for i in range(findings)]
 
 
 def _numbers(result: InferenceResult, name: str, dtype: str) -> Sequence[float]:

@@ -110,7 +110,7 @@ def decode(encoded: bytes | memoryview) -> Image.Image:
 
 
 def decode_fitted(encoded: bytes | memoryview, fit: Callable[[Size], tuple[Size, Box]]) -> tuple[Image.Image, Size]:
-    """A box of the picture scaled to a size, upright, RGB, and the size of the whole upright picture, from which ``fit`` says both.
+    """A box of the picture scaled to a size, upright, RGB, and the size of the whole upright picture, by which ``fit`` says both.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 when that still gives twice the pixels asked for (libjpeg's scaled DCT), which is
     where the time goes for a camera's picture.  Raises ``RefusedError`` as ``decode``, and what ``fit`` raises.

@@ -91,7 +91,7 @@ def _named_file(text: str) -> tuple[str, Path]:
 
 
 def region_of(text: str) -> Tensor:
-    """``left,top,right,bottom`` as the tensor that the picture tasks take as ``region``. Raises ``ConfigError`` for anything else."""
+    """``left,top,right,bottom`` as the tensor that picture tasks take as ``region``. Raises ``ConfigError`` for anything else."""
     import struct
 
     try:

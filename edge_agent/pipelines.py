@@ -1,0 +1,100 @@
+"""Driving the run of a pipeline: submitting what is ready, side by side, and what is known at the end.
+
+Owns ``PipelineResult`` and the threads that wait for answers.  Rules: every stage is a request like any other, placed by the
+agent that it is asked of; at most ``MAX_AT_ONCE`` are in flight; an agent that goes away fails the stage, never the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.core.clock import Clock, SystemClock
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.values import InferenceRequest, InferenceResult
+from edge_agent.runtime.pipeline_run import Run, StageOutcome, StageState
+
+MAX_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """``stages`` by name, in the order in which they depend on each other. ``elapsed_us``: of the whole."""
+
+    pipeline: str
+    stages: Mapping[str, StageOutcome]
+    results: tuple[str, ...]
+    elapsed_us: int
+    quotes: tuple[bytes, ...] = ()
+    appraisals: tuple[bytes, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """No stage failed. A stage that its gate kept from running did not fail."""
+        return all(each.state is not StageState.FAILED for each in self.stages.values())
+
+    def answers(self) -> Iterable[tuple[str, InferenceRequest, InferenceResult]]:
+        """Every answer with its stage and its request."""
+        for name, outcome in self.stages.items():
+            results = {result.request_id: result for result in outcome.results}
+            for request in outcome.requests:
+                if request.request_id in results:
+                    yield name, request, results[request.request_id]
+
+    def proof(self, *, whole: bool = False) -> bytes:
+        """The bytes of a file that ``sly verify`` checks: every receipt, what was asked for it, and the evidence at that time.
+
+        ``whole``: with the requests and answers themselves.  Raises ``RefusedError`` if no board signed a receipt.
+        """
+        from edge_agent.attest.proof import Asked, encode_proof, gathered
+
+        signed = [(request, result) for _, request, result in self.answers() if result.receipt]
+        if not signed:
+            raise RefusedError(
+                f"proof of {self.pipeline}", "no receipt", "answers of boards that attest", "see [attest] in the docs"
+            )
+        asked = [Asked.of(request, result, whole=whole) for request, result in signed]
+        return encode_proof(gathered([result.receipt for _, result in signed], self.quotes, self.appraisals, asked))
+
+
+def drive(
+    run: Run, submit: Callable[[InferenceRequest], InferenceResult], clock: Clock | None = None
+) -> Mapping[str, StageOutcome]:
+    """Submit a run's requests as they become ready, each in a thread, until it is done; what became of its stages.
+
+    ``submit`` is called from several threads; what it raises of ``SlyError`` fails the stage.
+    """
+    clock = clock or SystemClock()
+    in_flight = dict[Future[InferenceResult], InferenceRequest]()
+    with ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="stage") as threads:
+        while True:
+            for request in run.ready(clock.monotonic_us()):
+                in_flight[threads.submit(submit, request)] = request
+            if not in_flight:
+                return run.outcomes
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                _take(run, in_flight.pop(future), future)
+
+
+def _take(run: Run, request: InferenceRequest, future: Future[InferenceResult]) -> None:
+    try:
+        result = future.result()
+        if result.request_id != request.request_id:
+            raise RefusedError("answer", f"of request {result.request_id}", f"of request {request.request_id}")
+    except SlyError as error:
+        run.lost(request.request_id, str(error))
+    else:
+        run.answered(result)
+
+
+def offered_by(report: Any) -> frozenset[str]:
+    """The models that boards which are there offer, by what an agent answers to ``status``."""
+    try:
+        boards = [each for each in report["boards"] if each["standing"] in ("serving", "online")]
+        return frozenset(str(model) for each in boards for model in each["models"])
+    except (TypeError, KeyError) as error:
+        raise UnavailableError(
+            "status of the fleet", f"it cannot be read ({error!r})", "run the same version everywhere"
+        ) from None
