@@ -1,0 +1,249 @@
+"""What a verifier holds of one attester: how it stands, how that decays, and what is held against it.
+
+The lifecycle; a move that is not in the table raises and changes nothing:
+
+    state \\ move       SHOWN            MISSED    LAPSED    FOUND             CLEARED
+    unknown            fresh            -         -         contraindicated   unknown
+    fresh              fresh            stale     lapsed    contraindicated   unknown
+    stale              fresh            stale     lapsed    contraindicated   unknown
+    lapsed             fresh            -         -         contraindicated   unknown
+    contraindicated    contraindicated  -         -         contraindicated   unknown
+
+SHOWN: fresh evidence; MISSED: an epoch without any; LAPSED: the last of so many; FOUND: something that no honest board does;
+CLEARED: an operator's word.  Rules: a timeout never contraindicates and can always be made good; a contraindication is kept, with
+its reasons and the quotes that show it, until an operator clears it; what an operator cleared is not held against the board
+again, although it may be heard again (``Floor``); only what the board signed, what was run again here, and operators count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from edge_agent.attest.appraisal import MAX_RAW, Vector
+from edge_agent.attest.appraise import (
+    EXECUTABLES_CONTRAINDICATED,
+    INSTANCE_UNTRUSTWORTHY,
+    NOT_FRESH,
+    Finding,
+    Verdict,
+    judged,
+)
+from edge_agent.attest.evidence import Quote
+from edge_agent.attest.history import Clash, History, Place, QuoteTrace, ReceiptTrace
+from edge_agent.attest.receipts import Receipt
+from edge_agent.core.values import TrustTier
+
+MAX_STRIKES = 2
+"""Answers outside the tolerance, within ``STRIKE_WINDOW`` checks, that contraindicate; of exact ones the first does."""
+STRIKE_WINDOW = 64
+NONCE_EPOCHS = 2
+"""A nonce is accepted in its own epoch and in the next: after so many ends of epochs none is left from before."""
+UNHEARD = Verdict(TrustTier.NONE, Vector(), ("no evidence has come yet",))
+
+
+class State(StrEnum):
+    UNKNOWN = "unknown"
+    FRESH = "fresh"
+    STALE = "stale"
+    LAPSED = "lapsed"
+    CONTRAINDICATED = "contraindicated"
+
+
+class Move(StrEnum):
+    SHOWN = "shown"
+    MISSED = "missed"
+    LAPSED = "lapsed"
+    FOUND = "found"
+    CLEARED = "cleared"
+
+
+_SEEN = (State.FRESH, State.STALE)
+MOVES: Mapping[tuple[State, Move], State] = {
+    **{(state, Move.SHOWN): State.FRESH for state in State},
+    (State.CONTRAINDICATED, Move.SHOWN): State.CONTRAINDICATED,
+    **{(state, Move.MISSED): State.STALE for state in _SEEN},
+    **{(state, Move.LAPSED): State.LAPSED for state in _SEEN},
+    **{(state, Move.FOUND): State.CONTRAINDICATED for state in State},
+    **{(state, Move.CLEARED): State.UNKNOWN for state in State},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """How far a board had come, in which life, when an operator cleared it: what it said until then is forgotten."""
+
+    place: Place
+    bootseed: bytes
+
+
+class Standing:
+    """``missed``: the setting, after how many epochs nothing is known any more."""
+
+    def __init__(self, missed: int) -> None:
+        self._most_missed = missed
+        self.state = State.UNKNOWN
+        self.history = History()
+        self.floor: Floor | None = None
+        self.found: Verdict | None = None
+        self.proof: tuple[bytes, ...] = ()
+        self.shown_trace: QuoteTrace | None = None
+        """Of the last fresh quote: what the verdict is about."""
+        self.checks = 0
+        self.strikes: tuple[int, ...] = ()
+        self._shown = UNHEARD
+        self._missed = 0
+        self._epochs_of_boot = NONCE_EPOCHS
+        self._golden: dict[object, bytes] = {}
+        self.shown_us: int | None = None
+        self.shown_in_epoch = False
+        self.asked_in_epoch = False
+
+    def verdict(self) -> Verdict:
+        """How it stands now."""
+        if self.found is not None:
+            return self.found
+        if self.state in (State.UNKNOWN, State.FRESH):
+            return self._shown
+        without = f"no fresh evidence for {self._missed} epoch{'s' * (self._missed > 1)}"
+        if self.state is State.LAPSED:
+            return Verdict(TrustTier.NONE, Vector(), (without,))
+        stale = replace(self._shown.vector, instance_identity=NOT_FRESH)
+        return Verdict(self._shown.tier, stale, self._shown.reasons).capped(TrustTier.WARNING, without)
+
+    def hear_quote(self, message: bytes, quote: Quote, fresh: bool) -> str:
+        """Take in a signed quote; what it is worth is said with ``shown``.
+
+        Returns why it refreshes nothing, empty if it does.
+        """
+        trace = QuoteTrace.of(quote, message)
+        if self.history.holds(trace.digest):
+            return "it was heard before"
+        if self._is_forgotten(trace, fresh):
+            return f"it is from before an operator cleared the board, {_named(trace)}"
+        if clash := self.history.clash_of_quote(trace, message):
+            self._found_lying(clash)
+            return clash.reason
+        if fresh and trace.bootcount < self.history.place[0] and self._epochs_of_boot >= NONCE_EPOCHS:
+            reason = (
+                f"an epoch of now in boot {trace.bootcount}, when boot {self.history.place[0]} was over: rolled back, or a copy"
+            )
+            self._found_lying(Clash(reason, (message,)))
+            return reason
+        return self._take(trace, message, fresh)
+
+    def shown(self, quote: Quote, message: bytes, verdict: Verdict, now_us: int) -> None:
+        """This quote is fresh, and ``verdict`` is what it is worth."""
+        if verdict.tier is TrustTier.CONTRAINDICATED:
+            self.find(verdict, (message,))
+        elif changed := self._changed_answer(quote):
+            self.find(judged([Finding("executables", EXECUTABLES_CONTRAINDICATED, changed)]), (message,))
+        self._move(Move.SHOWN)
+        self._shown, self._missed, self.shown_in_epoch, self.shown_us = verdict, 0, True, now_us
+        self.shown_trace = QuoteTrace.of(quote, message)
+
+    def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
+        """Hold a signed receipt against all else that the board signed. Returns what contradicts, empty if nothing does."""
+        trace = ReceiptTrace.of(receipt, message)
+        if self.floor is not None and trace.place <= self.floor.place:
+            return ""
+        if clash := self.history.clash_of_receipt(trace):
+            self._found_lying(clash)
+            return clash.reason
+        self.history.add_receipt(trace)
+        return ""
+
+    def checked(self) -> None:
+        """One of its answers was run again, and was right."""
+        self.checks += 1
+
+    def struck(self, exact: bool, what: str) -> None:
+        """One of its answers was run again, and was wrong; ``exact``: bit for bit, where every engine gives the same bits."""
+        self.checks += 1
+        self.strikes = tuple(each for each in (*self.strikes, self.checks) if each > self.checks - STRIKE_WINDOW)
+        if exact or len(self.strikes) >= MAX_STRIKES:
+            self.find(judged([Finding("executables", EXECUTABLES_CONTRAINDICATED, f"a wrong answer: {what}")]))
+
+    def revoked(self, by: str, reason: str) -> None:
+        why = f"revoked by operator {by}" + (f": {reason}" if reason else "")
+        self.find(judged([Finding("instance_identity", INSTANCE_UNTRUSTWORTHY, why)]))
+
+    def clear(self) -> None:
+        """An operator says that what was held against it until now is to be forgotten."""
+        self._move(Move.CLEARED)
+        mark = self.history.mark
+        if mark is not None and (self.floor is None or mark.place > self.floor.place):
+            self.floor = Floor(mark.place, mark.bootseed)
+        self.history, self.found, self.proof, self.strikes = History(), None, (), ()
+        self._shown, self._missed, self.shown_trace, self._golden = UNHEARD, 0, None, {}
+        self.shown_in_epoch = self.asked_in_epoch = False
+
+    def epoch_over(self, counts: bool) -> None:
+        """An epoch of this verifier has ended; ``counts``: its link was up all the time."""
+        self._epochs_of_boot += 1
+        if counts and self.state in _SEEN and self.asked_in_epoch and not self.shown_in_epoch:
+            self._missed += 1
+            self._move(Move.LAPSED if self._missed >= self._most_missed else Move.MISSED)
+        self.shown_in_epoch = self.asked_in_epoch = False
+
+    def find(self, verdict: Verdict, proof: tuple[bytes, ...] = ()) -> None:
+        """Something that no honest board does. Later finds add to the reasons; two quotes as proof outweigh one."""
+        self._move(Move.FOUND)
+        self.found = self.found.joined(verdict) if self.found else verdict
+        if len(proof) > len(self.proof):
+            self.proof = proof[:MAX_RAW]
+
+    def recall(
+        self,
+        mark: QuoteTrace | None,
+        floor: Floor | None,
+        found: Verdict | None,
+        proof: tuple[bytes, ...],
+        checks: int,
+        strikes: tuple[int, ...],
+    ) -> None:
+        """Go on from what was kept over a restart: that it was good was not."""
+        self.history.mark, self.floor, self.checks, self.strikes = mark, floor, checks, strikes
+        if found is not None:
+            self.find(found, proof)
+
+    def _take(self, trace: QuoteTrace, message: bytes, fresh: bool) -> str:
+        newer = trace.place > self.history.place
+        if trace.bootcount > self.history.place[0]:
+            self._epochs_of_boot = 0
+            self._golden = {}
+        self.history.add_quote(trace, message)
+        if not newer:
+            return f"it is older than quote {self.history.place[1]} of boot {self.history.place[0]}"
+        return "" if fresh else "it has no nonce of this verifier's last two epochs"
+
+    def _found_lying(self, clash: Clash) -> None:
+        self.find(judged([Finding("instance_identity", INSTANCE_UNTRUSTWORTHY, clash.reason)]), clash.raw)
+
+    def _is_forgotten(self, trace: QuoteTrace, fresh: bool) -> bool:
+        """Is it from before the floor, and not of a life that began after it?"""
+        if self.floor is None or trace.place > self.floor.place:
+            return False
+        mark = self.history.mark
+        is_of_now = fresh or (mark is not None and trace.bootseed == mark.bootseed)
+        return trace.bootseed == self.floor.bootseed or not is_of_now
+
+    def _changed_answer(self, quote: Quote) -> str:
+        """Which model gives another answer to its golden input than before in this boot, on the same libraries; empty if none."""
+        measured = quote.measurements
+        for model in measured.models:
+            key = (model.name, model.offered, model.delegated_permille, measured.library, measured.delegate)
+            if model.golden and self._golden.setdefault(key, model.golden) != model.golden:
+                return f"model {model.name}: its answer to the golden input changed within boot {quote.bootcount}"
+        return ""
+
+    def _move(self, move: Move) -> None:
+        to = MOVES.get((self.state, move))
+        if to is None:
+            raise RuntimeError(f"a board that is {self.state} cannot be {move}")
+        self.state = to
+
+
+def _named(trace: QuoteTrace) -> str:
+    return f"quote {trace.counter} of boot {trace.bootcount}"
