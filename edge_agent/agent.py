@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
+from edge_agent.attest.measure import Software, measured_software
 from edge_agent.cloud.endpoint import Endpoint, endpoint_of, offer_of
 from edge_agent.configured import (
     broker_address,
@@ -24,6 +25,7 @@ from edge_agent.configured import (
     engine_settings,
     mqtt_options,
     node_settings,
+    policy_digest,
     private_folder,
     signer_of,
 )
@@ -47,6 +49,7 @@ from edge_agent.shell.answers import Answers
 from edge_agent.shell.effects import Effects
 from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
+from edge_agent.shell.measuring import Measuring
 from edge_agent.shell.tasks import Tasks
 from edge_agent.shell.verbs import Verbs
 from edge_agent.shell.work_loop import WorkLoop
@@ -91,6 +94,7 @@ class Agent:
         self._talks = Talks(self._feed, self._answers.new_handle)
         self._tasks = Tasks(self._fault)
         self._closers: list[Callable[[], Any]] = []
+        self.measuring: Measuring | None = None
         self.stop_requested = asyncio.Event()
         self.faulty = False
         self.gateway_port = 0
@@ -179,6 +183,7 @@ class Agent:
             Access(config.gateway)
         endpoint = endpoint_of(config.cloud) if config.cloud.on else None
         folder = private_folder(config)
+        software = self._begin_to_measure()
         ledger = Ledger(folder / "ledger.db")
         self._closers.append(ledger.close)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
@@ -186,13 +191,16 @@ class Agent:
         settings = BoardSettings(profile=config.board.profile, paced=config.board.paced)
         self.board = self._given_board or open_board(config.board.backend, settings)
         await check_broker(config, self.say)
-        self.node = Node(node_settings(config, signer, self.board, ledger), ledger)
+        measured = self._with_delegate(await software) if software else None
+        self.node = Node(node_settings(config, signer, self.board, ledger, measured), ledger)
         self.host = self._hosting(blobs)
         self._furnish(ledger)
         server = LocalServer(folder / SOCKET_NAME, self.verbs.handle, {TALK: talk_stream(self)})
         await server.start()
         self._closers.append(server.close)
         await self._load_models(files)
+        if measured:
+            self._measure(measured)
         await self.heartbeat.read_sensors()
         self._jobs.tell_kv()
         self.work.recover()
@@ -200,8 +208,28 @@ class Agent:
         if endpoint is not None:
             self._open_cloud(endpoint)
         await self._open_gateway()
+        if self.measuring is not None:
+            self._tasks.spawn(self.measuring.measure_for_ever(), "measure")
+            self._tasks.spawn(self.measuring.goldens.run_for_ever(), "golden inputs")
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
+
+    def _begin_to_measure(self) -> asyncio.Future[Software] | None:
+        """Hash code and library while the start goes on."""
+        if not self.config.attest.on:
+            return None
+        return asyncio.get_running_loop().run_in_executor(None, measured_software, self.config.engine.runtime)
+
+    def _with_delegate(self, software: Software) -> Software:
+        delegate = self.board.delegate()
+        return software.with_delegate(delegate.library) if delegate else software
+
+    def _measure(self, software: Software) -> None:
+        policy = policy_digest(self.config, self.node.settings.rules)
+        rate = self.config.attest.rehash_bytes_per_s
+        self.measuring = Measuring(self.host, software, policy, rate, self.clock, self._feed, self.say)
+        self._closers.append(self.measuring.close)
+        self.measuring.begin()
 
     def _hosting(self, blobs: BlobStore) -> Host:
         engine = engine_settings(self.config)

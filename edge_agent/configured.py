@@ -6,12 +6,19 @@ Rules: every fault is one ``SlyError`` that names the setting; nothing is connec
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
+from secrets import token_bytes
 
 from board_support.board import Board, BoardSettings
 from board_support.registry import open_board
+from edge_agent.attest.evidence import SEED_BYTES
+from edge_agent.attest.measure import Software, measured_software
+from edge_agent.attest.settings import AttestSettings, References
 from edge_agent.cloud.endpoint import endpoint_of
+from edge_agent.core.cbor import encode
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
@@ -19,6 +26,7 @@ from edge_agent.core.values import TrustTier
 from edge_agent.gateway.access import Access
 from edge_agent.hosting import language_models, model_files, models_folder
 from edge_agent.node.settings import NodeSettings
+from edge_agent.placement.facts import rules_digest
 from edge_agent.placement.options import Rules
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.store.identity import load_or_make_seed
@@ -61,8 +69,13 @@ async def check(config: AgentConfig) -> None:
         Access(config.gateway)
     if config.cloud.on:
         endpoint_of(config.cloud)
-    signer_of(config)
-    open_board(config.board.backend, BoardSettings(profile=config.board.profile))
+    members = members_of(config, signer_of(config))
+    board = open_board(config.board.backend, BoardSettings(profile=config.board.profile))
+    if config.attest.on:
+        delegate = board.delegate()
+        software = measured_software(config.engine.runtime)
+        rules = Rules(config.policy, release_digests(config))
+        attest_settings(config, members, rules, software.with_delegate(delegate.library) if delegate else software)
     if config.broker.host:
         from edge_agent.transport.mqtt import check as check_link
 
@@ -93,9 +106,16 @@ def signer_of(config: AgentConfig) -> Signer:
     return Signer(config.board.id.encode(), load_or_make_seed(private_folder(config) / "identity.key"))
 
 
-def node_settings(config: AgentConfig, signer: Signer, board: Board, ledger: Ledger) -> NodeSettings:
-    """Of the boot that begins now, which the ledger counts. Raises as ``members_of`` does."""
+def node_settings(
+    config: AgentConfig, signer: Signer, board: Board, ledger: Ledger, software: Software | None = None
+) -> NodeSettings:
+    """Of the boot that begins now, which the ledger counts; without ``software`` it shows nothing of itself.
+
+    Raises as ``members_of`` and ``attest_settings`` do.
+    """
     members = members_of(config, signer)
+    rules = Rules(config.policy, release_digests(config))
+    attest = attest_settings(config, members, rules, software) if software else None
     with ledger.transaction():
         boot_epoch = ledger.increment("boot_epoch")
     return NodeSettings(
@@ -106,10 +126,67 @@ def node_settings(config: AgentConfig, signer: Signer, board: Board, ledger: Led
         emulated=board.emulated,
         fleet=config.fleet.name,
         members=members,
-        rules=Rules(config.policy, release_digests(config)),
+        rules=rules,
         trust={board: TrustTier[tier.upper()] for board, tier in config.fleet.trust.items()},
         queue=config.queue,
+        attest=attest,
     )
+
+
+def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Rules, software: Software) -> AttestSettings:
+    """What this boot attests and appraises by; its secrets are drawn here. ``software``: what was measured of this board.
+
+    Raises ``ConfigError`` for verifiers that are no members, too few of them, and keys that are none.
+    """
+    wanted = config.attest
+    for name in wanted.verifiers:
+        if name not in members:
+            raise ConfigError("[attest] verifiers", name, f"a board of [fleet.members]: {', '.join(sorted(members))}")
+    if wanted.verifiers and wanted.agree > len(wanted.verifiers):
+        raise ConfigError("[attest] agree", wanted.agree, f"at most {len(wanted.verifiers)}, the number of verifiers")
+    return AttestSettings(
+        secret=token_bytes(SEED_BYTES),
+        bootseed=token_bytes(SEED_BYTES),
+        epoch_us=wanted.epoch_s * 10**6,
+        missed=wanted.missed,
+        verifiers=frozenset(wanted.verifiers),
+        agree=wanted.agree,
+        software_tier=TrustTier[wanted.software_keys.upper()],
+        recheck_permille=wanted.recheck_permille,
+        references=references(config, rules, software),
+        operators=_keys("[fleet.operators]", config.fleet.operators),
+        endorsers=_keys("[fleet.endorsers]", config.fleet.endorsers),
+        version=version("slyos-edge"),
+    )
+
+
+def references(config: AgentConfig, rules: Rules, software: Software) -> References:
+    """What a board of this fleet should measure: as this one does, the signed releases, and what the operator names."""
+    return References(
+        code=frozenset({software.code, *map(bytes.fromhex, config.attest.code)}),
+        libraries=software.recognized | frozenset(map(bytes.fromhex, config.attest.libraries)),
+        models=rules.releases,
+        golden={
+            (bytes.fromhex(card.source.sha256), library): frozenset({bytes.fromhex(digest)})
+            for card in catalog().values()
+            for library, digest in card.golden.items()
+        },
+        policy=frozenset({policy_digest(config, rules)}),
+    )
+
+
+def policy_digest(config: AgentConfig, rules: Rules) -> bytes:
+    """SHA-256 of what a board places and appraises by, the same on all boards of a fleet that is configured alike."""
+    attest = config.attest
+    appraising = [attest.epoch_s, attest.missed, sorted(attest.verifiers), attest.agree, attest.software_keys]
+    return sha256(encode([rules_digest(rules), appraising])).digest()
+
+
+def _keys(subject: str, keys: Mapping[str, str]) -> dict[str, bytes]:
+    try:
+        return {name: bytes.fromhex(key) for name, key in keys.items()}
+    except ValueError as error:
+        raise ConfigError(subject, str(error), "hexadecimal digits, two a byte") from error
 
 
 def release_digests(config: AgentConfig) -> frozenset[bytes]:

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING
 
 from board_support.board import Board
 from board_support.roofline import ModelWork, estimate
+from edge_agent.attest.golden import golden_inputs
+from edge_agent.attest.measure import MappedFile, MappedModel
 from edge_agent.core.chat import CHAT, Tier, TurnEnd
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
+from edge_agent.core.digests import tensors_digest
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.core.kv import MAX_REFUSAL_CHARS
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
@@ -30,15 +33,17 @@ from edge_agent.node.events import Execute, KvFind, KvFound, KvGave, KvGive, KvP
 from edge_agent.node.streams import end_tensor, turn_of
 from edge_agent.placement.options import Rules, why_not_model
 from edge_agent.runtime.settings import EngineSettings
-from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
+from edge_agent.runtime.supervisor import EngineState, EngineSupervisor, Loaded
 from edge_agent.store.blobs import BlobStore
 from models.card import Card
 from models.catalog import card as card_named
 from models.fetch import default_folder
-from models.language_card import LanguageCard, find, is_language_model
+from models.language_card import LanguageCard, find, is_language_model, language_digest
 
 if TYPE_CHECKING:
     from edge_agent.speaking import Speaker
+
+GOLDEN_BUDGET_US = 5_000_000
 
 
 class Host:
@@ -52,6 +57,8 @@ class Host:
         self._files, self._languages = model_files(config), language_models(config)
         self._work: dict[str, ModelWork] = {}
         self._digests: dict[str, bytes] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._language_files: dict[str, Callable[[], tuple[MappedFile, ...]]] = {}
         self.speakers: dict[str, Speaker] = {}
         self._talking = Counter[str]()
         """Turns of each language model at work: they share its energy."""
@@ -79,7 +86,7 @@ class Host:
             loaded = await self._supervisor.load(name, descriptor, digest, card)
         finally:
             os.close(descriptor)
-        self._work[name], self._digests[name] = loaded.work, digest
+        self._work[name], self._digests[name], self._loaded[name] = loaded.work, digest, loaded
         prior = estimate(loaded.work, self._board.profile)
         return ModelOffer(name, card.task, digest, card.quality_permille, max(1, prior.busy_us), prior.energy_uj)
 
@@ -92,7 +99,46 @@ class Host:
             self._languages[name], folder, state, self._config, self._engine, self._board, self._report
         )
         self.speak(offer, speaker)
+        self._language_files[name] = lambda: speaker.service.files
         return offer
+
+    def mapped(self) -> list[MappedModel]:
+        """The models whose files are held here now. Descriptors are lent: they are good until the caller waits."""
+        found = []
+        for name, fd in self._supervisor.loaded().items():
+            if name in self._loaded:
+                digest = self._digests[name]
+                file = MappedFile(self._blobs.path_of(digest), digest, fd)
+                found.append(MappedModel(name, digest, (file,), bytes, self._loaded[name].delegated_permille))
+        for name, files in self._language_files.items():
+            if name in self.speakers:
+                found.append(MappedModel(name, self._digests[name], files(), language_digest))
+        return found
+
+    def picture_models(self) -> list[str]:
+        """Those that were loaded and not unloaded."""
+        return [name for name in self._supervisor.loaded() if name in self._loaded]
+
+    def resting(self, model: str) -> bool:
+        """Whether this picture model would run at once."""
+        return model in self._supervisor.loaded() and self._supervisor.idle(model)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no model here has anything to do."""
+        return not self._talking.total() and all(map(self._supervisor.idle, self._supervisor.loaded()))
+
+    async def golden(self, model: str) -> tuple[bytes, int]:
+        """What a picture model gives for its golden input, as SHA-256 (empty if it has no such input), and how many µs it took.
+
+        Raises ``RefusedError`` or ``UnavailableError`` as an inference does.
+        """
+        inputs = await asyncio.to_thread(golden_inputs, self._loaded[model].signature.inputs)
+        if not inputs:
+            return b"", 0
+        invocation = await self._supervisor.invoke(model, inputs, GOLDEN_BUDGET_US)
+        outputs = {name: self._handed_over(tensor) for name, tensor in invocation.outputs.items()}
+        return tensors_digest(outputs), invocation.elapsed_us
 
     def quarantined(self, model: str) -> bool:
         """Whether this picture model has killed its engine too often."""

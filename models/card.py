@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import DTYPE_BYTES, MAX_RANK, MAX_TENSOR_BYTES, MODEL_NAME, TASK_NAME, TensorSpec, bounded, checked
@@ -24,6 +25,7 @@ MAX_SIDE_PX = 4096
 MAX_STRIDE_LAYERS = 16
 MAX_ANCHORS_PER_CELL = 32
 MAX_KEYPOINTS = 64
+MAX_GOLDEN = 64
 MAX_POINTS = 1024
 MAX_MARGIN_PERMILLE = 1000
 
@@ -159,7 +161,9 @@ Reading = BoxReading | ClassReading | PointReading
 @dataclass(frozen=True, slots=True)
 class Card:
     """One model. ``version`` counts the revisions of this card; models with the same ``task`` answer in the same form
-    and with the same labels, so that placement may choose among them by ``quality_permille``.
+    and with the same labels, so that placement may choose among them by ``quality_permille``.  ``golden``: the SHA-256, in hex,
+    of the right answer to its golden input (``edge_agent.attest.golden``) by library, version and machine, where every CPU of
+    that machine gives the same.
 
     Raises ``RefusedError`` naming the field for a value outside its bounds or fields that contradict each other.
     """
@@ -176,6 +180,7 @@ class Card:
     prepare: Preparation
     interpret: Reading
     labels: tuple[str, ...]
+    golden: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         checked(MODEL_NAME, "card name", self.name)
@@ -184,6 +189,7 @@ class Card:
         bounded("card quality_permille", self.quality_permille, 0, 1000)
         checked_texts("card text", (self.summary, self.quality_source), 2, MAX_TEXT_CHARS)
         checked_texts(f"labels of card {self.name}", self.labels, MAX_LABELS)
+        _check_golden(self.golden)
         for tensor in (*self.inputs, *self.outputs):
             _check_tensor(tensor)
         _check_picture_input(self)
@@ -216,12 +222,14 @@ class Card:
             "prepare": {key: getattr(self.prepare, key) for key in _PREPARE},
             "interpret": _reading_mapping(self.interpret),
             "labels": list(self.labels),
+            **({"golden": dict(self.golden)} if self.golden else {}),
         }  # fmt: skip
 
     @classmethod
     def from_mapping(cls, mapping: object) -> Card:
         """Inverse of ``to_mapping``; raises ``RefusedError`` for anything else."""
-        fields = typed("card", mapping, _CARD)
+        with_golden = isinstance(mapping, Mapping) and "golden" in mapping
+        fields = typed("card", mapping, _CARD | ({"golden": dict} if with_golden else {}))
         return cls(
             **{key: fields[key] for key in ("name", "version", "task", "summary", "quality_permille", "quality_source")},
             source=source_from_mapping(fields["source"]),
@@ -230,6 +238,7 @@ class Card:
             prepare=Preparation(**typed("card prepare", fields["prepare"], _PREPARE)),
             interpret=_reading(fields["interpret"]),
             labels=tuple(fields["labels"]),
+            golden=MappingProxyType(fields.get("golden", {})),
         )
 
 
@@ -305,6 +314,15 @@ def _reading(mapping: object) -> Reading:
         raise RefusedError("card interpret layers", fields["layers"], "pairs of stride and anchors a cell")
     del fields["kind"]
     return BoxReading(**fields | {"layers": tuple(map(tuple, fields["layers"])), "keypoints": tuple(fields["keypoints"])})
+
+
+def _check_golden(golden: Mapping[str, str]) -> None:
+    bounded("card golden, count", len(golden), 0, MAX_GOLDEN)
+    checked_texts("card golden", tuple(golden), MAX_GOLDEN)
+    for library, digest in golden.items():
+        if not isinstance(digest, str):
+            raise RefusedError(f"card golden {library}", digest, "a SHA-256 in hexadecimal digits")
+        checked(SHA256_HEX, f"card golden {library}", digest)
 
 
 def _one_of(subject: str, value: str, allowed: tuple[str, ...]) -> None:

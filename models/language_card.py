@@ -60,6 +60,11 @@ class FileEntry:
             raise UnavailableError(f"model folder {folder}", str(error), "set SLY_MODELS to a folder that can be read") from error
 
 
+def language_digest(stages: bytes, tokenizer: bytes) -> bytes:
+    """What a language model is called, of the SHA-256 of its two files."""
+    return hashlib.sha256(b"sly/1/language" + stages + tokenizer).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageCard:
     """A language model.
@@ -106,8 +111,7 @@ class LanguageCard:
         tokenizer's digests, for both decide what the model says. Raises ``RefusedError`` for an unknown runtime."""
         if runtime not in self.files:
             raise RefusedError("runtime", runtime, ", ".join(self.files))
-        parts = (self.files[runtime].sha256, self.tokenizer.sha256)
-        return hashlib.sha256(b"sly/1/language" + b"".join(map(bytes.fromhex, parts))).digest()
+        return language_digest(bytes.fromhex(self.files[runtime].sha256), bytes.fromhex(self.tokenizer.sha256))
 
     def to_mapping(self) -> dict[str, object]:
         """The card as plain values that CBOR and TOML can hold."""

@@ -72,12 +72,14 @@ class LanguageChild:
         ring: RingMemory,
         on_death: Callable[[Death], None] = lambda death: None,
         curve: Sequence[tuple[int, int]] = (),
+        mapped: Callable[[int], None] = lambda model_fd: None,
     ) -> LanguageChild:
         """A confined child with the model of ``card``, whose files lie in ``folder``, over ``ring``: all slots empty.
 
-        ``curve`` (rows, µs) of an earlier child saves measuring it.  ``on_death`` is called once if the child ends later
-        without being closed.  Raises ``RefusedError`` for a file at fault, ``ChildDiedError`` if loading kills the child or
-        takes too long, ``UnavailableError`` if the world lacks something (a file, a runtime library, seccomp).
+        ``curve`` (rows, µs) of an earlier child saves measuring it.  ``mapped`` is lent the descriptor that the child maps.
+        ``on_death`` is called once if the child ends later without being closed.  Raises ``RefusedError`` for a file at fault,
+        ``ChildDiedError`` if loading kills the child or takes too long, ``UnavailableError`` if the world lacks something (a
+        file, a runtime library, seccomp).
         """
         child = cls(card.name, settings, ring)
         needed_bytes = step_bytes(ring.shape, ring.slots)
@@ -90,6 +92,7 @@ class LanguageChild:
         )  # fmt: skip
         with _opened(folder / card.files[runtime].filename) as model_fd:
             child._child.spawn(WORKER, settings.arena_bytes, model_fd, ring.fd)
+            mapped(model_fd)
         try:
             reply = await child._child.call("start", order.to_body(), [tokenizer], settings.load_limit_us)
             child.account = await child._sound(lambda: Account.from_body(reply.body, ring.shape.vocabulary))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from secrets import randbits
 from typing import Any
 
+from edge_agent.attest.measure import MappedFile
 from edge_agent.core.chat import Sampling, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import LanguageSection
 from edge_agent.core.errors import SlyError, UnavailableError
@@ -72,6 +74,7 @@ class LanguageService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.turns_served = 0
+        self._model_fd = -1
 
     async def start(self) -> None:
         """Load the model. Raises what it cannot be loaded with; nothing is left behind then."""
@@ -80,6 +83,7 @@ class LanguageService:
         except BaseException:
             self.ring.close()
             self.store.close()
+            self._let_go()
             raise
 
     async def talk(self, turn: Turn) -> AsyncGenerator[TurnPart | TurnEnd, None]:
@@ -134,6 +138,7 @@ class LanguageService:
         await self.pump.close()
         self.store.close()
         self.ring.close()
+        self._let_go()
 
     def sessions(self, most: int) -> list[KeptSession]:
         """The named sessions that were used last, the last one first, each where a turn of it would find its KV now."""
@@ -209,9 +214,29 @@ class LanguageService:
     # the child
 
     async def _new_child(self, on_death: Callable[[Death], None]) -> LanguageChild:
-        child = await LanguageChild.start(self.card, self._folder, self._engine, self.ring, on_death, self._kept.curve)
+        child = await LanguageChild.start(
+            self.card, self._folder, self._engine, self.ring, on_death, self._kept.curve, self._mapped
+        )
         self._kept.keep(child.account.curve)
         return child
+
+    def _mapped(self, model_fd: int) -> None:
+        self._let_go()
+        self._model_fd = os.dup(model_fd)
+
+    def _let_go(self) -> None:
+        if self._model_fd >= 0:
+            os.close(self._model_fd)
+            self._model_fd = -1
+
+    @property
+    def files(self) -> tuple[MappedFile, MappedFile]:
+        """The stages as the newest child maps them, and the tokenizer, which it was given a copy of."""
+        stages, tokenizer = self.card.files[self._engine.runtime], self.card.tokenizer
+        return (
+            MappedFile(self._folder / stages.filename, bytes.fromhex(stages.sha256), self._model_fd),
+            MappedFile(self._folder / tokenizer.filename, bytes.fromhex(tokenizer.sha256)),
+        )
 
     def _post(self, work: Work[object]) -> None:
         self.pump.post(work)

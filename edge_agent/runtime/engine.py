@@ -44,6 +44,11 @@ class Engine(ABC):
         """What the model was handed to besides the library's own kernels; "" for nothing."""
         return ""
 
+    @property
+    def delegated_permille(self) -> int | None:
+        """How many of the opened model's operators the delegate took on; ``None`` without one, or if nothing tells."""
+        return None
+
     @abstractmethod
     def open(self, model_fd: int, by_path: bool) -> None:
         """Load the model in ``model_fd``: mapped through its path if ``by_path``, else from a private copy.

@@ -12,7 +12,7 @@ from board_support.board import Delegate
 from board_support.roofline import MAX_OPS, ModelWork
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import TensorSpec
+from edge_agent.core.values import TensorSpec, bounded
 from edge_agent.runtime.doorbell import MAX_DOORBELL_BYTES, MAX_HANDSHAKE_BYTES, items, natural, printable
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.signature import Signature
@@ -73,6 +73,7 @@ class Ready:
     delegate: str
     confinement: tuple[str, ...]
     resident_bytes: int
+    delegated_permille: int | None = None
 
     def encode(self) -> bytes:
         return encode(
@@ -84,14 +85,15 @@ class Ready:
                 self.delegate,
                 list(self.confinement),
                 self.resident_bytes,
+                self.delegated_permille,
             ]
         )
 
     @classmethod
     def decode(cls, data: bytes) -> Ready:
         """Raises ``RefusedError`` for anything that a sound child would not say."""
-        inputs, outputs, work, library, delegate, layers, resident_bytes = items(
-            decode(data, MAX_HANDSHAKE_BYTES, max_items=MAX_HANDSHAKE_ITEMS, subject="handshake"), "handshake", 7
+        inputs, outputs, work, library, delegate, layers, resident_bytes, delegated = items(
+            decode(data, MAX_HANDSHAKE_BYTES, max_items=MAX_HANDSHAKE_ITEMS, subject="handshake"), "handshake", 8
         )
         signature = Signature(_specs_in(inputs), _specs_in(outputs))
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
@@ -103,6 +105,7 @@ class Ready:
             printable(delegate),
             tuple(printable(layer) for layer in layers),
             natural(resident_bytes),
+            None if delegated is None else bounded("handshake delegated share", delegated, 0, 1000, "permille"),
         )
 
 

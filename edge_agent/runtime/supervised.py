@@ -53,6 +53,8 @@ class Loaded:
     delegate: str
     resident_bytes: int
     confinement: tuple[str, ...]
+    delegated_permille: int | None = None
+    """How many of the model's operators the delegate took on; ``None`` without one, or if the library does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,21 @@ class Supervised:
         assert self._sandbox is not None
         ready = self._sandbox.ready
         self._signature = ready.signature
-        return Loaded(ready.signature, ready.work, ready.library, ready.delegate, ready.resident_bytes, ready.confinement)
+        return Loaded(
+            ready.signature, ready.work, ready.library, ready.delegate, ready.resident_bytes, ready.confinement,
+            ready.delegated_permille,
+        )  # fmt: skip
+
+    @property
+    def model_fd(self) -> int:
+        """The descriptor that every child of this model maps; good until ``close``. Who keeps it makes a copy."""
+        return self._model_fd
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request would run at once."""
+        sandbox = self._sandbox
+        return self.state is EngineState.READY and not self._waiting and sandbox is not None and not sandbox.busy
 
     async def invoke(self, inputs: Mapping[str, Tensor], budget_us: int) -> Invocation:
         whole_task = self._checked(inputs)

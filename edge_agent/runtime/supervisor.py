@@ -59,6 +59,15 @@ class EngineSupervisor:
     def state(self, name: str) -> EngineState:
         return self._named(name).state
 
+    def idle(self, name: str) -> bool:
+        """Whether a request to ``name`` would run at once."""
+        return self._named(name).idle
+
+    def loaded(self) -> dict[str, int]:
+        """The descriptors that the children of all loaded models map, by the models' names; they are good while this call's
+        caller does not wait."""
+        return {name: engine.model_fd for name, engine in self._engines.items() if engine.state is not EngineState.CLOSED}
+
     def release(self, name: str) -> None:
         """End the quarantine of ``name`` and start it again in the background; nothing for a model that has none."""
         self._named(name).release()

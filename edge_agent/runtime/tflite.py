@@ -35,6 +35,8 @@ WARM_UP_MODEL = zlib.decompress(
 )
 """``y = RELU(x)`` of one float, 460 bytes: running it before the child is confined lets XNNPACK read what the CPU can do."""
 
+DELEGATE_NODE = "DELEGATE"
+"""What the library calls a node that a delegate runs."""
 
 INSTALL = {
     "auto": "ai-edge-litert",
@@ -64,6 +66,7 @@ class TfliteEngine(Engine):
         self._delegate_name = delegate.library if delegate else ""
         self._delegates = [self._load_delegate(delegate)] if delegate else []
         self._interpreter: Any = None
+        self._delegated_permille: int | None = None
         self._model: dict[str, object] = {}
         self._spoiled = False
         self._inputs: dict[str, int] = {}
@@ -85,6 +88,10 @@ class TfliteEngine(Engine):
     def delegate(self) -> str:
         return self._delegate_name
 
+    @property
+    def delegated_permille(self) -> int | None:
+        return self._delegated_permille
+
     def open(self, model_fd: int, by_path: bool) -> None:
         if by_path:
             self.load(model_path=path_of(model_fd))
@@ -98,6 +105,8 @@ class TfliteEngine(Engine):
             self._interpreter = self._module.Interpreter(
                 **model, num_threads=self.threads, experimental_delegates=self._delegates or None
             )
+            if self._delegates:
+                self._delegated_permille = delegated_permille(self._interpreter)
             self._interpreter.allocate_tensors()
 
     def signature(self) -> Signature:
@@ -149,6 +158,36 @@ class TfliteEngine(Engine):
         if changed:
             self._shapes |= {name: inputs[name].shape for name in changed}
             self._interpreter.allocate_tensors()
+
+
+def delegated_permille(interpreter: Any) -> int | None:
+    """How many of a graph's operators its delegate took on, before ``allocate_tensors`` adds the library's own (XNNPACK).
+
+    A delegate puts a node of its own in the place of the operators between that node's inputs and its outputs, and leaves those
+    in the list.  No public method gives the list; ``None`` where ``_get_ops_details`` is not there or says something else.
+    """
+    try:
+        nodes = interpreter._get_ops_details()
+        taking = [node for node in nodes if node["op_name"] == DELEGATE_NODE]
+        own = [node for node in nodes if node["op_name"] != DELEGATE_NODE]
+        maker = {int(index): number for number, node in enumerate(own) for index in node["outputs"]}
+        taken: set[int] = set()
+        for node in taking:
+            taken |= _between(own, maker, set(map(int, node["inputs"])), list(map(int, node["outputs"])))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+    return len(taken) * 1000 // len(own) if own else 0
+
+
+def _between(nodes: list[Any], maker: Mapping[int, int], inputs: set[int], wanted: list[int]) -> set[int]:
+    """The operators that make the ``wanted`` tensors of ``inputs``."""
+    found: set[int] = set()
+    while wanted:
+        number = maker.get(wanted.pop())
+        if number is not None and number not in found:
+            found.add(number)
+            wanted += [int(index) for index in nodes[number]["inputs"] if int(index) not in inputs]
+    return found
 
 
 def _specs(details: Iterable[Any], names: Mapping[tuple[str, int], str], kind: str) -> tuple[TensorSpec, ...]:

@@ -126,7 +126,7 @@ def open_model(order: Order, model_fd: int, arena: mmap.mmap) -> tuple[Worker, R
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)
-    ready = Ready(signature, work, library, engine.delegate, layers, resident_bytes(account))
+    ready = Ready(signature, work, library, engine.delegate, layers, resident_bytes(account), engine.delegated_permille)
     return Worker(engine, arena, order, vision), ready
 
 

@@ -27,7 +27,7 @@ class Heartbeat:
         watchdog_s = watchdog_period_s()
         fed_us = 0
         while True:
-            self._feed(Tick())
+            self._feed(Tick(self._clock.wall_us()))
             now_us = self._clock.monotonic_us()
             if watchdog_s is not None and now_us - fed_us >= watchdog_s * 1e6:
                 notify("WATCHDOG=1")

@@ -77,6 +77,10 @@ class BlobStore:
     def pinned_bytes(self) -> int:
         return sum(entry.size_bytes for name, entry in self._entries.items() if self._pins[name])
 
+    def path_of(self, digest: bytes) -> Path:
+        """Where a blob of this name lies, or would."""
+        return self._folder / _name(digest)
+
     def contains(self, digest: bytes) -> bool:
         """Whether a blob of this name is here; its bytes are not checked."""
         return _name(digest) in self._entries
