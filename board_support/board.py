@@ -5,7 +5,7 @@ Rules:
 * ``probe`` never raises for absent hardware: absence is an ``Unavailable`` value that keeps every reason.
 * Everything is read below ``settings.root``, so that a test hands in a fabricated ``/sys`` and ``/proc``.
 * A figure that the hardware does not give is ``None`` with a reason, never a guess; what is emulated says so.
-* Must override: ``probe``, ``read_sensors``.  May override: ``delegate``, ``execution``, ``corrupt``.
+* Must override: ``probe``, ``read_sensors``.  May override: ``delegate``, ``execution``, ``corrupt``, ``device_root``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from board_support.device_root import DeviceRoot
 from board_support.roofline import ModelWork, Profile
 from edge_agent.core.values import EnergyKind
 
@@ -28,6 +29,8 @@ class BoardSettings:
     profile: str = ""
     paced: bool = True
     """Emulated boards: wait out the modelled time. Off in the simulator and in benchmarks. The caller reads it and waits."""
+    root_seed: bytes = field(default=b"", repr=False)
+    """Emulated boards: the 32 secret bytes of the device root; empty for a device without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +137,7 @@ class Board(ABC):
     def corrupt(self, output: bytes) -> bytes:
         """The bytes of an output as this board hands them over: changed only on an emulated board with injected bit flips."""
         return output
+
+    def device_root(self) -> DeviceRoot | None:
+        """The emulated root of trust of this device; ``None`` on metal, whose TPM is the shell's affair, and without a seed."""
+        return None

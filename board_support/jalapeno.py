@@ -3,7 +3,7 @@
 No board of this name can be bought.  OpenAI and Broadcom announced an inference chip called Jalapeno on 24 June 2026 and
 published neither its arithmetic rate nor its memory; every parameter of ``jalapeno_edge`` is assumed.  Rules: results come
 bit-exact from the CPU interpreter, only time, energy and heat are modelled; everything says that it is emulated; this board
-runs only when it is named.
+runs only when it is named; its device root has a key of its own and proves nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from board_support.board import DEFAULT_SETTINGS, Board, BoardInfo, BoardSettings, Execution, Reading, Sensors, Unavailable
+from board_support.device_root import DeviceRoot
 from board_support.faults import BitFlips, ChannelLoss, Fault, Hang, Throttle, flipped
 from board_support.plant import ThermalPlant
 from board_support.profile import ASSUMED
@@ -31,6 +32,7 @@ class Jalapeno(Board):
 
     def __init__(self, settings: BoardSettings = DEFAULT_SETTINGS) -> None:
         super().__init__(settings)
+        self._root = DeviceRoot(settings.root_seed) if settings.root_seed else None
         self._faults: tuple[Fault, ...] = ()
         self._plant: ThermalPlant | None = None
         self._on_chip: ModelWork | None = None
@@ -110,6 +112,10 @@ class Jalapeno(Board):
             if isinstance(fault, BitFlips):
                 output = flipped(output, fault, self._invocations)
         return output
+
+    def device_root(self) -> DeviceRoot | None:
+        """One for each device, its registers zero when it was made; emulated, as all of it."""
+        return self._root
 
     def _plant_at(self, now_us: int) -> ThermalPlant:
         if self._plant is None:
