@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -191,7 +191,14 @@ class Client:
         Raises ``RefusedError`` for a pipeline or inputs that cannot be, ``UnavailableError`` when no agent answers; a stage that
         fails is told in the result.
         """
-        from edge_agent.pipelines import PipelineResult, drive, offered_by
+        return self.run_on(pipeline, inputs, limits=limits, data=data)
+
+    def run_on(
+        self, pipeline: Pipeline | str | Path, inputs: Mapping[str, Path | str | bytes], *, limits: Limits | None = None,
+        data: DataClass | None = None,
+    ) -> PipelineResult:  # fmt: skip
+        """As ``run``, with the inputs in a mapping."""
+        from edge_agent.pipelines import PipelineResult, drive
         from edge_agent.runtime.pipeline import Kind, Pipeline
         from edge_agent.runtime.pipeline_file import pipeline_named
         from edge_agent.runtime.pipeline_run import Run
@@ -199,9 +206,8 @@ class Client:
         clock = SystemClock()
         told = pipeline if isinstance(pipeline, Pipeline) else pipeline_named(pipeline)
         given = {name: _given(value, told.inputs.get(name) is Kind.PICTURE) for name, value in inputs.items()}
-        offered = offered_by(self._call("status"))
         started_us = clock.monotonic_us()
-        run = Run(told, given, started_us, limits=limits, data=data, offered=offered)
+        run = Run(told, given, started_us, limits=limits, data=data, offered=self.offered())
         stages = drive(run, self._submit_apart, clock)
         return PipelineResult(told.name, stages, told.results, clock.monotonic_us() - started_us)
 
@@ -209,6 +215,12 @@ class Client:
         """As ``submit``, over connections of its own, so that several can wait at once."""
         with Client(*(connection.path for connection in self._connections)) as other:
             return other.submit(request)
+
+    def offered(self) -> frozenset[str]:
+        """The models that boards offer which are there. Raises ``UnavailableError`` when no agent answers."""
+        from edge_agent.pipelines import offered_by
+
+        return offered_by(self._call("status"))
 
     def _call(self, verb: str) -> object:
         """What the first agent that answers says."""

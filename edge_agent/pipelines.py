@@ -6,7 +6,7 @@ agent that it is asked of; at most ``MAX_AT_ONCE`` are in flight; an agent that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceRequest, InferenceResult
-from edge_agent.runtime.pipeline_run import Run, StageOutcome, StageState
+from edge_agent.runtime.pipeline_run import Run, StageAnswer, StageOutcome, StageState
 
 MAX_AT_ONCE = 8
 
@@ -35,13 +35,10 @@ class PipelineResult:
         """No stage failed. A stage that its gate kept from running did not fail."""
         return all(each.state is not StageState.FAILED for each in self.stages.values())
 
-    def answers(self) -> Iterable[tuple[str, InferenceRequest, InferenceResult]]:
-        """Every answer with its stage and its request."""
-        for name, outcome in self.stages.items():
-            results = {result.request_id: result for result in outcome.results}
-            for request in outcome.requests:
-                if request.request_id in results:
-                    yield name, request, results[request.request_id]
+    @property
+    def answers(self) -> tuple[StageAnswer, ...]:
+        """Every answer, upstream ones first."""
+        return tuple(answer for outcome in self.stages.values() for answer in outcome.answers)
 
     def proof(self, *, whole: bool = False) -> bytes:
         """The bytes of a file that ``sly verify`` checks: every receipt, what was asked for it, and the evidence at that time.
@@ -50,7 +47,7 @@ class PipelineResult:
         """
         from edge_agent.attest.proof import Asked, encode_proof, gathered
 
-        signed = [(request, result) for _, request, result in self.answers() if result.receipt]
+        signed = [(each.request, each.result) for each in self.answers if each.result.receipt]
         if not signed:
             raise RefusedError(
                 f"proof of {self.pipeline}", "no receipt", "answers of boards that attest", "see [attest] in the docs"

@@ -58,18 +58,22 @@ _MOVES = {
 
 
 @dataclass(frozen=True, slots=True)
-class StageOutcome:
-    """What became of a stage: its requests and, in the same order, the results of those that were answered.
+class StageAnswer:
+    """One request of a stage, its result, and what that says; ``None`` for a result that is not OK or cannot be read."""
 
-    ``found`` is what the OK results say.  ``left_out``: items beyond the stage's ``at_most``.
-    """
+    request: InferenceRequest
+    result: InferenceResult
+    found: Found | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What became of a stage: its answers in the order of its items. ``left_out``: items beyond the stage's ``at_most``."""
 
     stage: Stage
     state: StageState
     reason: str
-    requests: tuple[InferenceRequest, ...]
-    results: tuple[InferenceResult, ...]
-    found: tuple[Found, ...]
+    answers: tuple[StageAnswer, ...]
     left_out: int
 
 
@@ -112,9 +116,12 @@ class _Progress:
         return label, score
 
     def outcome(self) -> StageOutcome:
-        results = tuple(self.results[each] for each in self.requests if each in self.results)
-        found = tuple(answer for _, answer in self.says())
-        return StageOutcome(self.stage, self.state, self.reason, tuple(self.requests.values()), results, found, self.left_out)
+        answers = tuple(
+            StageAnswer(request, self.results[name], self.found.get(name))
+            for name, request in self.requests.items()
+            if name in self.results
+        )
+        return StageOutcome(self.stage, self.state, self.reason, answers, self.left_out)
 
 
 class Run:
