@@ -30,7 +30,7 @@ demo: $(VENV)/demo.made
 	@$(BIN)/sly models build smollm2
 	@$(BIN)/sly demo --output demo
 
-test: $(VENV)/dev.made
+test: $(VENV)/dev.made .venv-cwt/cwt.made
 	$(BIN)/python -m pytest $(if $(T),$(T),-n $(WORKERS) --dist worksteal)
 
 check: $(VENV)/dev.made
@@ -67,7 +67,7 @@ long-session: $(VENV)/dev.made
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.long_session $(N)
 
 clean:
-	rm -rf $(VENV) .venv-tflite-runtime .venv-llama demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tflite-runtime .venv-llama .venv-cwt demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The environment is made once for each extra, and again when setup.cfg changes.
 $(VENV)/pip.made:
@@ -98,4 +98,11 @@ $(VENV)/bench.made: $(VENV)/dev.made
 .venv-llama/llama.made:
 	@$(PYTHON) -m venv .venv-llama
 	@.venv-llama/bin/python -m pip install --quiet --disable-pip-version-check -e . llama-cpp-python==0.3.36
+	@touch $@
+
+# Another implementation of signed tokens, which the tests hold ours against; it needs cbor2 < 6, so it is apart.
+.venv-cwt/cwt.made: $(VENV)/pip.made
+	@echo "installing another implementation of CWT into .venv-cwt ..."
+	@$(PYTHON) -m venv .venv-cwt
+	@.venv-cwt/bin/python -m pip install --quiet --disable-pip-version-check cwt==3.3.0
 	@touch $@

@@ -33,6 +33,13 @@ def needs_shared(*parts: str) -> Path:
     return path
 
 
+def needs_cwt() -> str:
+    """A Python that has the library cwt: ``SLY_CWT_PYTHON``, or the one that ``make test`` makes."""
+    path = Path(os.environ.get("SLY_CWT_PYTHON") or Path(__file__).resolve().parents[1] / ".venv-cwt" / "bin" / "python")
+    needs(path.exists(), f"there is no {path} with the library cwt (make .venv-cwt/cwt.made, or set SLY_CWT_PYTHON)")
+    return str(path)
+
+
 def needs_module(name: str, extra: str) -> None:
     """In CI too it may be missing from an environment that is made without it: those named in ``SLY_TESTS_WITHOUT``."""
     if not importlib.util.find_spec(name) and name in os.environ.get("SLY_TESTS_WITHOUT", "").split():
