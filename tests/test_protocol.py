@@ -13,12 +13,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.attest.appraisal import AAD as APPRAISAL_AAD
+from edge_agent.attest.appraisal import Appraisal, Vector, open_appraisal, sign_appraisal
+from edge_agent.attest.epoch import (
+    AAD_CHALLENGE,
+    AAD_EPOCH,
+    Challenge,
+    EpochMark,
+    open_challenge,
+    open_epoch,
+    sign_challenge,
+    sign_epoch,
+)
+from edge_agent.attest.evidence import Quote, open_quote, sign_quote
+from edge_agent.attest.words import AAD as WORD_AAD
+from edge_agent.attest.words import Action, OperatorWord, open_word, sign_word
 from edge_agent.core import wire
 from edge_agent.core.cbor import Tag, decode, encode
 from edge_agent.core.cose import Signer, decode_sign1, sign1
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor, TrustTier
 from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
 from edge_agent.gossip.agreement import AAD as DIGEST_AAD
 from edge_agent.gossip.agreement import BoardDigest, Version, open_digest
@@ -26,6 +41,7 @@ from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Presence, open_presence, sign_presence
 from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import BoardRecord, open_record, sign_record
+from tests import attested
 from tests.drawn import digests, parts, presences, records, requests, results
 from tests.needs import needs_module
 from tests.virtual_board import TASK, offer
@@ -37,11 +53,12 @@ SIGNER = Signer(b"b", b"\7" * 32)
 @cache
 def schema(rule: str) -> Any:
     """The protocol with ``rule`` as its root, in what pycddl 0.6 understands: it does not anchor regular expressions (RFC 8610,
-    section 3.8.3), knows no negative ranges and follows no .cbor inside an array."""
+    section 3.8.3), knows no negative ranges, nor one beside another, and follows no .cbor inside an array."""
     import pycddl  # type: ignore[import-not-found,unused-ignore]
 
     text = re.sub(r'\.regexp "([^"]+)"', r'.regexp "^(\1)$"', CDDL.read_text())
-    text = text.replace("-1000000..1000000", "int").replace("bytes .cbor protected-header", "bytes")
+    text = text.replace("-1000000..1000000", "int").replace("-128..-1 / 1..127", "int")
+    text = re.sub(r"bytes \.cbor (protected-header|foreign-header|quote-measurements)", "bytes", text)
     return pycddl.Schema(f"root = {rule}\n{text}")
 
 
@@ -71,6 +88,20 @@ def key_of(kid: bytes) -> bytes | None:
     return SIGNER.public_key
 
 
+def payload(message: bytes) -> bytes:
+    return decode_sign1(message).payload
+
+
+QUOTE = attested.a_quote(hardware="")
+CLAIMS: Any = decode(payload(sign_quote(QUOTE, SIGNER)))
+
+
+def measured(data: bytes) -> bytes:
+    """A quote whose measurements are these bytes."""
+    return sign1(encode({**CLAIMS, 273: [[60, data]]}), SIGNER)
+
+
+MODEL_MAP = {1: "small", 2: bytes(32), 3: bytes(32)}
 KV = KvState("small", bytes(32), 1, 1, 0, 1, homes=(KvHome(bytes(16), 9, Place.DISK),))
 OFFER_MAP = {1: "small", 2: TASK, 3: bytes(32), 4: 1, 5: 1, 6: 1}
 DEMAND_MAP = {1: TASK, 3: 5, 4: 16, 5: 1 << 20, 10: 500}
@@ -106,6 +137,27 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
     "digest": (
         encode(BoardDigest("b", 1, 2, bytes(32), bytes(32), bytes(32), 3, (Version("a", 1, 2),), (b"x",)).to_map()),
         by_code(lambda data: open_digest(sign1(data, SIGNER, DIGEST_AAD), key_of)),
+    ),
+    "quote-measurements": (CLAIMS[273][0][1], by_code(lambda data: open_quote(measured(data), key_of))),
+    "epoch-mark": (
+        payload(sign_epoch(EpochMark("b", 1, 2, bytes(16)), SIGNER)),
+        by_code(lambda data: open_epoch(sign1(data, SIGNER, AAD_EPOCH), key_of)),
+    ),
+    "challenge": (
+        payload(sign_challenge(Challenge("b", "c", bytes(16)), SIGNER)),
+        by_code(lambda data: open_challenge(sign1(data, SIGNER, AAD_CHALLENGE), key_of)),
+    ),
+    "appraisal": (
+        payload(
+            sign_appraisal(
+                Appraisal("b", 1, 2, "c", TrustTier.WARNING, Vector(2), ("new code",), bytes(32), 1, 2, 3, 4, (b"x",)), SIGNER
+            )
+        ),
+        by_code(lambda data: open_appraisal(sign1(data, SIGNER, APPRAISAL_AAD), key_of)),
+    ),
+    "operator-word": (
+        payload(sign_word(OperatorWord("b", "c", 1, Action.CLEAR, "mended"), SIGNER)),
+        by_code(lambda data: open_word(sign1(data, SIGNER, WORD_AAD), key_of)),
     ),
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
@@ -143,6 +195,64 @@ def test_every_part_is_one_by_the_protocol(part: AnswerPart) -> None:
 def test_every_presence_is_one_by_the_protocol(presence: Presence) -> None:
     message = decode_sign1(sign_presence(presence, SIGNER))
     assert is_a("presence", message.payload)
+
+
+@given(attested.quotes)
+def test_every_quote_is_one_by_the_protocol(quote: Quote) -> None:
+    claims: Any = decode(payload(sign_quote(quote, attested.signer(quote.board))))
+    assert is_a("quote-claims", encode(claims)) and is_a("quote-measurements", claims[273][0][1])
+
+
+@given(attested.marks, attested.challenges)
+def test_every_mark_and_challenge_is_one_by_the_protocol(mark: EpochMark, challenge: Challenge) -> None:
+    assert is_a("epoch-mark", payload(sign_epoch(mark, SIGNER)))
+    assert is_a("challenge", payload(sign_challenge(challenge, SIGNER)))
+
+
+@given(attested.appraisals, attested.words)
+def test_every_appraisal_and_operators_word_is_one_by_the_protocol(appraisal: Appraisal, word: OperatorWord) -> None:
+    assert is_a("appraisal", payload(sign_appraisal(appraisal, SIGNER)))
+    assert is_a("operator-word", payload(sign_word(word, SIGNER)))
+
+
+DERIVED = {259, 260}
+"""Optional by the protocol, since they follow from the hardware's name; the code wants what follows."""
+
+
+def test_code_and_protocol_refuse_the_same_when_a_claim_of_a_quote_is_missing_unknown_or_of_another_type() -> None:
+    claims: Any = decode(payload(sign_quote(attested.a_quote(endorsement=b"x"), SIGNER)))
+    accepts = by_code(lambda data: open_quote(sign1(data, SIGNER), key_of))
+    assert accepts(encode(claims)) and is_a("quote-claims", encode(claims))
+    for key in claims:
+        rest = {other: value for other, value in claims.items() if other != key}
+        assert accepts(encode(rest)) == (is_a("quote-claims", encode(rest)) and key not in DERIVED), key
+        for wrong in ({**claims, key: 1.5}, {**claims, key: None}, {**claims, key: []}, {**claims, 99: 0}):
+            assert not accepts(encode(wrong)) and not is_a("quote-claims", encode(wrong)), (key, wrong)
+
+
+CLAIM_BOUNDS = [
+    (4, 2**53, CLAIMS[6]),
+    (5, 0, CLAIMS[6] + 1),
+    (6, 2**53, 2**53 + 1),
+    (10, [bytes(16)] * 64, [bytes(16)] * 65),
+    (10, bytes(16), bytes(17)),
+    (10, [bytes(16)] * 2, [bytes(16)]),
+    (261, 0, -1),
+    (266, {"root": {-70_000: bytes(4096)}}, {"root": {-70_000: bytes(4097)}}),
+    (266, {"root": {-70_000: b"x"}}, {"root": {-70_001: b"x"}}),
+    (267, 2**53, 2**53 + 1),
+    (268, b"x" * 32, bytes(31)),
+    (271, [""], ["", ""]),
+    (273, CLAIMS[273], []),
+]
+
+
+@pytest.mark.parametrize(("key", "within", "beyond"), CLAIM_BOUNDS)
+def test_code_and_protocol_have_the_same_bounds_of_claims(key: int, within: object, beyond: object) -> None:
+    accepts = by_code(lambda data: open_quote(sign1(data, SIGNER), key_of))
+    assert accepts(encode({**CLAIMS, key: within})) and is_a("quote-claims", encode({**CLAIMS, key: within}))
+    assert not accepts(encode({**CLAIMS, key: beyond}))
+    assert key in (4, 5) or not is_a("quote-claims", encode({**CLAIMS, key: beyond}))
 
 
 @pytest.mark.parametrize("message", [sign_record(BoardRecord("b", 1, 1), SIGNER), sign1(b"", SIGNER, b"sly/1/request")])
@@ -205,6 +315,37 @@ BOUNDS = [
     ("digest", 8, [["a", 0, 2**53]], [["a", 0]]),
     ("digest", 8, [["a", 0, 0], ["b", 0, 0]], []),
     ("digest", 9, [b"x"] * 8, [b"x"] * 9),
+    ("quote-measurements", 2, 2**53, 0),
+    ("quote-measurements", 3, b"x" * 32, b""),
+    ("quote-measurements", 4, "", "x" * 513),
+    ("quote-measurements", 6, "tpm", "hsm"),
+    ("quote-measurements", 9, "x" * 128, "x" * 513),
+    ("quote-measurements", 11, b"x" * 32, b""),
+    ("quote-measurements", 12, "x", ""),
+    ("quote-measurements", 13, [], [{}]),
+    ("quote-measurements", 13, [{**MODEL_MAP, 1: f"{n}"} for n in range(64)], [{**MODEL_MAP, 1: f"{n}"} for n in range(65)]),
+    ("quote-measurements", 13, [{**MODEL_MAP, 4: b"x" * 32}], [{**MODEL_MAP, 4: b""}]),
+    ("quote-measurements", 13, [{**MODEL_MAP, 5: 0}], [{**MODEL_MAP, 5: 1001}]),
+    ("quote-measurements", 13, [{**MODEL_MAP, 6: 2**53}], [{**MODEL_MAP, 6: 0}]),
+    ("quote-measurements", 13, [{**MODEL_MAP, 7: "x" * 32}], [{**MODEL_MAP, 7: ""}]),
+    ("quote-measurements", 14, 2**53, 2**53 + 1),
+    ("epoch-mark", 4, b"x" * 16, bytes(17)),
+    ("epoch-mark", 3, 2**53, 2**53 + 1),
+    ("challenge", 2, "d", "D"),
+    ("challenge", 3, b"x" * 16, b""),
+    ("appraisal", 5, 0, 4),
+    ("appraisal", 6, {}, {0: 2, 8: 2}),
+    ("appraisal", 6, {7: 127, 0: -128}, {0: "trusted"}),
+    ("appraisal", 7, ["x" * 256] * 8, ["x"] * 9),
+    ("appraisal", 7, ["x"], []),
+    ("appraisal", 7, ["x"], [""]),
+    ("appraisal", 8, b"x" * 32, b""),
+    ("appraisal", 13, [bytes(24_576)] * 2, [b"x"] * 3),
+    ("appraisal", 13, [b"x"], [bytes(24_577)]),
+    ("appraisal", 13, [b"x"], []),
+    ("operator-word", 3, 2**53, 0),
+    ("operator-word", 4, "revoke", "pardon"),
+    ("operator-word", 5, "x" * 256, ""),
     ("request", 5, {1: 1, 3: 0, 4: 3}, {1: 1, 3: 0, 4: 1}),
     ("request", 8, "local", "private"),
     ("request", 9, 2**20, 0),
