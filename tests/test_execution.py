@@ -44,7 +44,8 @@ def test_jobs_that_are_equally_urgent_run_one_at_a_time_in_the_order_in_which_th
         begun = execution.start_next(0)
         assert begun is not None and begun.key == each.key
         assert execution.start_next(0) is None
-        assert execution.finish(each.key, echo(each.request, "a", "m", 1), 10) is each
+        run = execution.finish(each.key, echo(each.request, "a", "m", 1), 10)
+        assert run is not None and run.job is each and run.began_us == 0
     assert execution.idle
 
 
@@ -179,8 +180,8 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         if self.running is not None:
-            done = self.execution.finish(self.running.key, echo(self.running.request, "a", "m", 1), self.now_us)
-            assert done == self.running
+            run = self.execution.finish(self.running.key, echo(self.running.request, "a", "m", 1), self.now_us)
+            assert run is not None and run.job == self.running
             self.running = None
 
     @invariant()

@@ -123,10 +123,15 @@ class Agreement:
 
     @property
     def _may_make(self) -> bool:
-        return self._fleet.changes != self._seen_changes and (self.link_up or self.alone)
+        return self._changes != self._seen_changes and (self.link_up or self.alone)
+
+    @property
+    def _changes(self) -> int:
+        """Moves when a board says something new, and when it is trusted otherwise."""
+        return self._fleet.changes + self._trust.changes
 
     def _make(self, now_us: int) -> None:
-        self._seen_changes, self._made_us, self._settled = self._fleet.changes, now_us, True
+        self._seen_changes, self._made_us, self._settled = self._changes, now_us, True
         facts = tuple(self._present_facts())
         if facts != self._facts:
             self._facts = facts

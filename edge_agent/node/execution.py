@@ -181,8 +181,8 @@ class Execution:
         given_up, self._given_up = self._given_up, []
         return given_up
 
-    def finish(self, key: str, result: InferenceResult, now_us: int) -> Job | None:
-        """A running job is done; learn from a good one. ``None`` if ``key`` is not what runs.
+    def finish(self, key: str, result: InferenceResult, now_us: int) -> Run | None:
+        """A running job is done: how it ran; learn from a good one. ``None`` if ``key`` is not what runs.
 
         What is learned is how long it takes, and what energy, while nothing else runs: what ran beside it is reckoned out.  That
         is more than the engine's own time when a picture had to be decoded, or an emulated board is slower than what it emulates.
@@ -201,7 +201,7 @@ class Execution:
             alone_us = answering_us(result, done_us, now_us - run.began_us, run.before_us) if job.talks else done_us
             self.costs.learn(job.model, job.shape, alone_us, result.energy_uj * max(done_us, had_us) // had_us)
             self._hopeless.pop((job.model, job.shape), None)
-        return job
+        return run
 
     def running_in(self, lane: str) -> int:
         """How many jobs of a lane run."""

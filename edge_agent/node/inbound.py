@@ -13,7 +13,7 @@ from edge_agent.core import wire
 from edge_agent.core.chat import CHAT
 from edge_agent.core.cose import verify1
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.values import InferenceRequest, InferenceResult, Status, TrustTier, failure
 from edge_agent.gossip.agreement import BoardDigest, open_digest
 from edge_agent.gossip.presence import Presence, Standing, is_presence, open_presence
 from edge_agent.gossip.record import BoardRecord, open_record
@@ -29,7 +29,9 @@ from edge_agent.node.moves import Moves
 from edge_agent.node.returns import Returns
 from edge_agent.node.routing import Router
 from edge_agent.node.settings import NodeSettings
+from edge_agent.node.trust import Trust
 from edge_agent.node.voice import CLIENT_REPLY_EXPIRY_S, Voice
+from edge_agent.placement.options import why_not_trusted
 from edge_agent.store.ledger import Ledger
 from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Delivered, Message
 from edge_agent.transport.topics import Kind
@@ -51,11 +53,12 @@ class Inbound:
         voice: Voice,
         moves: Moves,
         agreement: Agreement,
+        trust: Trust,
     ) -> None:
         self._settings, self._board, self._ledger, self._fleet = settings, settings.board, ledger, fleet
         self._execution, self._announcer, self._mailbox = execution, announcer, mailbox
         self._returns, self._router, self._voice, self._moves = returns, router, voice, moves
-        self._agreement = agreement
+        self._agreement, self._trust = agreement, trust
         self.draining = False
 
     @property
@@ -90,6 +93,8 @@ class Inbound:
                 case Kind.REQUEST:
                     hear = self._hear_dispatch if wire.is_signed(message.payload) else self._hear_client
                     yield from hear(event, now_us)
+                case _ if self._trust.listens_to(topic.kind):
+                    yield from self._trust.hear(topic, message, now_us)
                 case _:
                     raise RefusedError(
                         "topic", topic.kind.value, "presence, records, digests, replies, requests, cancellations and KV"
@@ -173,6 +178,8 @@ class Inbound:
         _must_agree("KV message's signer", signed.kid.decode("utf-8", "replace"), peer)
         if peer == self._board:
             raise RefusedError("KV message", "one of this board's own", "one of another board")
+        if reason := why_not_trusted(self._trust.tier(peer), TrustTier.NONE, self._trust.why(peer)):
+            raise RefusedError("KV message", f"one of {peer}: {reason}", "one of a board that is trusted with a session")
         if asks:
             yield from self._moves.asked(peer, wire.decode_kv_ask(signed.payload, self._board))
         else:

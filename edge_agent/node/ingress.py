@@ -64,6 +64,10 @@ class Pending:
     """What the client has seen of the answer, if it comes in parts."""
     begun_tokens: dict[str, int] = field(default_factory=dict)
     """How many tokens of the answer were made before each board went on with it."""
+    given: dict[str, InferenceRequest] = field(default_factory=dict)
+    """The request as each board was given it: a turn that is gone on with has other inputs."""
+    shown_by: set[str] = field(default_factory=set)
+    """Whose text the client has seen."""
 
     @property
     def lane(self) -> str:
@@ -158,6 +162,9 @@ class Ingress:
 
     def placed_on(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on == board]
+
+    def shown_by(self, board: str) -> list[Pending]:
+        return [pending for pending in self._pending.values() if board in pending.shown_by]
 
     def placed_elsewhere(self, board: str) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.placed_on not in ("", board)]

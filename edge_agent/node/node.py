@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 
 from edge_agent.core.kv import KvState
-from edge_agent.core.values import ModelOffer, Status, failure
+from edge_agent.core.values import ModelOffer, Status, TrustTier, failure
 from edge_agent.gossip.presence import Standing
 from edge_agent.gossip.record import BoardRecord
 from edge_agent.gossip.state import FleetState
@@ -79,7 +79,7 @@ class Node:
         self._announcer = Announcer()
         self._voice = Voice(settings)
         self._waves = Waves()
-        self.trust = Trust(settings)
+        self.trust = Trust(settings, self.fleet, ledger, self._voice, self.execution)
         self.agreement = Agreement(settings, self.fleet, ledger, self._voice, self._announcer, self._waves, self.trust)
         tickets = count(-1, -1)
         self.mailbox = Mailbox(ledger, self._voice)
@@ -99,7 +99,7 @@ class Node:
         self.moves = Moves(settings.board, settings.rules.policy, self.execution, self._voice, tickets)
         self._inbound = Inbound(
             settings, ledger, self.fleet, self.execution, self._announcer, self.mailbox, self.returns, self.router, self._voice,
-            self.moves, self.agreement,
+            self.moves, self.agreement, self.trust,
         )  # fmt: skip
         self._handlers = {
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
@@ -173,6 +173,7 @@ class Node:
 
     def _continue(self, now_us: int) -> Iterator[Effect]:
         """What any event or the time that passed may have made due: what is too late, the next job, what is owed, our word."""
+        yield from self._heed_trust(now_us)
         yield from self._expire(now_us)
         yield from self._begin(now_us)
         yield from self.moves.go_on(now_us)
@@ -184,6 +185,15 @@ class Node:
         if self.link_up or self.agreement.alone:
             yield from self._announce(now_us)
         yield from self.agreement.go_on(now_us)
+
+    def _heed_trust(self, now_us: int) -> Iterator[Effect]:
+        """What is due in showing and judging evidence, and what follows for boards that are contraindicated since."""
+        yield from self.trust.go_on(now_us)
+        for board in self.trust.take_contraindicated():
+            reason = why_not_trusted(self.trust.tier(board), TrustTier.NONE, self.trust.why(board))
+            yield Log(f"{board} gets nothing more: {reason}")
+            self.moves.lose(board, now_us)
+            yield from self.router.distrust(board, reason, now_us)
 
     def _announce(self, now_us: int) -> Iterator[Effect]:
         """The record that is due, to the others and into what this board itself reckons from."""
@@ -211,7 +221,9 @@ class Node:
 
     def _expire(self, now_us: int) -> Iterator[Effect]:
         for job in self.execution.take_expired(now_us):
-            if job.ingress != self.board:
+            if self.trust.is_check(job.key):
+                yield from self.trust.checked(job.key, None)
+            elif job.ingress != self.board:
                 result = failure(
                     job.request.request_id, Status.FAILED, self.board, f"its deadline passed while it waited on {self.board}"
                 )
@@ -227,7 +239,9 @@ class Node:
             given_up = self.execution.take_given_up()
             for job, reason in given_up:
                 result = failure(job.request.request_id, Status.FAILED, self.board, reason, job.model)
-                if job.ingress == self.board:
+                if self.trust.is_check(job.key):
+                    yield from self.trust.checked(job.key, None)
+                elif job.ingress == self.board:
                     yield from self.router.outcome(result, self.board, now_us)
                 else:
                     yield Log(f"request {job.request.request_id} of {job.ingress} is given up: {reason}")
@@ -251,14 +265,25 @@ class Node:
             yield from self.router.send_part(job.key, job.ingress, event.part, now_us)
 
     def _executed(self, event: Executed, now_us: int) -> Iterator[Effect]:
-        job = self.execution.finish(event.key, event.result, now_us)
-        if job is None:
+        run = self.execution.finish(event.key, event.result, now_us)
+        if run is None:
             yield Log(f"the engine answered {event.key}, which is not running: dropped")
-        elif job.ingress == self.board:
-            yield from self.router.outcome(event.result, self.board, now_us)
+            return
+        job, result = run.job, event.result
+        if self.trust.is_check(job.key):
+            yield from self.trust.checked(job.key, result)
+            return
+        if not self._is_cloud(job.model):
+            result = self.trust.proven(job.request, result, run.began_us)
+        if job.ingress == self.board:
+            yield from self.router.outcome(result, self.board, now_us)
         else:
             self.router.streams.end(job.key)
-            yield from self.mailbox.answer(job.key, job.ingress, event.result, seconds(job.deadline_us - now_us))
+            yield from self.mailbox.answer(job.key, job.ingress, result, seconds(job.deadline_us - now_us))
+
+    def _is_cloud(self, model: str) -> bool:
+        offer = self.execution.offers.get(model)
+        return offer is not None and offer.cloud
 
     def _hosted(self, event: Hosted, now_us: int) -> Iterator[Effect]:
         self.execution.host(event.offer)
@@ -283,18 +308,21 @@ class Node:
         yield from ()
 
     def _measured(self, event: Measured, now_us: int) -> Iterator[Effect]:
+        self.trust.measured(event.measurements, now_us)
         yield from ()
 
     def _endorsed(self, event: Endorsed, now_us: int) -> Iterator[Effect]:
-        yield from ()
+        yield from self.trust.endorsed(event, now_us)
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
+        self.trust.told_wall_us(event.wall_us, now_us)
         self.mailbox.retry()
         yield from self.returns.retry()
 
     def _drain(self, event: Drain, now_us: int) -> Iterator[Effect]:
         self._inbound.draining = True
         self.agreement.keep()
+        self.trust.drain(now_us)
         yield Log(f"draining: {len(self.router.ingress)} requests pending")
 
     # the link
@@ -305,6 +333,7 @@ class Node:
         self.returns.restart()
         self._announcer.connected()
         self.agreement.connected(now_us)
+        self.trust.connected()
         topics = self._voice.topics
         yield Log("connected to the broker")
         yield Subscribe(topics.every(Kind.ONLINE))
@@ -314,12 +343,14 @@ class Node:
         yield Subscribe(topics.request(self.board))
         yield Subscribe(topics.cancel(self.board))
         yield Subscribe(topics.kv_of(self.board))
+        yield from map(Subscribe, self.trust.topic_filters())
 
     def _link_down(self, event: LinkDown, now_us: int) -> Iterator[Effect]:
         if self.link_up:
             yield Log(f"lost the broker: {event.reason}; going on alone")
         self.router.views.link_state, self.moves.link_up = event.reason or "no reason given", False
         self.agreement.link_up = False
+        self.trust.disconnected()
         self.returns.restart()
         yield from self.router.lose_boards(f"the broker link went down ({event.reason})", now_us)
 
@@ -340,6 +371,7 @@ class Node:
         if not event.ticket and not event.topic_filter:
             self._announcer.repeat()
             self.agreement.repeat()
+            self.trust.repeat()
         yield from self.router.undelivered(event.ticket, event.reason, now_us)
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from edge_agent.core.chat import CHAT
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, failure
+from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, TrustTier, failure
 from edge_agent.core.wanted import Wanted
 from edge_agent.gossip.state import FleetState
 from edge_agent.node.agreement import Agreement
@@ -57,7 +57,7 @@ class Router:
         trust: Trust,
     ) -> None:
         self._settings, self._fleet, self._execution, self._mailbox, self._voice = settings, fleet, execution, mailbox, voice
-        self._board, self._choose, self._arrivals = settings.board, choose, arrivals
+        self._board, self._choose, self._arrivals, self._trust = settings.board, choose, arrivals, trust
         bookings = Bookings(settings.rules.policy.horizon_us)
         self.ingress = Ingress(settings.queue, bookings)
         self._too_late = TooLate()
@@ -102,6 +102,7 @@ class Router:
         if pending.shown is None:
             pending.shown = Assembly(turn_of(pending.request).begun)
         for fresh in pending.shown.take(part):
+            pending.shown_by.add(board)
             yield from self._show(pending.client, fresh, now_us)
 
     def _show(self, client: Client, part: AnswerPart, now_us: int) -> Iterator[Effect]:
@@ -133,11 +134,16 @@ class Router:
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, it was answered before")
         elif not pending.was_given_to(board):
             yield Log(f"answer of {board} to request {result.request_id}: dropped, that board was not asked")
+        elif self._trust.tier(board) is TrustTier.CONTRAINDICATED:
+            yield Log(f"answer of {board} to request {result.request_id}: dropped, its appraisal is contraindicated")
+        elif reason := self._trust.why_unproven(board, pending.given.get(board), result):
+            yield from self._unproven(pending, board, reason, now_us)
         elif result.status is Status.OK and pending.placed_on != board and not _continues(pending, result):
             yield Log(f"late answer of {board} to request {result.request_id}: dropped, the client has seen another's beginning")
         elif result.status in (Status.OK, Status.REFUSED):
             base_tokens = pending.begun_tokens.get(board, 0)
             yield from self._resolve(pending, counted(result, base_tokens, pending.request))
+            self._trust.taken(board, pending.given.get(board), result)
         elif pending.placed_on == board:
             yield from self._leave(pending, result.reason, now_us)
 
@@ -149,6 +155,20 @@ class Router:
         for pending in lost:
             pending.unheard.append(pending.placed_on)
             yield from self._leave(pending, reason, now_us, may_answer=not board)
+
+    def distrust(self, board: str, reason: str, now_us: int) -> Iterator[Effect]:
+        """``board``, this one or another, is contraindicated: what it has goes elsewhere; what it has begun is given up."""
+        for pending in self.ingress.shown_by(board):
+            if pending.placed_on == self._board:
+                yield from self._break_off(pending, [self._board])
+            yield from self._shed(pending, f"{board} has made the beginning of the answer: {reason}")
+        for pending in self.ingress.placed_on(board):
+            if board == self._board:
+                self._execution.forget(self._key(pending.request))
+                yield from self._break_off(pending, [board])
+            else:
+                pending.unheard.append(board)
+            yield from self._leave(pending, reason, now_us)
 
     def delivered(self, ticket: int) -> None:
         """The broker has the dispatched request of this ticket."""
@@ -197,6 +217,7 @@ class Router:
         local, model = option.board == self._board, option.offer.model
         self.ingress.place(pending, option, now_us, local=local)
         pending.begun_tokens[option.board] = pending.shown.base_tokens if pending.shown else 0
+        pending.given[option.board] = request
         if local:
             self._execution.enqueue(Job(self._key(request), request, model, pending.deadline_us, self._board))
         else:
@@ -230,6 +251,14 @@ class Router:
         else:
             self.ingress.leave(pending, reason, may_answer=may_answer)
         yield from self._place(pending, now_us)
+
+    def _unproven(self, pending: Pending, board: str, reason: str, now_us: int) -> Iterator[Effect]:
+        """An answer without a receipt that fits is none; neither is what it was begun with."""
+        yield Log(f"answer of {board} to request {pending.request.request_id}: not taken, {reason}")
+        if board in pending.shown_by:
+            yield from self._shed(pending, f"{board} has made an answer that it does not prove: {reason}")
+        elif pending.placed_on == board:
+            yield from self._leave(pending, reason, now_us)
 
     def _shed(self, pending: Pending, reason: str) -> Iterator[Effect]:
         yield from self._resolve(pending, failure(pending.request.request_id, Status.SHED, self._board, reason))

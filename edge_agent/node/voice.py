@@ -6,6 +6,8 @@ message becomes a failure that says so.
 
 from __future__ import annotations
 
+from edge_agent.attest.appraisal import Appraisal, sign_appraisal
+from edge_agent.attest.epoch import Challenge, EpochMark, sign_challenge, sign_epoch
 from edge_agent.core import wire
 from edge_agent.core.cose import sign1
 from edge_agent.core.kv import KvAnswer, KvAsk
@@ -27,6 +29,7 @@ CLIENT_REPLY_EXPIRY_S = 86_400
 PART_EXPIRY_S = 10
 CANCEL_EXPIRY_S = 60
 KV_EXPIRY_S = 30
+CHALLENGE_EXPIRY_S = 30
 
 
 class Voice:
@@ -44,6 +47,20 @@ class Voice:
 
     def digest(self, digest: BoardDigest) -> Message:
         return Message(self.topics.digest(digest.board), sign_digest(digest, self._settings.signer), retain=True)
+
+    def quote(self, signed: bytes) -> Message:
+        return Message(self.topics.quote(self._settings.board), signed, retain=True)
+
+    def epoch(self, mark: EpochMark) -> Message:
+        return Message(self.topics.epoch(mark.verifier), sign_epoch(mark, self._settings.signer), retain=True)
+
+    def challenge(self, challenge: Challenge) -> Message:
+        payload = sign_challenge(challenge, self._settings.signer)
+        return Message(self.topics.challenge(challenge.board), payload, expiry_s=CHALLENGE_EXPIRY_S)
+
+    def appraisal(self, appraisal: Appraisal) -> Message:
+        topic = self.topics.appraisal(appraisal.verifier, appraisal.board)
+        return Message(topic, sign_appraisal(appraisal, self._settings.signer), retain=True)
 
     def dispatch(self, request: InferenceRequest, board: str) -> Message:
         """A placed request for the board that shall run it; the broker drops it when its deadline has passed."""
