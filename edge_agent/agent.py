@@ -14,11 +14,14 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from board_support.board import Board, BoardSettings
+from board_support.board import Board
 from board_support.registry import open_board
+from edge_agent.attest.evidence import KeyKind
+from edge_agent.attest.keys import why_not_checked
 from edge_agent.attest.measure import Software, measured_software
 from edge_agent.cloud.endpoint import Endpoint, endpoint_of, offer_of
 from edge_agent.configured import (
+    board_settings,
     broker_address,
     check_broker,
     client_id,
@@ -40,13 +43,15 @@ from edge_agent.gateway.local import LocalServer
 from edge_agent.gateway.local_talk import TALK, talk_stream
 from edge_agent.gateway.talker import DRAINING, UNKNOWN_MODEL, Figure
 from edge_agent.hosting import Host, language_models, model_files
-from edge_agent.node.events import Drain, Event, Hosted, Withdrawn
+from edge_agent.node.events import Drain, Event, Hosted, Measured, Withdrawn
 from edge_agent.node.node import Node
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.service import notify
 from edge_agent.shell import counted
 from edge_agent.shell.answers import Answers
 from edge_agent.shell.effects import Effects
+from edge_agent.shell.endorsers import open_endorser
+from edge_agent.shell.endorsing import Endorsing
 from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
@@ -188,13 +193,16 @@ class Agent:
         self._closers.append(ledger.close)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
         signer = signer_of(config)
-        settings = BoardSettings(profile=config.board.profile, paced=config.board.paced)
-        self.board = self._given_board or open_board(config.board.backend, settings)
+        self.board = self._given_board or open_board(config.board.backend, board_settings(config))
+        endorser = open_endorser(config.attest, self.board.device_root(), self.say)
+        self._endorsing = Endorsing(endorser, self._tasks, self._feed)
         await check_broker(config, self.say)
         measured = self._with_delegate(await software) if software else None
-        self.node = Node(node_settings(config, signer, self.board, ledger, measured), ledger)
+        key_kind = endorser.kind if endorser else KeyKind.SOFTWARE
+        self.node = Node(node_settings(config, signer, self.board, ledger, measured, key_kind), ledger)
         self.host = self._hosting(blobs)
         self._furnish(ledger)
+        self._prepare_endorsing()
         server = LocalServer(folder / SOCKET_NAME, self.verbs.handle, {TALK: talk_stream(self)})
         await server.start()
         self._closers.append(server.close)
@@ -213,6 +221,14 @@ class Agent:
             self._tasks.spawn(self.measuring.goldens.run_for_ever(), "golden inputs")
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
+
+    def _prepare_endorsing(self) -> None:
+        """Find this board's own attestation key; say whose endorsements nobody can check here."""
+        self._endorsing.prepare()
+        attest = self.node.settings.attest
+        for board, key in sorted(attest.endorsers.items()) if attest else ():
+            if why := why_not_checked(key):
+                self.say(f"endorsements of {board} cannot be checked here: {why}")
 
     def _begin_to_measure(self) -> asyncio.Future[Software] | None:
         """Hash code and library while the start goes on."""
@@ -242,7 +258,7 @@ class Agent:
     def _furnish(self, ledger: Ledger) -> None:
         """The rooms of the shell, around the node and the host."""
         self._jobs = Jobs(self.host, self._tasks, self._feed, self.config.board.id)
-        self._effects = Effects(self._jobs, self._answers, self._talks, self._feed, self.say)
+        self._effects = Effects(self._jobs, self._answers, self._talks, self._endorsing, self._feed, self.say)
         self.work = WorkLoop(self.node, ledger, self.clock, self._effects.carry_out, self._fault)
         self._closers.append(self.work.close)
         self.verbs = Verbs(self.node, self.work, self.clock, self.host, self._answers, self._jobs)
@@ -311,6 +327,8 @@ class Agent:
     # between the rooms
 
     def _feed(self, event: Event) -> None:
+        if isinstance(event, Measured):
+            self._endorsing.loaded(event.measurements)
         self.work.feed(event)
 
     def _fault(self, text: str) -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_bytes
 
 from board_support.board import Board, BoardSettings
-from board_support.registry import open_board
-from edge_agent.attest.evidence import SEED_BYTES
+from board_support.registry import board_classes, open_board
+from edge_agent.attest.evidence import SEED_BYTES, KeyKind
+from edge_agent.attest.keys import kind_of_key
 from edge_agent.attest.measure import Software, measured_software
 from edge_agent.attest.settings import AttestSettings, References
 from edge_agent.cloud.endpoint import endpoint_of
@@ -70,7 +72,7 @@ async def check(config: AgentConfig) -> None:
     if config.cloud.on:
         endpoint_of(config.cloud)
     members = members_of(config, signer_of(config))
-    board = open_board(config.board.backend, BoardSettings(profile=config.board.profile))
+    board = open_board(config.board.backend, board_settings(config))
     if config.attest.on:
         delegate = board.delegate()
         software = measured_software(config.engine.runtime)
@@ -101,21 +103,29 @@ async def check_broker(config: AgentConfig, say: Callable[[str], None]) -> None:
         say(f"{error}; going on alone")
 
 
+def board_settings(config: AgentConfig) -> BoardSettings:
+    """The configured board's. An emulated one has its device root's key in the state folder, made at the first start."""
+    emulated = {kind.backend for kind in board_classes() if kind.emulated}
+    seed = load_or_make_seed(private_folder(config) / "device_root.key") if config.board.backend in emulated else b""
+    return BoardSettings(profile=config.board.profile, paced=config.board.paced, root_seed=seed)
+
+
 def signer_of(config: AgentConfig) -> Signer:
     """The board's key, made at the first start. Raises ``SlyError`` for a folder or a key that cannot be used."""
     return Signer(config.board.id.encode(), load_or_make_seed(private_folder(config) / "identity.key"))
 
 
 def node_settings(
-    config: AgentConfig, signer: Signer, board: Board, ledger: Ledger, software: Software | None = None
-) -> NodeSettings:
+    config: AgentConfig, signer: Signer, board: Board, ledger: Ledger, software: Software | None = None,
+    key_kind: KeyKind = KeyKind.SOFTWARE,
+) -> NodeSettings:  # fmt: skip
     """Of the boot that begins now, which the ledger counts; without ``software`` it shows nothing of itself.
 
     Raises as ``members_of`` and ``attest_settings`` do.
     """
     members = members_of(config, signer)
     rules = Rules(config.policy, release_digests(config))
-    attest = attest_settings(config, members, rules, software) if software else None
+    attest = replace(attest_settings(config, members, rules, software), key_kind=key_kind) if software else None
     with ledger.transaction():
         boot_epoch = ledger.increment("boot_epoch")
     return NodeSettings(
@@ -155,7 +165,7 @@ def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Ru
         recheck_permille=wanted.recheck_permille,
         references=references(config, rules, software),
         operators=_keys("[fleet.operators]", config.fleet.operators),
-        endorsers=_keys("[fleet.endorsers]", config.fleet.endorsers),
+        endorsers=_endorsers(config),
         version=version("slyos-edge"),
     )
 
@@ -180,6 +190,16 @@ def policy_digest(config: AgentConfig, rules: Rules) -> bytes:
     attest = config.attest
     appraising = [attest.epoch_s, attest.missed, sorted(attest.verifiers), attest.agree, attest.software_keys]
     return sha256(encode([rules_digest(rules), appraising])).digest()
+
+
+def _endorsers(config: AgentConfig) -> dict[str, bytes]:
+    keys = _keys("[fleet.endorsers]", config.fleet.endorsers)
+    for name, key in keys.items():
+        try:
+            kind_of_key(key)
+        except RefusedError as error:
+            raise ConfigError(f"[fleet.endorsers] {name}", error.got, error.allowed, error.remedy) from error
+    return keys
 
 
 def _keys(subject: str, keys: Mapping[str, str]) -> dict[str, bytes]:

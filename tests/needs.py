@@ -40,6 +40,13 @@ def needs_cwt() -> str:
     return str(path)
 
 
+def needs_swtpm() -> str:
+    """A software TPM 2.0, and the programs that speak to it."""
+    present = shutil.which("swtpm") and shutil.which("tpm2_quote")
+    needs(present, "there is no software TPM (apt-get install swtpm swtpm-tools tpm2-tools)")
+    return str(shutil.which("swtpm"))
+
+
 def needs_module(name: str, extra: str) -> None:
     """In CI too it may be missing from an environment that is made without it: those named in ``SLY_TESTS_WITHOUT``."""
     if not importlib.util.find_spec(name) and name in os.environ.get("SLY_TESTS_WITHOUT", "").split():

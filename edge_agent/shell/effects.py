@@ -14,7 +14,6 @@ from edge_agent.node.events import (
     Cancel,
     Effect,
     Endorse,
-    Endorsed,
     Event,
     Execute,
     KvFind,
@@ -27,6 +26,7 @@ from edge_agent.node.events import (
     Subscribe,
 )
 from edge_agent.shell.answers import Answers
+from edge_agent.shell.endorsing import Endorsing
 from edge_agent.shell.jobs import Jobs
 from edge_agent.talk import Talks
 from edge_agent.transport.link import Link, Rejected
@@ -36,9 +36,11 @@ class Effects:
     """``feed`` takes the node's events, ``say`` what is for people. ``link`` is set when there is one."""
 
     def __init__(
-        self, jobs: Jobs, answers: Answers, talks: Talks, feed: Callable[[Event], None], say: Callable[[str], None]
-    ) -> None:
-        self._jobs, self._answers, self._talks, self._feed, self._say = jobs, answers, talks, feed, say
+        self, jobs: Jobs, answers: Answers, talks: Talks, endorsing: Endorsing, feed: Callable[[Event], None],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._jobs, self._answers, self._talks, self._endorsing = jobs, answers, talks, endorsing
+        self._feed, self._say = feed, say
         self.link: Link | None = None
 
     def carry_out(self, effect: Effect) -> None:
@@ -55,7 +57,7 @@ class Effects:
                 self._answers.answer(handle, result)
                 self._talks.answer(handle, result)
             case Endorse(challenge):
-                self._feed(Endorsed(challenge, refusal="no hardware here vouches for this board"))
+                self._endorsing.begin(challenge)
             case Publish() | Subscribe() | Acknowledge():
                 self._use_link(effect)
             case Log(text):

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from board_support.board import Board
 from board_support.device_root import DeviceRoot
+from board_support.registry import open_board
 from edge_agent.attest.evidence import KeyKind
 from edge_agent.attest.keys import MAX_LOG, MODEL_REGISTER, Endorsement, encode_endorsement
 from edge_agent.attest.tpm import pcr_digest
-from edge_agent.core.config import AttestSection
+from edge_agent.configured import board_settings
+from edge_agent.core.config import AgentConfig, AttestSection
 from edge_agent.core.errors import ConfigError, UnavailableError
 from edge_agent.shell.tpm_tools import PACKAGE, RESOURCE_MANAGER, Quoted, TpmTools, missing_programs
 
@@ -149,14 +150,13 @@ class TpmEndorser:
         return self._age is not None and self._age != (quoted.said.resets, quoted.said.restarts)
 
 
-def open_endorser(attest: AttestSection, board: Board, say: Callable[[str], None]) -> Endorser | None:
-    """What vouches for ``board`` by ``[attest] key``; ``None`` for its key file alone. No command is run here.
+def open_endorser(attest: AttestSection, root: DeviceRoot | None, say: Callable[[str], None]) -> Endorser | None:
+    """What vouches for a board with this ``root`` by ``[attest] key``; ``None`` for its key file alone. No command is run here.
 
     Raises ``ConfigError`` for a PCR that cannot be used, ``UnavailableError`` if a TPM is demanded and its programs are missing.
     """
     if not attest.on or attest.key == "software":
         return None
-    root = board.device_root()
     if attest.key == "auto" and root is not None:
         return RootEndorser(root)
     if attest.key == "auto" and not attest.tcti and not _usable(RESOURCE_MANAGER, say):
@@ -170,6 +170,19 @@ def open_endorser(attest: AttestSection, board: Board, say: Callable[[str], None
     if attest.pcr not in RESETTABLE_PCRS:
         raise ConfigError("[attest] pcr", attest.pcr, f"{_either()}: an agent that starts anew can reset no other")
     return TpmEndorser(TpmTools(attest.tcti), attest.pcr)
+
+
+async def vouching_key(config: AgentConfig, say: Callable[[str], None]) -> tuple[KeyKind, bytes] | None:
+    """What vouches for the configured board, and its public key, made if need be; ``None`` for the key file alone.
+
+    Raises as ``open_endorser`` does, and ``UnavailableError`` for hardware that does not answer.
+    """
+    try:
+        root = open_board(config.board.backend, board_settings(config)).device_root()
+    except UnavailableError:
+        root = None
+    endorser = open_endorser(config.attest, root, say)
+    return (endorser.kind, await endorser.public_key()) if endorser else None
 
 
 def _usable(device: Path, say: Callable[[str], None]) -> bool:
