@@ -73,7 +73,7 @@ class _Lane:
             return None
         file, offset = self.files[0], self.offset
         size_bytes = max(0, min(PIECE_BYTES, sizes[file] - offset))
-        self.due_us = now_us + size_bytes * 10**6 // self.bytes_per_s
+        self.due_us = now_us - -size_bytes * 10**6 // self.bytes_per_s
         self.offset += size_bytes
         return Piece(file, offset, size_bytes, self.offset >= sizes[file], pace)
 
