@@ -214,6 +214,30 @@ def test_the_form_that_is_changed_above_is_good_as_it_is() -> None:
     assert open_quote(saying({4: 1_790_000_001, 5: 1_790_000_000}), find_key) == a_quote()
 
 
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.binary(max_size=40) | st.text(max_size=9) | st.just(1.5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.integers(-70_000, 300) | st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_whatever_a_board_signs_as_its_quote_is_refused_or_is_what_our_signer_would_have_written(data: st.DataObject) -> None:
+    honest = sign_quote(a_quote(endorsement=b"by hardware"), B)
+    claims, ours = claims_in(honest), ours_in(honest)
+    for entries in (claims, ours, ours[13][0]):
+        if data.draw(st.booleans()):
+            entries[data.draw(st.sampled_from([*entries, 11, 12, 260, 99]))] = data.draw(anything)
+    message = sign1(encode({**claims, 273: [[60, encode(ours)]]}), B)
+    try:
+        quote = open_quote(message, find_key)
+    except RefusedError:
+        return
+    assert sign_quote(quote, B) == message
+
+
 def as_others_write_it(alg: int = -8, unprotected: dict[object, object] | None = None) -> Sign1:
     """The quote with its key id outside the signature, as the library cwt has it."""
     protected, payload = encode({1: alg}), decode_sign1(sign_quote(a_quote(), B)).payload
