@@ -137,6 +137,11 @@ class History:
     def place(self) -> Place:
         return self.mark.place if self.mark else NOWHERE
 
+    @property
+    def remembered(self) -> tuple[int, int]:
+        """How many quotes and receipts can still be contradicted."""
+        return len(self._quotes), len(self._receipts)
+
     def holds(self, digest: bytes) -> bool:
         """Was this very quote heard, as far as is remembered?"""
         return any(trace.digest == digest for trace in self._traces())

@@ -30,7 +30,7 @@ from edge_agent.attest.appraise import (
     Verdict,
     judged,
 )
-from edge_agent.attest.evidence import Quote
+from edge_agent.attest.evidence import NO_DIGEST, Quote
 from edge_agent.attest.history import Clash, History, Place, QuoteTrace, ReceiptTrace
 from edge_agent.attest.receipts import Receipt
 from edge_agent.core.values import TrustTier
@@ -72,10 +72,18 @@ MOVES: Mapping[tuple[State, Move], State] = {
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """How far a board had come, in which life, when an operator cleared it: what it said until then is forgotten."""
+    """How far a board had come, in which boot, when an operator cleared it.
 
-    place: Place
-    bootseed: bytes
+    Moved up by the first fresh quote after that.  What it said until then is forgotten; what is heard later counts if it is fresh,
+    or of a boot that has shown something fresh since: so a board that was set up anew, and counts from 1 again, is not held to what
+    it was before.
+    """
+
+    place: Place = (0, 0)
+    bootseed: bytes = NO_DIGEST
+
+    def covers(self, place: Place, bootseed: bytes) -> bool:
+        return bootseed == self.bootseed and place <= self.place
 
 
 class Standing:
@@ -123,14 +131,10 @@ class Standing:
         if self._is_forgotten(trace, fresh):
             return f"it is from before an operator cleared the board, {_named(trace)}"
         if clash := self.history.clash_of_quote(trace, message):
-            self._found_lying(clash)
-            return clash.reason
+            return self._found_lying(clash)
         if fresh and trace.bootcount < self.history.place[0] and self._epochs_of_boot >= NONCE_EPOCHS:
-            reason = (
-                f"an epoch of now in boot {trace.bootcount}, when boot {self.history.place[0]} was over: rolled back, or a copy"
-            )
-            self._found_lying(Clash(reason, (message,)))
-            return reason
+            followed = f"boot {trace.bootcount}, which boot {self.history.place[0]} followed"
+            return self._found_lying(Clash(f"a nonce of now in {followed}: rolled back, or a copy", (message,)))
         return self._take(trace, message, fresh)
 
     def shown(self, quote: Quote, message: bytes, verdict: Verdict, now_us: int) -> None:
@@ -146,11 +150,10 @@ class Standing:
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
         """Hold a signed receipt against all else that the board signed. Returns what contradicts, empty if nothing does."""
         trace = ReceiptTrace.of(receipt, message)
-        if self.floor is not None and trace.place <= self.floor.place:
+        if self._is_forgotten_receipt(trace):
             return ""
         if clash := self.history.clash_of_receipt(trace):
-            self._found_lying(clash)
-            return clash.reason
+            return self._found_lying(clash)
         self.history.add_receipt(trace)
         return ""
 
@@ -172,9 +175,9 @@ class Standing:
     def clear(self) -> None:
         """An operator says that what was held against it until now is to be forgotten."""
         self._move(Move.CLEARED)
-        mark = self.history.mark
-        if mark is not None and (self.floor is None or mark.place > self.floor.place):
-            self.floor = Floor(mark.place, mark.bootseed)
+        if self.history.mark is not None:
+            self.floor = Floor(self.history.mark.place, self.history.mark.bootseed)
+        self.floor = self.floor or Floor()
         self.history, self.found, self.proof, self.strikes = History(), None, (), ()
         self._shown, self._missed, self.shown_trace, self._golden = UNHEARD, 0, None, {}
         self.shown_in_epoch = self.asked_in_epoch = False
@@ -213,21 +216,30 @@ class Standing:
         if trace.bootcount > self.history.place[0]:
             self._epochs_of_boot = 0
             self._golden = {}
+        if fresh and self.history.mark is None and self.floor is not None:
+            self.floor = Floor(trace.place, trace.bootseed)
         self.history.add_quote(trace, message)
         if not newer:
             return f"it is older than quote {self.history.place[1]} of boot {self.history.place[0]}"
         return "" if fresh else "it has no nonce of this verifier's last two epochs"
 
-    def _found_lying(self, clash: Clash) -> None:
+    def _found_lying(self, clash: Clash) -> str:
         self.find(judged([Finding("instance_identity", INSTANCE_UNTRUSTWORTHY, clash.reason)]), clash.raw)
+        return clash.reason
 
     def _is_forgotten(self, trace: QuoteTrace, fresh: bool) -> bool:
-        """Is it from before the floor, and not of a life that began after it?"""
-        if self.floor is None or trace.place > self.floor.place:
+        """Is it from before an operator cleared the board, or may it be?"""
+        if self.floor is None:
             return False
         mark = self.history.mark
-        is_of_now = fresh or (mark is not None and trace.bootseed == mark.bootseed)
-        return trace.bootseed == self.floor.bootseed or not is_of_now
+        of_this_boot = mark is not None and trace.bootcount == mark.bootcount
+        return self.floor.covers(trace.place, trace.bootseed) or not (fresh or of_this_boot)
+
+    def _is_forgotten_receipt(self, trace: ReceiptTrace) -> bool:
+        if self.floor is None:
+            return False
+        mark = self.history.mark
+        return mark is None or trace.place[0] != mark.bootcount or self.floor.covers(trace.place, mark.bootseed)
 
     def _changed_answer(self, quote: Quote) -> str:
         """Which model gives another answer to its golden input than before in this boot, on the same libraries; empty if none."""
