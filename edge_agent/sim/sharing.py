@@ -13,10 +13,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
+from edge_agent.attest.appraisal import open_appraisal
+from edge_agent.attest.epoch import open_epoch
+from edge_agent.attest.evidence import open_quote
 from edge_agent.gossip.agreement import open_digest
 from edge_agent.gossip.presence import open_presence
 from edge_agent.gossip.record import open_record
-from edge_agent.node import agreement, inbound
+from edge_agent.node import agreement, attestation, inbound
 from edge_agent.placement.agreed import Table
 from edge_agent.placement.facts import BoardFacts
 from edge_agent.placement.options import Rules
@@ -86,6 +89,9 @@ def shared_work() -> Iterator[None]:
         (inbound, "open_record", _opening(open_record)),
         (inbound, "open_digest", _opening(open_digest)),
         (inbound, "open_presence", _opening(open_presence)),
+        (attestation, "open_quote", _opening(open_quote)),
+        (attestation, "open_epoch", _opening(open_epoch)),
+        (attestation, "open_appraisal", _opening(open_appraisal)),
         (agreement, "TableMaker", lambda rules: makers.of(rules, lambda: _SharedMaker(rules))),
         (agreement, "BoardFacts", _SharedFacts()),
     ]
