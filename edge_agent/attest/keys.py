@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from board_support.device_root import MAX_STATEMENT_BYTES, open_statement
-from edge_agent.attest.evidence import KeyKind, Quote, endorsed_digest
+from edge_agent.attest.evidence import MAX_ENDORSEMENT_BYTES, KeyKind, Quote, endorsed_digest
 from edge_agent.attest.tpm import POINT_BYTES, SIGNATURE_BYTES, open_attest, pcr_digest, replay
 from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.cose import PUBLIC_KEY_BYTES
@@ -21,9 +21,8 @@ from edge_agent.core.values import DIGEST_BYTES, bounded
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-MAX_LOG = 128
+MAX_LOG = 96
 """Digests that one register was extended by since it was zero."""
-MAX_ENDORSEMENT_BYTES = 1024 + MAX_LOG * (DIGEST_BYTES + 2)
 MAX_WHY_CHARS = 240
 CANNOT_CHECK = "cannot check"
 """How a reason begins that says nothing of the board: what checks its key is not installed here."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from shutil import which
 
 from edge_agent.attest.tpm import PcrQuote, open_attest, open_public, open_signature
-from edge_agent.core.errors import UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError
 
 RESOURCE_MANAGER = Path("/dev/tpmrm0")
 DEFAULT_TCTI = f"device:{RESOURCE_MANAGER}"
@@ -58,7 +58,10 @@ def missing_programs() -> str:
 
 
 class TpmTools:
-    """``tcti`` as in ``TPM2TOOLS_TCTI``. Each call is a few commands; they must not overlap. Raises ``UnavailableError``."""
+    """``tcti`` as in ``TPM2TOOLS_TCTI``. Each call is a few commands; they must not overlap.
+
+    Raises ``UnavailableError`` for a TPM that is away, slow or in the way, ``RefusedError`` for what it should not say.
+    """
 
     def __init__(self, tcti: str = "", command_s: float = COMMAND_S) -> None:
         self.tcti = tcti or DEFAULT_TCTI
@@ -100,7 +103,11 @@ class TpmTools:
         with tempfile.TemporaryDirectory(prefix="sly-tpm-") as folder:
             path = Path(folder, "public")
             await self._run(self._command_s, "tpm2_readpublic", "-c", f"{KEY_HANDLE:#x}", "-f", "tss", "-o", str(path), "-Q")
-            return open_public(_bytes_of(path))
+            try:
+                return open_public(_bytes_of(path))
+            except RefusedError as error:
+                remedy = f"another program's key is there; if nothing needs it: tpm2_evictcontrol -C o -c {KEY_HANDLE:#x}"
+                raise RefusedError(f"{KEY_HANDLE:#x}: {error.subject}", error.got, error.allowed, remedy) from error
 
     async def _run(self, limit_s: float, program: str, *arguments: str) -> None:
         environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
