@@ -96,6 +96,11 @@ class Attestation:
         worst = min(said, key=lambda each: (each.tier, each.verifier), default=None)
         return f"{worst.reasons[0]} (says {worst.verifier})" if worst else "no verifier that is there has said anything of it"
 
+    @property
+    def receipts(self) -> int:
+        """How many receipts this board has signed, ever."""
+        return self._proofs.chain.count
+
     def take_contraindicated(self) -> list[str]:
         """Boards that are contraindicated since this was last asked."""
         cast_out, self._cast_out = self._cast_out, []

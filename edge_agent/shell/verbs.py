@@ -1,5 +1,5 @@
 """The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``place``, ``table``, ``status``,
-``sessions``, ``drop``.
+``trust``, ``sessions``, ``drop``.
 
 Rules: a body that is not the verb's is refused like a verb that does not exist; what only asks changes nothing that decides.
 """
@@ -13,6 +13,7 @@ from edge_agent.core.values import REQUEST_ID, InferenceRequest, checked
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report, shares_of, table_report
+from edge_agent.node.trust_report import trust_report
 from edge_agent.placement.options import Decision
 from edge_agent.shell.answers import Answers
 from edge_agent.shell.imagined import imagined
@@ -43,12 +44,14 @@ class Verbs:
             case "status", int() | None:
                 await self._work.until(lambda: self._node.online_boards >= (body or 1))
                 return fleet_report(self._node, self._clock.monotonic_us())
+            case "trust", None:
+                return trust_report(self._node, self._clock.monotonic_us())
             case "sessions", None:
                 return [list(kept) for speaker in self._host.speakers.values() for kept in speaker.sessions()]
             case "drop", str():
                 await self._drop(body)
                 return None
-        raise RefusedError("call", verb, "infer, explain, place, table, status, talk, sessions or drop")
+        raise RefusedError("call", verb, "infer, explain, place, table, status, trust, talk, sessions or drop")
 
     def _explained(self, request_id: str) -> object:
         decisions = self._node.router.decisions
