@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,15 @@ def test_of_our_other_messages_the_other_implementation_wants_to_know_the_purpos
     assert "refused" in ask("verify_cose", token=message.hex(), aad="")
     answer = ask("verify_cose", token=message.hex(), aad=AAD_EPOCH.decode())
     assert bytes.fromhex(answer["payload"]) == decode_sign1(message).payload
+
+
+def test_a_quote_is_read_as_the_documentation_says(tmp_path: Path) -> None:
+    """The block of docs/attestation.md, as it stands there, with a real key and file."""
+    page = (Path(__file__).parents[1] / "docs" / "attestation.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    public_key = urlsafe_b64encode(signer("a").public_key).decode().rstrip("=")
+    program = block.replace("<public key, base64url>", public_key).replace("board-a", "a")
+    (tmp_path / "quote.cbor").write_bytes(sign_quote(a_quote(board="a"), signer("a")))
+    read = subprocess.run([needs_cwt(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert read.returncode == 0, read.stderr
+    assert read.stdout.startswith(f"3 {digest('seed').hex()}\n{{1: 'a', 2: 2, ")
