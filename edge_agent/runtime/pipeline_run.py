@@ -91,15 +91,17 @@ class _Progress:
     form: Form
     state: StageState = StageState.WAITING
     reason: str = ""
+    cause: str = ""
+    """What the stages that need this one are told, if it is not DONE."""
     left_out: int = 0
     requests: dict[str, InferenceRequest] = field(default_factory=dict)
     results: dict[str, InferenceResult] = field(default_factory=dict)
     found: dict[str, Found] = field(default_factory=dict)
 
-    def become(self, state: StageState, reason: str = "") -> None:
+    def become(self, state: StageState, reason: str = "", cause: str = "") -> None:
         if state not in _MOVES.get(self.state, ()):
             raise RuntimeError(f"stage {self.stage.name} is {self.state} and cannot become {state}")
-        self.state, self.reason = state, reason
+        self.state, self.reason, self.cause = state, reason, cause or f"stage {self.stage.name} {state}: {reason}"
 
     @property
     def unanswered(self) -> list[InferenceRequest]:
@@ -200,7 +202,7 @@ class Run:
         """What a stage is to run now that everything upstream has ended, however that ended."""
         for other in self._upstream(progress):
             if other.state is not StageState.DONE:
-                progress.become(StageState.SKIPPED, f"stage {other.stage.name} {_ended(other)}: {other.reason}")
+                progress.become(StageState.SKIPPED, other.cause, other.cause)
                 return ()
         if closed := self._closed(progress.stage):
             progress.become(StageState.SKIPPED, closed)
@@ -320,10 +322,6 @@ class Run:
 
 def _drawn_id() -> str:
     return urandom(16).hex()
-
-
-def _ended(progress: _Progress) -> str:
-    return "failed" if progress.state is StageState.FAILED else "was skipped"
 
 
 def _picture(value: bytes | str) -> bytes:
