@@ -114,7 +114,7 @@ def test_of_our_other_messages_the_other_implementation_wants_to_know_the_purpos
 def test_a_quote_is_read_as_the_documentation_says(tmp_path: Path) -> None:
     """The block of docs/attestation.md, as it stands there, with a real key and file."""
     page = (Path(__file__).parents[1] / "docs" / "attestation.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r"\*\*Reading one\.\*\*.*?```python\n(.*?)```", page, re.DOTALL)
     public_key = urlsafe_b64encode(signer("a").public_key).decode().rstrip("=")
     program = block.replace("<public key, base64url>", public_key).replace("board-a", "a")
     (tmp_path / "quote.cbor").write_bytes(sign_quote(a_quote(board="a"), signer("a")))
