@@ -628,8 +628,9 @@ def test_two_words_of_a_verifier_under_one_number_are_named() -> None:
     "changed",
     [
         {1: "sly/2/proof"}, {2: []}, {2: None}, {2: [b"\2", b"\1"]}, {2: [b"\1", b"\1"]}, {2: ["text"]}, {2: [bytes(4097)]},
-        {3: []}, {4: []}, {5: []}, {5: [{}]}, {6: {}}, {6: {"desk": [2, 1]}}, {6: {"desk": [0, 1]}}, {6: {"desk": [1]}},
-        {6: {"Desk": [1, 1]}}, {6: {"desk": ["1", 2]}}, {7: 0},
+        {3: []}, {4: []}, {5: []}, {5: [{}]}, {6: []}, {6: [["desk", 2, 1]]},
+        {6: [["desk", 0, 1]]}, {6: [["desk", 1]]}, {6: [["Desk", 1, 1]]}, {6: [["desk", "1", 2]]}, {6: [["desk", 1, 2**53 + 1]]},
+        {6: [["desk", 1, 1], ["desk", 1, 2]]}, {6: [["desk", True, 1]]}, {7: 0},
     ],
 )  # fmt: skip
 def test_a_file_of_another_form_is_refused(changed: dict[int, object]) -> None:

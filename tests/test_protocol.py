@@ -26,6 +26,9 @@ from edge_agent.attest.epoch import (
     sign_epoch,
 )
 from edge_agent.attest.evidence import Quote, open_quote, sign_quote
+from edge_agent.attest.proof import Asked, Proof, decode_proof, encode_proof
+from edge_agent.attest.receipts import AAD as RECEIPT_AAD
+from edge_agent.attest.receipts import Receipt, open_receipt
 from edge_agent.attest.words import AAD as WORD_AAD
 from edge_agent.attest.words import Action, OperatorWord, open_word, sign_word
 from edge_agent.core import wire
@@ -33,7 +36,7 @@ from edge_agent.core.cbor import Tag, decode, encode
 from edge_agent.core.cose import Signer, decode_sign1, sign1
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.kv import KvAnswer, KvAsk, KvHome, KvItem, KvState, Place
-from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, Status, Tensor, TrustTier
+from edge_agent.core.values import AnswerPart, EnergyKind, InferenceRequest, InferenceResult, Status, Tensor, TrustTier
 from edge_agent.gateway.local import LENGTH_BYTES, LocalConnection, LocalServer
 from edge_agent.gossip.agreement import AAD as DIGEST_AAD
 from edge_agent.gossip.agreement import BoardDigest, Version, open_digest
@@ -101,6 +104,11 @@ def measured(data: bytes) -> bytes:
     return sign1(encode({**CLAIMS, 273: [[60, data]]}), SIGNER)
 
 
+RECEIPT = Receipt(
+    "b", 1, 0, 2, b"\1" * 32, "ab" * 16, bytes(32), "small", bytes(32), bytes(32), bytes(32), (bytes(32),), 1, 2, 3,
+    EnergyKind.MEASURED,
+)  # fmt: skip
+ASKED = Asked("ab" * 16, bytes(32), bytes(32), bytes(32), bytes(32))
 MODEL_MAP = {1: "small", 2: bytes(32), 3: bytes(32)}
 KV = KvState("small", bytes(32), 1, 1, 0, 1, homes=(KvHome(bytes(16), 9, Place.DISK),))
 OFFER_MAP = {1: "small", 2: TASK, 3: bytes(32), 4: 1, 5: 1, 6: 1}
@@ -159,6 +167,9 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
         payload(sign_word(OperatorWord("b", "c", 1, Action.CLEAR, "mended"), SIGNER)),
         by_code(lambda data: open_word(sign1(data, SIGNER, WORD_AAD), key_of)),
     ),
+    "receipt": (encode(RECEIPT.to_map()), by_code(lambda data: open_receipt(sign1(data, SIGNER, RECEIPT_AAD), key_of))),
+    "proof": (encode_proof(Proof((b"x",), (b"y",), (b"z",), (ASKED,), {"b": (1, 2)})), by_code(decode_proof)),
+    "asked": (encode(ASKED.to_map()), by_code(lambda data: Asked.from_map(decode(data)))),
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
@@ -358,6 +369,24 @@ BOUNDS = [
     ("kv-answer", 4, b"x" * 32, bytes(31)),
     ("kv-answer", 3, 1, 4),
     ("cancellation", 1, bytes(16), bytes(15)),
+    ("receipt", 2, 2**53, 2**53 + 1),
+    ("receipt", 3, 0, -1),
+    ("receipt", 4, 2**53, 0),
+    ("receipt", 6, bytes(16), bytes(15)),
+    ("receipt", 9, b"x" * 32, bytes(31)),
+    ("receipt", 12, [bytes(32)] * 16, []),
+    ("receipt", 12, [bytes(32)], [bytes(31)]),
+    ("receipt", 13, 2**63 - 1, 2**63),
+    ("receipt", 16, "emulated", "guessed"),
+    ("proof", 1, "sly/1/proof", "sly/2/proof"),
+    ("proof", 2, [bytes(4096)], [bytes(4097)]),
+    ("proof", 2, [b""], []),
+    ("proof", 3, [bytes(24576)], [bytes(24577)]),
+    ("proof", 4, [bytes(65536)], [bytes(65537)]),
+    ("proof", 5, [ASKED.to_map()], [{}]),
+    ("proof", 6, [["b", 1, 2**53]], [["b", 0, 1]]),
+    ("proof", 6, [["b", 2, 2], ["c", 1, 1]], []),
+    ("asked", 5, b"x" * 32, b""),
     ("request", 7, "s:1", "s 1"),
     ("request", 1, bytes(16), bytes(17)),
     ("request", 3, "m" * 64, "Not a model"),

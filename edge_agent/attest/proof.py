@@ -15,7 +15,7 @@ from pathlib import Path
 from edge_agent.attest.appraisal import MAX_APPRAISAL_BYTES
 from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES
 from edge_agent.attest.receipts import receipt_digest
-from edge_agent.core.cbor import decode, encode, fields, list_of, map_of
+from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.digests import output_digest, request_digest, tensors_digest
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import (
@@ -42,7 +42,7 @@ MAX_ASKED = 1024
 MAX_PROOF_ITEMS = 65_536
 
 _PROOF = {1: ("form", str), 2: ("receipts", list)}
-_PROOF_OPTIONAL = {3: ("quotes", list), 4: ("appraisals", list), 5: ("asked", list), 6: ("spans", dict)}
+_PROOF_OPTIONAL = {3: ("quotes", list), 4: ("appraisals", list), 5: ("asked", list), 6: ("spans", list)}
 _ASKED = {1: ("request_id", bytes), 2: ("request", bytes), 3: ("inputs", bytes), 4: ("outputs", bytes), 5: ("receipt", bytes)}
 _ASKED_OPTIONAL = {6: ("asked_for", bytes), 7: ("answer", bytes)}
 
@@ -149,7 +149,7 @@ def encode_proof(proof: Proof) -> bytes:
     """Raises ``RefusedError`` for one over ``MAX_PROOF_BYTES``."""
     known = {
         2: list(proof.receipts), 3: list(proof.quotes), 4: list(proof.appraisals),
-        5: [each.to_map() for each in proof.asked], 6: {board: list(span) for board, span in proof.spans.items()},
+        5: [each.to_map() for each in proof.asked], 6: [[board, *span] for board, span in sorted(proof.spans.items())],
     }  # fmt: skip
     data = encode({1: FORM, **{key: value for key, value in known.items() if value}})
     if len(data) > MAX_PROOF_BYTES:
@@ -166,13 +166,14 @@ def decode_proof(data: bytes) -> Proof:
     for name in ("quotes", "appraisals", "asked", "spans"):
         if name in entry and not entry[name]:
             raise RefusedError(f"proof {name}", "an empty one", "nothing, where there is none")
-    spans = map_of(entry.get("spans", {}), "proof spans", list, MAX_BOARDS)
+    spans = list(map(_span_in, list_of(entry.get("spans", []), "proof spans", list, MAX_BOARDS)))
+    _ascending("spans", [board.encode() for board, _ in spans], MAX_BOARDS)
     return Proof(
         tuple(list_of(entry["receipts"], "proof receipts", bytes, MAX_RECEIPTS)),
         tuple(list_of(entry.get("quotes", []), "proof quotes", bytes, MAX_EVIDENCE)),
         tuple(list_of(entry.get("appraisals", []), "proof appraisals", bytes, MAX_EVIDENCE)),
         tuple(map(Asked.from_map, list_of(entry.get("asked", []), "proof asked", dict, MAX_ASKED))),
-        {board: _span_in(board, span) for board, span in spans.items()},
+        dict(spans),
     )
 
 
@@ -205,8 +206,8 @@ def _ascending(what: str, signed: Iterable[bytes], max_count: int, max_bytes: in
         raise RefusedError(f"proof {what}", "one twice, or out of order", "each once, ascending")
 
 
-def _span_in(board: str, span: list[object]) -> tuple[int, int]:
+def _span_in(span: list[object]) -> tuple[str, tuple[int, int]]:
     match span:
-        case [int(first), int(last)]:
-            return first, last
-    raise RefusedError(f"span of {board}", span, "[first, last]")
+        case [str(board), int(first), int(last)]:
+            return board, (first, last)
+    raise RefusedError("proof span", span, "[board, first, last]")
