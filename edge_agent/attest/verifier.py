@@ -3,8 +3,9 @@
 Owns ``Verifier``: the standing of every board that this one verifies, the appraisals that all verifiers published, and what
 operators said.  Rules: no clock, no file, no network: messages come opened and their signatures checked, time is handed in; only
 members are remembered, so that memory is bounded by the fleet's size whatever is sent; what is not taken in is said with the
-reason; nobody decays unasked; a contraindication is told at once, other changes at most once a second, and in each epoch about
-one of a board's verifiers says again which quote it holds, so that who was shown another one notices.
+reason; nobody decays unasked; a contraindication is told at once, other changes at most once a second; when a quote comes, two
+of its board's verifiers, by turns, say at once which one they hold, so that who was shown another one notices, and in each epoch
+about one says so again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from edge_agent.core.values import TrustTier
 TELL_PERIOD_US = 1_000_000
 SAY_AGAIN_EPOCHS = 8
 """A verifier says again what it holds of a board in every eighth epoch, or more often where fewer verify it."""
+WITNESSES = 2
+"""So many verifiers of a board, by turns, say at once which quote they hold when one comes: who was shown another one notices."""
 SILENT_EPOCHS = 2
 """Of a board of which nothing came since this one started nothing is said before: what was said last may still hold."""
 ASK_AFTER = 2
@@ -94,6 +97,8 @@ class Verifier:
         why = standing.hear_quote(message, quote, fresh)
         if not why:
             standing.shown(quote, message, appraise(quote, self._settings, self._endorsed, self._policy), now_us)
+            if self._witnesses(quote):
+                self._told[quote.board].due_epoch = self.epoch
         return why
 
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
@@ -235,7 +240,7 @@ class Verifier:
         if told.verdict is None and verdict == UNHEARD:
             return self.epoch > SILENT_EPOCHS
         if (told.verdict, told.raw) == (verdict, self._raw(board)):
-            return self.epoch >= told.due_epoch
+            return self.epoch >= told.due_epoch and (told.at_us is None or now_us - told.at_us >= TELL_PERIOD_US)
         if told.at_us is None or now_us - told.at_us >= TELL_PERIOD_US:
             return True
         was = told.verdict.tier if told.verdict else TrustTier.NONE
@@ -244,7 +249,7 @@ class Verifier:
     def _tell(self, board: str, now_us: int, issued_s: int) -> Appraisal:
         told, standing = self._told[board], self._standings[board]
         told.verdict, told.raw, told.at_us = standing.verdict(), self._raw(board), now_us
-        told.due_epoch = self.epoch + self._period(board)
+        told.due_epoch = self.epoch + 1 + (self._phase(board) - self.epoch - 1) % self._period(board)
         self._sequence += 1
         about = standing.shown_trace or standing.history.mark
         appraisal = Appraisal(
@@ -282,6 +287,11 @@ class Verifier:
         held = standing.history.digest_at(place)
         if appraisal.evidence and held and held != appraisal.evidence:
             self._told[appraisal.board].witness = standing.history.witness(place)
+
+    def _witnesses(self, quote: Quote) -> bool:
+        """Is it this board's turn to say at once which quote of this number it holds?"""
+        verifiers = self.verifiers[quote.board]
+        return (verifiers.index(self._board) - quote.counter) % len(verifiers) < WITNESSES
 
     def _phase(self, board: str) -> int:
         """So that the verifiers of a board take turns."""
