@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,6 +34,7 @@ from edge_agent.placement.facts import rules_digest
 from edge_agent.placement.options import Rules
 from edge_agent.runtime.supervisor import EngineState
 from edge_agent.shell.watched_file import WatchedFile
+from edge_agent.speaking import HostedLanguage
 from models.catalog import card
 from tests.fetched import model_path
 from tests.needs import needs
@@ -80,7 +81,8 @@ def configuration(folder: Path, serve: list[str] | None = None, **sections: dict
 
 @asynccontextmanager
 async def board(folder: Path, config: AgentConfig | None = None, **given: Any) -> AsyncIterator[Board]:
-    async with Board(config or configuration(folder), **given) as running:
+    running = Board(config or configuration(folder), **given)
+    async with running:
         yield running
 
 
@@ -200,13 +202,11 @@ def test_a_file_that_was_only_touched_is_hashed_again_and_nothing_is_told(tmp_pa
     async def story() -> None:
         async with board(tmp_path) as kitchen:
             await until(lambda: kitchen.model().golden)
-            count, hashed = len(kitchen.told), []
-            watched = kitchen.watched()
-            note = watched.hashed
-            watched.hashed = lambda name, digest: (hashed.append(digest), note(name, digest))  # type: ignore[method-assign, assignment]
+            count, watched = len(kitchen.told), kitchen.watched()
+            watched._digests.clear()
             kitchen.file().touch()
-            await until(lambda: hashed)
-            assert hashed[0] == kitchen.model().offered
+            await until(lambda: watched._digests)
+            assert list(watched._digests.values()) == [kitchen.model().offered]
             assert len(kitchen.told) == count
 
     run(story())
@@ -364,19 +364,23 @@ def test_of_a_language_model_stages_and_tokenizer_are_measured_through_every_chi
         models = {"serve": [language.name], "folder": str(folder)}
         config = configuration(tmp_path / "state", models=models, language={"window_tokens": 256})
         async with board(tmp_path, config) as kitchen:
-            measured = lambda: kitchen.model(language.name)  # noqa: E731
+
+            def measured() -> ModelMeasurement:
+                return kitchen.model(language.name)
+
             assert measured().mapped == measured().offered
             assert measured().golden == b""
             attest = kitchen.node.settings.attest
             assert attest is not None
             assert measured().offered in attest.references.models
-            tokenizer, stages = (folder / each for each in (language.tokenizer.filename, _stages(kitchen, language.name)))
+            service = cast(HostedLanguage, kitchen.host.speakers[language.name]).service
+            stages, tokenizer = (each.path for each in service.files)
             change(tokenizer, 100)
             await until(lambda: measured().mapped != measured().offered)
             change(tokenizer, 100)
             await until(lambda: measured().mapped == measured().offered)
-            service = kitchen.host.speakers[language.name].service  # type: ignore[attr-defined]
             old = service.pump.child
+            assert old is not None
             old.kill("told to")
             await until(lambda: service.pump.child is not old and not service.pump.why)
             copy = tmp_path / "copy"
@@ -385,10 +389,6 @@ def test_of_a_language_model_stages_and_tokenizer_are_measured_through_every_chi
             await until(lambda: measured().mapped != measured().offered)
 
     run(story())
-
-
-def _stages(kitchen: Board, name: str) -> str:
-    return kitchen.host.speakers[name].service.files[0].path.name  # type: ignore[attr-defined]
 
 
 # settings
@@ -439,7 +439,7 @@ def test_settings_that_contradict_each_other_are_found_by_the_check(
 
 def test_settings_reach_the_node(tmp_path: Path) -> None:
     async def story() -> None:
-        sections = {
+        sections: dict[str, dict[str, Any]] = {
             "attest": {
                 "epoch_s": 7, "missed": 9, "verifiers": ["kitchen"], "software_keys": "affirming", "recheck_permille": 5,
                 "code": ["ab" * 32], "libraries": ["cd" * 32],
@@ -450,7 +450,7 @@ def test_settings_reach_the_node(tmp_path: Path) -> None:
             attest = kitchen.node.settings.attest
             assert attest is not None
             assert (attest.epoch_us, attest.missed, attest.recheck_permille) == (7_000_000, 9, 5)
-            assert (attest.verifiers, attest.software_tier) == ({"kitchen"}, TrustTier.AFFIRMING)
+            assert (attest.verifiers, attest.software_tier) == (frozenset({"kitchen"}), TrustTier.AFFIRMING)
             assert (attest.operators, attest.endorsers) == ({"ann": b"\xef" * 32}, {"kitchen": b"\x01" * 32})
             assert b"\xab" * 32 in attest.references.code
             assert b"\xcd" * 32 in attest.references.libraries
