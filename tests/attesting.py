@@ -15,7 +15,7 @@ from edge_agent.core.config import QueueSection
 from edge_agent.core.cose import Signer
 from edge_agent.core.values import InferenceRequest, InferenceResult, ModelOffer, Tensor, TrustTier
 from edge_agent.node.attestation import Attestation
-from edge_agent.node.events import Event, Measured
+from edge_agent.node.events import Effect, Event, Log, Measured
 from edge_agent.node.node import Node
 from edge_agent.node.rechecks import PREFIX
 from edge_agent.node.settings import NodeSettings
@@ -62,6 +62,9 @@ class AttestingBoard(VirtualBoard):
         self.home = fleet
         self.measurements = measured(*offers)
         self.lies: Callable[[InferenceRequest, InferenceResult], InferenceResult] | None = None
+        self.hears: Callable[[Event], Event | None] = lambda event: event
+        self.said: list[str] = []
+        """Its log."""
 
     def make_node(self, boot_epoch: int) -> Node:
         secret = digest(f"{self.fleet.seed} {self.name} {boot_epoch}")
@@ -83,10 +86,24 @@ class AttestingBoard(VirtualBoard):
         yield from super().furnish()
         yield Measured(self.measurements)
 
+    def feed(self, event: Event) -> None:
+        """``hears`` may change what comes in: a broker that says different things to different boards."""
+        heard = self.hears(event)
+        if heard is not None:
+            super().feed(heard)
+
     def measure(self, measurements: Measurements) -> None:
         """The board measures itself anew."""
         self.measurements = measurements
         self.feed(Measured(measurements))
+
+    def before_effect(self, effect: Effect) -> None:
+        super().before_effect(effect)
+        if isinstance(effect, Log):
+            self.said.append(effect.text)
+
+    def said_something_like(self, text: str) -> bool:
+        return any(text in line for line in self.said)
 
     def _executed(self, key: str, result: InferenceResult) -> None:
         """An engine that lies does so in what others asked for; what it runs a second time is by the truth."""

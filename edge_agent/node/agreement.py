@@ -145,9 +145,10 @@ class Agreement:
         rounded, self._rounded = self._rounded, {}
         for record in self._present():
             last, facts = rounded.get(record.board, (None, None))
-            if last is not record or facts is None:
+            trust = self._trust.agreed_tier(record.board)
+            if last is not record or facts is None or facts.trust is not trust:
                 facts = BoardFacts.rounded(
-                    record.board, up=record.serving, trust=self._trust.agreed_tier(record.board),
+                    record.board, up=record.serving, trust=trust,
                     headroom_mdegc=record.headroom_mdegc, offers=record.offers, kv=record.kv, demand=record.demand,
                 )  # fmt: skip
             self._rounded[record.board] = record, facts

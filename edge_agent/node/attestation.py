@@ -41,10 +41,11 @@ CONTRAINDICATED = TrustTier.CONTRAINDICATED
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The last fresh evidence of a board, and when it came in."""
+    """The last fresh evidence of a board, when it came in, and as it was signed."""
 
     quote: Quote
     at_us: int
+    message: bytes
 
 
 class Attestation:
@@ -64,6 +65,8 @@ class Attestation:
         self.shown: dict[str, Shown] = {}
         self.heard_us: dict[tuple[str, str], int] = {}
         """When the newest appraisal came in, by (verifier, board)."""
+        self.said: dict[tuple[str, str], bytes] = {}
+        """The newest appraisals as they were signed, by (verifier, board)."""
         self.changes = 0
         self.link_up = self._link_was_up = self._owes_mark = False
         self.online = frozenset({settings.board})
@@ -199,7 +202,9 @@ class Attestation:
             for appraisal in self.verifier.appraisals_due(now_us, self._issued_s(now_us)):
                 self.heard_us[self._board, appraisal.board] = now_us
                 self._turned(urgent=appraisal.tier is CONTRAINDICATED)
-                yield Publish(self._voice.appraisal(appraisal))
+                told = self._voice.appraisal(appraisal)
+                self.said[self._board, appraisal.board] = told.payload
+                yield Publish(told)
         self._look(now_us)
 
     def _turn(self, now_us: int) -> Iterator[Effect]:
@@ -234,7 +239,7 @@ class Attestation:
         if why:
             yield Log(f"quote {quote.counter} of boot {quote.bootcount} of {board}: {why}")
         else:
-            self.shown[board] = Shown(quote, now_us)
+            self.shown[board] = Shown(quote, now_us, message)
         self._turned(urgent=True)
 
     def _hear_appraisal(self, message: bytes, topic: Topic, now_us: int) -> Iterator[Effect]:
@@ -243,6 +248,7 @@ class Attestation:
         _must_agree("appraised board", appraisal.board, topic.board)
         if self.verifier.hear_appraisal(appraisal):
             self.heard_us[appraisal.verifier, appraisal.board] = now_us
+            self.said[appraisal.verifier, appraisal.board] = message
             self._turned(urgent=appraisal.tier is CONTRAINDICATED or bool(appraisal.raw))
         yield from ()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edge_agent.attest.appraisal import Appraisal, Vector
 from edge_agent.attest.appraise import Verdict
 from edge_agent.node.attestation import Attestation
@@ -29,6 +31,18 @@ def trust_report(node: Node, now_us: int) -> dict[str, object]:
         "checks": {"done": rechecks.done, "differed": rechecks.differed, "waiting": len(rechecks)} if rechecks else {},
         "boards": [_told(node, attestation, board, now_us) for board in sorted(attestation.verifier.verifiers)],
     }
+
+
+def evidence_of(node: Node, boards: Iterable[str]) -> tuple[list[bytes], list[bytes]]:
+    """The last fresh quotes of these boards and their verifiers' newest appraisals, as they were signed: for a proof."""
+    attestation, wanted = node.trust.attestation, set(boards)
+    if attestation is None:
+        return [], []
+    quotes = [shown.message for board, shown in attestation.shown.items() if board in wanted]
+    latest = attestation.attester.latest
+    if latest is not None and node.board in wanted:
+        quotes.append(latest[1])
+    return quotes, [message for (_, board), message in attestation.said.items() if board in wanted]
 
 
 def _static(node: Node, board: str) -> dict[str, object]:
