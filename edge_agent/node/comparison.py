@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, isnan
 
 from edge_agent.core.values import Tensor
 
@@ -80,10 +81,10 @@ def _off(name: str, off: int, count: int, exact: bool) -> Difference:
 
 
 def _near(a: float, b: float) -> bool:
-    """NaN is near nothing but NaN."""
-    if a != a or b != b:
-        return a != a and b != b
-    return a == b or abs(a - b) <= ABSOLUTE + RELATIVE * max(abs(a), abs(b))
+    """NaN is near nothing but NaN, infinity near nothing but itself."""
+    if not (isfinite(a) and isfinite(b)):
+        return a == b or (isnan(a) and isnan(b))
+    return abs(a - b) <= ABSOLUTE + RELATIVE * max(abs(a), abs(b))
 
 
 def _numbers(tensor: Tensor) -> Sequence[float]:
