@@ -40,6 +40,7 @@ from edge_agent.transport.topics import Kind, Topic, Topics
 MAX_OUTSTANDING = 1024
 GRACE_S = 3.0
 """How much longer than its deadline the answer to a request may be on its way."""
+TELL_LIMIT_S = 10.0
 REMIND_AFTER_US = 1_500_000
 """How long a board that came back has to deliver what it owes before it is asked again."""
 
@@ -251,6 +252,38 @@ async def ask_over_broker(config: AgentConfig, request: InferenceRequest, boards
     except TimeoutError:
         reason = f"no answer over {address} within {limit_s:g} s"
         raise UnavailableError(f"boards {', '.join(boards)}", reason, "sly status on one of them shows who is there") from None
+
+
+async def tell_over_broker(config: AgentConfig, message: Message) -> None:
+    """Publish one message over the configured broker, and return when the broker has it.
+
+    Raises ``SlyError`` in one line for a broker that cannot be used or does not take it in ``TELL_LIMIT_S``.
+    """
+    from edge_agent.transport.mqtt import MqttLink, check
+
+    if not config.broker.host:
+        raise ConfigError("[broker] host", "nothing", "the address of the fleet's broker")
+    address, client_name = broker_address(config), f"tell-{os.urandom(6).hex()}"
+    await check(address, client_name)
+    loop = asyncio.get_running_loop()
+    taken: asyncio.Future[str] = loop.create_future()
+    link = MqttLink(address, client_name, loop, replace(mqtt_options(config), session_expiry_s=0))
+
+    def hear(event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            link.publish(message, 1)
+        elif isinstance(event, Published | Rejected) and not taken.done():
+            taken.set_result(event.reason if isinstance(event, Rejected) else "")
+
+    try:
+        link.open(hear)
+        async with asyncio.timeout(TELL_LIMIT_S):
+            if refusal := await taken:
+                raise UnavailableError(f"broker {address}", f"it does not take {message.topic}: {refusal}", "see its log and ACL")
+    except TimeoutError:
+        raise UnavailableError(f"broker {address}", f"it did not take {message.topic} within {TELL_LIMIT_S:g} s") from None
+    finally:
+        link.close()
 
 
 def _show(waiting: _Outstanding, part: AnswerPart) -> None:
