@@ -120,8 +120,8 @@ class AttestingBoard(VirtualBoard):
 
 
 class AttestingFleet(VirtualFleet):
-    def __init__(self, seed: int | str = 0, verbose: bool = False, **attest: object) -> None:
-        super().__init__(seed, verbose)
+    def __init__(self, seed: int | str = 0, **attest: object) -> None:
+        super().__init__(seed)
         settings = AttestSettings(
             secret=bytes(32), bootseed=bytes(32), epoch_us=EPOCH_US, references=REFERENCES,
             operators={"operator": OPERATOR.public_key}, recheck_permille=0,
@@ -129,6 +129,10 @@ class AttestingFleet(VirtualFleet):
         self.attest = replace(settings, **attest)  # type: ignore[arg-type]
         self.ceiling: dict[str, TrustTier] = {}
         self._serial = 0
+
+    def __enter__(self) -> AttestingFleet:
+        super().__enter__()
+        return self
 
     def add_board(
         self, name: str, *offers: ModelOffer, queue: QueueSection | None = None, bounds: Bounds | None = None
@@ -186,13 +190,15 @@ class AttestingFleet(VirtualFleet):
         self.stranger.publish(Message(self.topics.word(board), sign_word(word, OPERATOR), retain=True))
 
 
-def run(story: Callable[[AttestingFleet], Awaitable[Result]], *boards: object, seed: int | str = 0, **attest: object) -> Result:
-    """Tell a story of a fleet whose boards are up and trust each other; ``boards``: (name, offers...)."""
+def run(
+    story: Callable[[AttestingFleet], Awaitable[Result]], *boards: tuple[str, ModelOffer], seed: int | str = 0, **attest: object
+) -> Result:
+    """Tell a story of a fleet whose boards have just booted; ``boards``: each with what it offers."""
 
     async def told() -> Result:
         with AttestingFleet(seed, **attest) as fleet:
-            for name, *offers in boards:  # type: ignore[misc]
-                fleet.add_board(name, *offers)
+            for name, offers in boards:
+                fleet.add_board(name, offers)
             fleet.boot()
             await fleet.let_in_stranger()
             return await story(fleet)

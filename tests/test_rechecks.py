@@ -145,7 +145,7 @@ def test_only_what_a_client_allows_another_board_answered_and_this_one_can_run_i
     checks.consider("b", request(2, recheck=False), answer(request(2)))
     checks.consider("b", request(3), failure(request(3).request_id, Status.FAILED, "b", "no"))
     checks.consider("b", request(4), replace(answer(request(4)), model_digest=bytes(32)))
-    turn = turn_request(f"{5:032x}", Turn((ChatMessage("user", "hello"),)), None)
+    turn = turn_request(f"{5:032x}", Turn((ChatMessage("user", "hello"),)), None, Limits())
     checks.consider("b", turn, answer(turn))
     assert not len(checks)
     checks.consider("b", asked, answer(asked))
