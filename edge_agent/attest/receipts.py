@@ -1,9 +1,9 @@
 """Proof of what ran: a signed receipt for each answer, in one chain a board, with the receipts that its inputs came from.
 
 Owns ``Receipt``, its bytes, its signature and the chain.  Rules: a board's receipts are numbered from 1 over all its boots, each
-naming the one before, so that none can be left out, put in or counted anew unseen; ``quote`` is the last quote that the board had
-signed, so that a receipt and a quote of one boot can be put in order; only the board itself can sign its receipts, and a receipt
-has one encoding.  The chain is what the ledger holds, nothing besides.
+naming the one before, so that none can be left out, put in or counted anew unseen; ``quote`` is the last quote whose content was
+fixed by then, so that a receipt and a quote can be put in order; only the board itself can sign its receipts, and a receipt has
+one encoding.  The chain is what the ledger holds, nothing besides.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _RECEIPT_OPTIONAL = {12: ("parents", list)}
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """``bootcount``, ``quote``: the boot epoch and the counter of the last quote of that boot, 0 before the first.
+    """``bootcount``, ``quote``: the boot epoch, and the counter of the last quote of that boot whose content was fixed, 0 before
+    the first; every later quote counts this receipt.
 
     ``counter``: 1, 2, ... over all boots; ``previous``: SHA-256 of the signed receipt before, ``NO_DIGEST`` for the first.
     ``request``, ``inputs``, ``outputs``: as ``core.digests`` has them; ``parents``: SHA-256 of signed receipts.
