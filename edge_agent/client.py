@@ -34,7 +34,7 @@ from edge_agent.gateway.local_talk import talk_over
 from edge_agent.gateway.terms import Terms
 
 if TYPE_CHECKING:
-    from edge_agent.pipelines import PipelineResult
+    from edge_agent.pipelines import Evidence, PipelineResult
     from edge_agent.runtime.pipeline import Pipeline
 
 MAX_PICTURE_BYTES = 16 * 2**20
@@ -198,7 +198,7 @@ class Client:
         data: DataClass | None = None,
     ) -> PipelineResult:  # fmt: skip
         """As ``run``, with the inputs in a mapping."""
-        from edge_agent.pipelines import PipelineResult, drive
+        from edge_agent.pipelines import Evidence, PipelineResult, drive
         from edge_agent.runtime.pipeline import Kind, Pipeline
         from edge_agent.runtime.pipeline_file import pipeline_named
         from edge_agent.runtime.pipeline_run import Run
@@ -208,13 +208,17 @@ class Client:
         given = {name: _given(value, told.inputs.get(name) is Kind.PICTURE) for name, value in inputs.items()}
         started_us = clock.monotonic_us()
         run = Run(told, given, started_us, limits=limits, data=data, offered=self.offered())
-        stages = drive(run, self._submit_apart, clock)
-        return PipelineResult(told.name, stages, told.results, clock.monotonic_us() - started_us)
+        shown = list[Evidence]()
+        stages = drive(run, lambda request: self._submit_apart(request, shown), clock)
+        return PipelineResult(told.name, stages, told.results, clock.monotonic_us() - started_us, Evidence.of(shown))
 
-    def _submit_apart(self, request: InferenceRequest) -> InferenceResult:
-        """As ``submit``, over connections of its own, so that several can wait at once."""
+    def _submit_apart(self, request: InferenceRequest, shown: list[Evidence]) -> InferenceResult:
+        """As ``submit``, over connections of its own, so that several can wait at once; with what the board showed then."""
         with Client(*(connection.path for connection in self._connections)) as other:
-            return other.submit(request)
+            result = other.submit(request)
+            if result.receipt:
+                shown.append(other.evidence([result.board]))
+            return result
 
     def offered(self) -> frozenset[str]:
         """The models that boards offer which are there. Raises ``UnavailableError`` when no agent answers."""
@@ -222,12 +226,31 @@ class Client:
 
         return offered_by(self._call("status"))
 
-    def _call(self, verb: str) -> object:
+    def evidence(self, boards: Sequence[str]) -> Evidence:
+        """What these boards show of themselves now and others say of them, as they signed it.
+
+        Raises ``UnavailableError`` when no agent answers.
+        """
+        from edge_agent.pipelines import Evidence
+
+        return Evidence.read(self._call("evidence", list(boards)))
+
+    def trust(self) -> dict[str, Any]:
+        """How far each board is trusted and why, as ``sly trust --json`` prints it.
+
+        Raises ``UnavailableError`` when no agent answers.
+        """
+        report = self._call("trust")
+        if not isinstance(report, dict):
+            raise RefusedError("trust", report, "a map")
+        return report
+
+    def _call(self, verb: str, body: object = None) -> object:
         """What the first agent that answers says."""
         refusals = []
         for connection in self._connections:
             try:
-                return connection.call(verb)
+                return connection.call(verb, body)
             except UnavailableError as error:
                 refusals.append(str(error))
         raise UnavailableError("no agent answers", " | ".join(refusals))

@@ -1,4 +1,4 @@
-"""The demo: the main job on real input, with the plug pulled twice, and a verdict on every promise.
+"""The demo: the main job on real input, the plug pulled twice and a model tampered with, and a verdict on every promise.
 
 Owns the story and what is counted.  Rules: the agents are the ones that run on boards, in processes of their own; every
 promise is checked on what the clients saw; one that broke is named and makes the exit code 1.
@@ -25,6 +25,7 @@ from edge_agent.demo.choices import agreement, choices, choices_json, choices_ta
 from edge_agent.demo.conversation import AFTER_KILL, LANGUAGE_MODEL, Asked, converse, talk_json, talk_table
 from edge_agent.demo.report import closing_json, closing_table, promises
 from edge_agent.demo.story import Served, Story, say
+from edge_agent.demo.tampering import Caught, caught_json, caught_table, tamper
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.progress import Bar
 from edge_agent.transport.embedded import EmbeddedBroker
@@ -52,13 +53,14 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
     try:
         story = asyncio.run(_play(folder, picture, requests))
         asked = converse(folder, story)
+        caught = _tamper(folder, story, picture)
         chosen = choices(each.why for each in story.served if each.why is not None)
         if as_json:
-            extra = {"choices": choices_json(chosen), "talk": talk_json(asked)}
+            extra = {"choices": choices_json(chosen), "talk": talk_json(asked), "trust": caught_json(caught)}
             print(json.dumps(closing_json(story, BOARDS) | extra))
         else:
             options = choices_table(chosen, len(story.served))
-            print(closing_table(story, BOARDS), options, talk_table(asked), promises(story), sep="\n")
+            print(closing_table(story, BOARDS), options, talk_table(asked), caught_table(caught), promises(story), sep="\n")
         _draw(output, picture, story, asked)
     finally:
         for log in folder.glob("**/agent.log"):
@@ -150,6 +152,11 @@ async def _act_three(
         text = f"{owed} answers were owed when the broker died and {came} came, each once ({client.duplicates} repeats dropped)"
         story.promise(came == owed > 0, text)
     await _judge_agreement(story, fleet, boards, "after the broker's return", back_s)
+
+
+def _tamper(folder: Path, story: Story, picture: bytes) -> Caught:
+    with EmbeddedBroker(_free_port()) as broker:
+        return tamper(folder, story, broker, picture)
 
 
 def _explain_the_rest(story: Story, fleet: LocalFleet, ingress: str) -> None:
