@@ -6,17 +6,43 @@ agent that it is asked of; at most ``MAX_AT_ONCE`` are in flight; an agent that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from edge_agent.core.cbor import list_of
 from edge_agent.core.clock import Clock, SystemClock
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError, shown
 from edge_agent.core.values import InferenceRequest, InferenceResult
 from edge_agent.runtime.pipeline_run import Run, StageAnswer, StageOutcome, StageState
 
 MAX_AT_ONCE = 8
+MAX_EVIDENCE = 1024
+"""Quotes, and appraisals, of each: what a proof holds (``attest.proof``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Quotes and appraisals as they were signed, by nobody judged yet."""
+
+    quotes: frozenset[bytes] = frozenset()
+    appraisals: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def read(cls, answer: object) -> Evidence:
+        """What an agent answers to ``evidence``. Raises ``RefusedError`` for anything else."""
+        match answer:
+            case [list(), list()]:
+                quotes, appraisals = (frozenset(list_of(each, "evidence", bytes, MAX_EVIDENCE)) for each in answer)
+                return cls(quotes, appraisals)
+        raise RefusedError("evidence", shown(answer), "[quotes, appraisals]")
+
+    @classmethod
+    def of(cls, every: Iterable[Evidence]) -> Evidence:
+        """All of it."""
+        parts = list(every)
+        return cls(frozenset().union(*(each.quotes for each in parts)), frozenset().union(*(each.appraisals for each in parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +53,7 @@ class PipelineResult:
     stages: Mapping[str, StageOutcome]
     results: tuple[str, ...]
     elapsed_us: int
-    quotes: tuple[bytes, ...] = ()
-    appraisals: tuple[bytes, ...] = ()
+    evidence: Evidence = Evidence()
 
     @property
     def ok(self) -> bool:
@@ -53,7 +78,9 @@ class PipelineResult:
                 f"proof of {self.pipeline}", "no receipt", "answers of boards that attest", "see [attest] in the docs"
             )
         asked = [Asked.of(request, result, whole=whole) for request, result in signed]
-        return encode_proof(gathered([result.receipt for _, result in signed], self.quotes, self.appraisals, asked))
+        return encode_proof(
+            gathered([result.receipt for _, result in signed], self.evidence.quotes, self.evidence.appraisals, asked)
+        )
 
 
 def drive(
@@ -88,10 +115,16 @@ def _take(run: Run, request: InferenceRequest, future: Future[InferenceResult]) 
 
 def offered_by(report: Any) -> frozenset[str]:
     """The models that boards which are there offer, by what an agent answers to ``status``."""
+    there = [each for each in _boards(report) if each["standing"] in ("serving", "online")]
+    return frozenset(str(model) for each in there for model in each["models"])
+
+
+def _boards(report: Any) -> list[dict[str, Any]]:
     try:
-        boards = [each for each in report["boards"] if each["standing"] in ("serving", "online")]
-        return frozenset(str(model) for each in boards for model in each["models"])
+        boards = list(report["boards"])
+        if all({"standing", "models"} <= set(each) for each in boards):
+            return boards
+        reason = "a board without its standing or models"
     except (TypeError, KeyError) as error:
-        raise UnavailableError(
-            "status of the fleet", f"it cannot be read ({error!r})", "run the same version everywhere"
-        ) from None
+        reason = repr(error)
+    raise UnavailableError("status of the fleet", f"it cannot be read ({reason})", "run the same version everywhere")

@@ -17,14 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import cli
+from edge_agent.attest.appraisal import open_appraisal
 from edge_agent.attest.audit import Anchors, verify
+from edge_agent.attest.evidence import open_quote
 from edge_agent.attest.proof import decode_proof
 from edge_agent.client import Client
 from edge_agent.core.chat import CHAT, TURN, Finish, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, Status, Tensor, TrustTier, failure
 from edge_agent.local_fleet import LocalFleet, Member
-from edge_agent.pipelines import MAX_AT_ONCE, PipelineResult, drive, offered_by
+from edge_agent.node.trust_report import evidence_of
+from edge_agent.pipelines import MAX_AT_ONCE, Evidence, PipelineResult, drive, offered_by
 from edge_agent.runtime.pipeline import MAX_FAN_OUT, MAX_STAGES, Gate, Kind, Pipeline, Reference, Stage
 from edge_agent.runtime.pipeline_file import (
     MAX_PIPELINE_BYTES,
@@ -37,8 +40,11 @@ from edge_agent.runtime.pipeline_file import (
 from edge_agent.runtime.pipeline_run import Run, StageState
 from edge_agent.runtime.ports import check, forms
 from models.catalog import catalog
+from tests.attesting import EPOCH_US, AttestingFleet
+from tests.attesting import run as run_attesting
 from tests.brokers import Mosquitto
 from tests.fetched import model_path, picture_path
+from tests.virtual_board import offer
 
 S = 1_000_000
 FACES: dict[str, Any] = {"name": "faces", "task": "detect_faces", "inputs": {"image": "picture"}}
@@ -474,13 +480,11 @@ def test_a_result_that_nothing_waits_for_is_refused_and_changes_nothing() -> Non
     answer = ok(first["detect_faces"], boxes())
     run.answered(answer)
     before = run.outcomes
-    for take in (
-        lambda: run.answered(answer),
-        lambda: run.answered(replace(answer, request_id="f" * 32)),
-        lambda: run.lost("0", ""),
-    ):
+    for late in (answer, replace(answer, request_id="f" * 32)):
         with pytest.raises(RefusedError, match="the one result of a request of this run"):
-            take()
+            run.answered(late)
+        with pytest.raises(RefusedError, match="the one result of a request of this run"):
+            run.lost(late.request_id, "")
     assert run.outcomes == before
 
 
@@ -713,12 +717,39 @@ def test_a_proof_holds_every_receipt_once_and_what_was_asked_for_it() -> None:
 
 
 def test_what_is_offered_is_that_of_boards_that_are_there() -> None:
-    report = {"boards": [{"standing": s, "models": [s]} for s in ("serving", "online", "offline", "draining")]}
+    report = {"boards": [{"board": s, "standing": s, "models": [s]} for s in ("serving", "online", "offline", "draining")]}
     assert offered_by(report) == {"serving", "online"}
     reports: list[object] = [None, {}, {"boards": 3}, {"boards": [{}]}]
     for strange in reports:
         with pytest.raises(UnavailableError, match="status of the fleet"):
             offered_by(strange)
+
+
+def test_evidence_that_is_none_is_refused() -> None:
+    assert Evidence.read([[b"q", b"q"], []]) == Evidence(frozenset({b"q"}))
+    assert Evidence.of([Evidence.read([[b"q"], [b"a"]]), Evidence.read([[b"r"], [b"a"]])]).quotes == {b"q", b"r"}
+    assert Evidence.of([]) == Evidence()
+    answers: list[object] = [None, [], [[]], [[], [], []], [["q"], []], [[b"q"] * 1025, []]]
+    for answer in answers:
+        with pytest.raises(RefusedError):
+            Evidence.read(answer)
+
+
+def test_what_a_board_tells_of_evidence_is_what_was_signed_and_of_the_boards_asked_for() -> None:
+    async def story(boards: AttestingFleet) -> None:
+        boards.run_until(lambda: boards.all_trusted(TrustTier.WARNING), 2 * EPOCH_US, "every board is trusted")
+        node = boards.board("a").node
+        quotes, appraisals = evidence_of(node, ["b"])
+        assert {open_quote(each, boards.key_of).board for each in quotes} == {"b"}
+        told = [open_appraisal(each, boards.key_of) for each in appraisals]
+        assert {(each.verifier, each.board) for each in told} == {("a", "b"), ("c", "b")}
+        assert all(each.tier is TrustTier.WARNING for each in told)
+        own = evidence_of(node, ["a"])
+        assert own[0] == [boards.last_quote("a")[1]] and len(own[1]) == 2
+        assert evidence_of(node, []) == ([], [])
+
+    small = offer("small", 40_000)
+    run_attesting(story, ("a", small), ("b", small), ("c", small))
 
 
 # ---- a real fleet
@@ -754,8 +785,10 @@ def test_faces_and_their_landmarks_are_found_on_two_boards_and_the_receipts_are_
     assert struct.unpack("<4f", points.request.inputs["region"].data) == face.found.boxes[0] if face.found else False
     assert points.request.parents == (sha256(face.result.receipt).digest(),)
     anchors = Anchors(fleet.keys)
-    audit = verify(decode_proof(result.proof()), anchors)
+    proof = decode_proof(result.proof())
+    audit = verify(proof, anchors)
     assert audit.broken is None
+    assert "coral" in {open_quote(each, anchors.find_key).board for each in proof.quotes}
     assert {link.receipt.board for link in audit.receipts if link.receipt} == {"coral", "jetson"}
 
 

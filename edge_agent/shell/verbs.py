@@ -7,13 +7,14 @@ Rules: a body that is not the verb's is refused like a verb that does not exist;
 from __future__ import annotations
 
 from edge_agent.core import wire
+from edge_agent.core.cbor import list_of
 from edge_agent.core.clock import Clock
 from edge_agent.core.errors import RefusedError
-from edge_agent.core.values import REQUEST_ID, InferenceRequest, checked
+from edge_agent.core.values import MAX_BOARDS, REQUEST_ID, InferenceRequest, checked
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
 from edge_agent.node.report import decision_report, fleet_report, shares_of, table_report
-from edge_agent.node.trust_report import trust_report
+from edge_agent.node.trust_report import evidence_of, trust_report
 from edge_agent.placement.options import Decision
 from edge_agent.shell.answers import Answers
 from edge_agent.shell.imagined import imagined
@@ -46,12 +47,15 @@ class Verbs:
                 return fleet_report(self._node, self._clock.monotonic_us())
             case "trust", None:
                 return trust_report(self._node, self._clock.monotonic_us())
+            case "evidence", list():
+                boards = list_of(body, "boards", str, MAX_BOARDS)
+                return [list(each) for each in evidence_of(self._node, boards)]
             case "sessions", None:
                 return [list(kept) for speaker in self._host.speakers.values() for kept in speaker.sessions()]
             case "drop", str():
                 await self._drop(body)
                 return None
-        raise RefusedError("call", verb, "infer, explain, place, table, status, trust, talk, sessions or drop")
+        raise RefusedError("call", verb, "infer, explain, place, table, status, trust, evidence, talk, sessions or drop")
 
     def _explained(self, request_id: str) -> object:
         decisions = self._node.router.decisions
