@@ -191,7 +191,7 @@ def as_text(result: PipelineResult) -> str:
     lines = [f"{'stage':<14} {'board':<12} {'model':<16} {'ms':>8} {'receipt':<8}  found"]
     for name, outcome in result.stages.items():
         lines += [_line(name, answer) for answer in outcome.answers]
-        if outcome.reason or not outcome.answers:
+        if outcome.reason and all(answer.found for answer in outcome.answers):
             lines.append(f"{name:<14} {outcome.state}: {outcome.reason}")
         if outcome.left_out:
             lines.append(f"{name:<14} {outcome.left_out} more items were left out: at_most = {outcome.stage.at_most}")
