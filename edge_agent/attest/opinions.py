@@ -56,6 +56,11 @@ class Opinions:
         held = self._appraisals
         return tuple(held[verifier, board] for verifier in self._verifiers.get(board, ()) if (verifier, board) in held)
 
+    def is_proven(self, board: str) -> bool:
+        """Did a verifier publish two quotes of ``board`` that contradict each other?"""
+        held = self._opinions
+        return any((each, board) in held and held[each, board].proven for each in self._verifiers.get(board, ()))
+
     def ceiling(self, board: str) -> TrustTier:
         return self._ceiling.get(board, TrustTier.AFFIRMING)
 

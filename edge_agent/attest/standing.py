@@ -74,16 +74,13 @@ MOVES: Mapping[tuple[State, Move], State] = {
 class Floor:
     """How far a board had come, in which boot, when an operator cleared it.
 
-    Moved up by the first fresh quote after that.  What it said until then is forgotten; what is heard later counts if it is fresh,
-    or of a boot that has shown something fresh since: so a board that was set up anew, and counts from 1 again, is not held to what
-    it was before.
+    Moved up by the first fresh quote after that.  What it said until then is forgotten; what is heard later counts if it is
+    fresh, or of a boot that has shown something fresh since: so a board that was set up anew, and counts from 1 again, is not
+    held to what it was before.
     """
 
     place: Place = (0, 0)
     bootseed: bytes = NO_DIGEST
-
-    def covers(self, place: Place, bootseed: bytes) -> bool:
-        return bootseed == self.bootseed and place <= self.place
 
 
 class Standing:
@@ -143,7 +140,7 @@ class Standing:
             self.find(verdict, (message,))
         elif changed := self._changed_answer(quote):
             self.find(judged([Finding("executables", EXECUTABLES_CONTRAINDICATED, changed)]), (message,))
-        self._move(Move.SHOWN)
+        self.move(Move.SHOWN)
         self._shown, self._missed, self.shown_in_epoch, self.shown_us = verdict, 0, True, now_us
         self.shown_trace = QuoteTrace.of(quote, message)
 
@@ -174,7 +171,7 @@ class Standing:
 
     def clear(self) -> None:
         """An operator says that what was held against it until now is to be forgotten."""
-        self._move(Move.CLEARED)
+        self.move(Move.CLEARED)
         if self.history.mark is not None:
             self.floor = Floor(self.history.mark.place, self.history.mark.bootseed)
         self.floor = self.floor or Floor()
@@ -187,12 +184,12 @@ class Standing:
         self._epochs_of_boot += 1
         if counts and self.state in _SEEN and self.asked_in_epoch and not self.shown_in_epoch:
             self._missed += 1
-            self._move(Move.LAPSED if self._missed >= self._most_missed else Move.MISSED)
+            self.move(Move.LAPSED if self._missed >= self._most_missed else Move.MISSED)
         self.shown_in_epoch = self.asked_in_epoch = False
 
     def find(self, verdict: Verdict, proof: tuple[bytes, ...] = ()) -> None:
         """Something that no honest board does. Later finds add to the reasons; two quotes as proof outweigh one."""
-        self._move(Move.FOUND)
+        self.move(Move.FOUND)
         self.found = self.found.joined(verdict) if self.found else verdict
         if len(proof) > len(self.proof):
             self.proof = proof[:MAX_RAW]
@@ -233,13 +230,16 @@ class Standing:
             return False
         mark = self.history.mark
         of_this_boot = mark is not None and trace.bootcount == mark.bootcount
-        return self.floor.covers(trace.place, trace.bootseed) or not (fresh or of_this_boot)
+        was_before = trace.bootseed == self.floor.bootseed and trace.place <= self.floor.place
+        return was_before or not (fresh or of_this_boot)
 
     def _is_forgotten_receipt(self, trace: ReceiptTrace) -> bool:
         if self.floor is None:
             return False
         mark = self.history.mark
-        return mark is None or trace.place[0] != mark.bootcount or self.floor.covers(trace.place, mark.bootseed)
+        if mark is None or trace.place[0] != mark.bootcount:
+            return True
+        return mark.bootseed == self.floor.bootseed and trace.place < self.floor.place
 
     def _changed_answer(self, quote: Quote) -> str:
         """Which model gives another answer to its golden input than before in this boot, on the same libraries; empty if none."""
@@ -250,7 +250,7 @@ class Standing:
                 return f"model {model.name}: its answer to the golden input changed within boot {quote.bootcount}"
         return ""
 
-    def _move(self, move: Move) -> None:
+    def move(self, move: Move) -> None:
         to = MOVES.get((self.state, move))
         if to is None:
             raise RuntimeError(f"a board that is {self.state} cannot be {move}")

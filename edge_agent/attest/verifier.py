@@ -70,7 +70,7 @@ class Verifier:
         self._endorsed, self._policy = endorsed, policy
         self.verifiers = verifiers_of_all(members, settings)
         self._standings = {each: Standing(settings.missed) for each in self.verifiers if board in self.verifiers[each]}
-        self._told = {each: _Told(due_epoch=self._phase(each)) for each in self._standings}
+        self._told = {each: _Told() for each in self._standings}
         self._words: dict[str, OperatorWord] = {}
         self.opinions = Opinions(self.verifiers, settings.agree, ceiling or {}, self._find_key)
         self._keeper = Keeper()
@@ -249,7 +249,7 @@ class Verifier:
     def _tell(self, board: str, now_us: int, issued_s: int) -> Appraisal:
         told, standing = self._told[board], self._standings[board]
         told.verdict, told.raw, told.at_us = standing.verdict(), self._raw(board), now_us
-        told.due_epoch = self.epoch + 1 + (self._phase(board) - self.epoch - 1) % self._period(board)
+        told.due_epoch = self._next_turn(board)
         self._sequence += 1
         about = standing.shown_trace or standing.history.mark
         appraisal = Appraisal(
@@ -293,12 +293,11 @@ class Verifier:
         verifiers = self.verifiers[quote.board]
         return (verifiers.index(self._board) - quote.counter) % len(verifiers) < WITNESSES
 
-    def _phase(self, board: str) -> int:
-        """So that the verifiers of a board take turns."""
-        return self.verifiers[board].index(self._board) % self._period(board)
-
-    def _period(self, board: str) -> int:
-        return min(SAY_AGAIN_EPOCHS, len(self.verifiers[board]))
+    def _next_turn(self, board: str) -> int:
+        """The next epoch in which this board says again what it holds: its verifiers take turns."""
+        verifiers = self.verifiers[board]
+        period = min(SAY_AGAIN_EPOCHS, len(verifiers))
+        return self.epoch + 1 + (verifiers.index(self._board) - self.epoch - 1) % period
 
     def _find_key(self, kid: bytes) -> bytes | None:
         return self._keys.get(kid)
