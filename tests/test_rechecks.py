@@ -20,6 +20,7 @@ from edge_agent.core.values import (
     CLIENT_ID,
     InferenceRequest,
     InferenceResult,
+    Limits,
     Status,
     Tensor,
     TrustTier,
