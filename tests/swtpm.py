@@ -70,14 +70,12 @@ def attest_bytes(
     )  # fmt: skip
 
 
-def public_bytes(
-    point: bytes, *, attributes: int = 0x00050472, curve: int = 0x0003, kind: int = 0x0023, tail: bytes = b""
-) -> bytes:
+def public_bytes(point: bytes, *, attributes: int = 0x00050472, curve: int = 0x0003, kind: int = 0x0023) -> bytes:
     """A TPM2B_PUBLIC of an ECDSA key (part 2, section 12.2.5)."""
     halves = _sized(point[1:33]) + _sized(point[33:])
     numbers = [(0x0010, 2), (0x0018, 2), (0x000B, 2), (curve, 2), (0x0010, 2)]
     area = kind.to_bytes(2, "big") + b"\x00\x0b" + attributes.to_bytes(4, "big") + _sized(b"")
-    return _sized(area + b"".join(number.to_bytes(size, "big") for number, size in numbers) + halves) + tail
+    return _sized(area + b"".join(number.to_bytes(size, "big") for number, size in numbers) + halves)
 
 
 def _sized(data: bytes) -> bytes:

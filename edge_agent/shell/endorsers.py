@@ -169,7 +169,7 @@ def open_endorser(attest: AttestSection, root: DeviceRoot | None, say: Callable[
         return None
     if attest.pcr not in RESETTABLE_PCRS:
         raise ConfigError("[attest] pcr", attest.pcr, f"{_either()}: an agent that starts anew can reset no other")
-    return TpmEndorser(TpmTools(attest.tcti), attest.pcr)
+    return TpmEndorser(TpmTools(attest.tcti), attest.pcr, ENDORSE_S)
 
 
 async def vouching_key(config: AgentConfig, say: Callable[[str], None]) -> tuple[KeyKind, bytes] | None:

@@ -35,6 +35,8 @@ KEY_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|res
 COMMAND_S = 5.0
 MAKE_KEY_S = 60.0
 """Chips take seconds for the first key."""
+KILLED_S = 2.0
+"""Until the end of a program that was killed is seen."""
 MAX_FILE_BYTES = 1024
 MAX_COMPLAINT_BYTES = 16 * 2**10
 MAX_COMPLAINT_CHARS = 200
@@ -127,10 +129,7 @@ class TpmTools:
         except TimeoutError as error:
             raise UnavailableError(f"TPM {self.tcti}", f"{program} took longer than {limit_s:g} s") from error
         finally:
-            if child.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                await child.wait()
+            await _ended(child)
         if status != 0:
             raise UnavailableError(f"TPM {self.tcti}", f"{program}: {_in_words(complaint, status)}", _remedy(complaint))
 
@@ -144,6 +143,19 @@ async def _complaint(child: asyncio.subprocess.Process) -> str:
     except asyncio.IncompleteReadError as error:
         found = error.partial
     return found.decode(errors="replace")
+
+
+async def _ended(child: asyncio.subprocess.Process) -> None:
+    """End it and what it started, if it still runs. Its pipe is emptied, or asyncio would not see its end."""
+    if child.returncode is not None:
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_S):
+            while child.stderr is not None and await child.stderr.read(MAX_COMPLAINT_BYTES):
+                pass
+            await child.wait()
 
 
 def _in_words(complaint: str, status: int) -> str:
