@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -638,6 +639,21 @@ def test_a_file_of_another_form_is_refused(changed: dict[int, object]) -> None:
     assert decode_proof(encode(good)).receipts == (b"\1",)
     with pytest.raises(RefusedError, match="allowed: "):
         decode_proof(encode({key: value for key, value in {**good, **changed}.items() if value is not None}))
+
+
+@pytest.mark.parametrize(("what", "max_count"), [("receipts", 4096), ("quotes", 1024), ("appraisals", 1024)])
+def test_a_file_holds_a_bounded_number_of_each(what: str, max_count: int) -> None:
+    many = [number.to_bytes(4, "big") for number in range(max_count + 1)]
+    good: dict[str, Any] = {"receipts": [b"\1"], what: many[:-1]}
+    assert len(getattr(gathered(**good), what)) == max_count
+    with pytest.raises(RefusedError, match=f"proof {what}: got {max_count + 1}; allowed: at most {max_count}"):
+        gathered(**{**good, what: many})
+
+
+def test_an_answer_without_what_was_asked_is_refused() -> None:
+    digests = (bytes(32),) * 4
+    with pytest.raises(RefusedError, match="an answer without what was asked"):
+        Asked(f"{1:032x}", *digests, answer=result(request(1), "desk"))
 
 
 def test_a_file_of_a_later_form_says_so() -> None:

@@ -275,6 +275,15 @@ def test_the_ledgers_receipts_are_bounded_one_by_one_and_together(ledger: Ledger
     assert [each for each, _ in ledger.receipts.after(0, 99)] == [16, 17, 18, 19]
 
 
+def test_a_receipt_that_finds_no_room_because_none_can_be_dropped_is_not_there(ledger: Ledger) -> None:
+    for counter in range(1, 5):
+        ledger.receipts.append(counter, b"")
+    ledger._database.execute("CREATE TRIGGER stuck BEFORE DELETE ON receipt BEGIN SELECT RAISE(ABORT, 'stuck'); END")
+    with pytest.raises(RuntimeError, match="stuck"):
+        ledger.receipts.append(5, b"")
+    assert [each for each, _ in ledger.receipts.after(0, 99)] == [1, 2, 3, 4]
+
+
 def test_a_ledger_from_before_receipts_gets_their_table_and_keeps_all_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

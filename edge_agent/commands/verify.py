@@ -23,7 +23,7 @@ WIDTH = 130
 DIGEST_CHARS = 12
 READ_OF_KEYS = ("fleet", "models", "attest")
 MORE = """\
-Reads a proof file (sly ask --receipt, docs/receipts.md) and says of every link whether it is sound: who signed it, its place in
+Reads a proof file (docs/receipts.md) and says of every link whether it is sound: who signed it, its place in
 its board's chain, where its inputs came from, whether its model is in a signed release, and how far its board was trusted when it
 ran. The keys are those of [fleet.members]; the releases those of the catalog, built here, or named in [models] releases.
 """
