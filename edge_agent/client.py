@@ -34,6 +34,7 @@ from edge_agent.gateway.local_talk import talk_over
 from edge_agent.gateway.terms import Terms
 
 if TYPE_CHECKING:
+    from edge_agent.attest.proof import Proof
     from edge_agent.pipelines import Evidence, PipelineResult
     from edge_agent.runtime.pipeline import Pipeline
 
@@ -234,6 +235,20 @@ class Client:
         from edge_agent.pipelines import Evidence
 
         return Evidence.read(self._call("evidence", list(boards)))
+
+    def proof(self, receipts: Sequence[bytes], asked: Sequence[tuple[InferenceRequest, InferenceResult]] = ()) -> Proof:
+        """What ``sly verify`` checks, for ``attest.proof.write_proof``: these receipts, what was ``asked`` with its answers, and
+        what the boards that signed them show of themselves now.
+
+        Raises ``RefusedError`` where there is no receipt to prove with, ``UnavailableError`` when no agent answers.
+        """
+        from edge_agent.attest.proof import Asked, gathered
+        from edge_agent.attest.receipts import unverified_receipt
+
+        signed = [*receipts, *(result.receipt for _, result in asked)]
+        evidence = self.evidence(sorted({unverified_receipt(each).board for each in signed if each}))
+        proven = [Asked.of(request, result) for request, result in asked]
+        return gathered(signed, evidence.quotes, evidence.appraisals, proven)
 
     def trust(self) -> dict[str, Any]:
         """How far each board is trusted and why, as ``sly trust --json`` prints it.

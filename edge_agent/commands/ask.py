@@ -31,6 +31,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--model", help="this model and no other")
     add_limits(parser, 10_000)
     parser.add_argument("--output", type=Path, metavar="FILE.png", help="write the picture with what was found drawn on it")
+    parser.add_argument("--receipt", type=Path, metavar="FILE", help="write a proof of what ran, for sly verify (with --socket)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_ask)
 
@@ -42,10 +43,13 @@ def _ask(arguments: argparse.Namespace) -> int:
     limits, data = limits_of(arguments), data_of(arguments)
     picture = read_picture(arguments.picture)
     request = request_for_picture(arguments.task, picture, model=arguments.model, limits=limits, data=data)
+    _must_be_able_to_prove(arguments)
     result = _over_the_broker(arguments, request) if arguments.config else _over_sockets(arguments, request)
     answer = answer_of(result)
     if arguments.output is not None:
         _draw(arguments.output, picture, result)
+    if arguments.receipt is not None:
+        _prove(arguments, request, result)
     print(json.dumps(_as_json(answer)) if arguments.json else _as_table(answer))
     return 0
 
@@ -70,6 +74,21 @@ def _over_the_broker(arguments: argparse.Namespace, request: InferenceRequest) -
     config = read_config(arguments.config)
     boards = [checked(BOARD_ID, "--board", name) for name in arguments.board or config.fleet.members or [config.board.id]]
     return asyncio.run(ask_over_broker(config, request, boards))
+
+
+def _must_be_able_to_prove(arguments: argparse.Namespace) -> None:
+    from edge_agent.core.errors import ConfigError
+
+    if arguments.receipt is not None and not arguments.socket:
+        raise ConfigError("--receipt", "with --config", "with --socket", "a board's socket tells what others show of themselves")
+
+
+def _prove(arguments: argparse.Namespace, request: InferenceRequest, result: InferenceResult) -> None:
+    from edge_agent.attest.proof import write_proof
+    from edge_agent.client import Client
+
+    with Client(*arguments.socket) as client:
+        write_proof(arguments.receipt, client.proof([], [(request, result)]))
 
 
 def _draw(path: Path, picture: bytes, result: InferenceResult) -> None:

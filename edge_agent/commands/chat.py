@@ -47,6 +47,9 @@ def _add_chat(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="0 for the likeliest words, the same each time (the default), up to 2 for the wildest",
     )  # fmt: skip
     add_limits(parser, TURN_MS)
+    parser.add_argument(
+        "--receipt", type=Path, metavar="FILE", help="write a proof of who answered, for sly verify (with --socket)"
+    )
     parser.add_argument("--json", action="store_true", help="print each answer, and what it took, as one line of JSON")
     parser.set_defaults(run=_chat)
 

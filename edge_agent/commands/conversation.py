@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,8 @@ def talk(arguments: argparse.Namespace) -> int:
     """``sly chat``: one question from the command line or a pipe, or a conversation at a terminal."""
     if isinstance(arguments.token_file, Path) and arguments.url is None:
         raise ConfigError("--token-file", "without --url", "with --url", "a socket needs no token")
+    if arguments.receipt is not None and arguments.socket is None:
+        raise ConfigError("--receipt", "without --socket", "with --socket", "it tells what boards show of themselves")
     way, close = _way(arguments)
     try:
         conversation = Conversation(arguments, way)
@@ -63,7 +65,17 @@ def talk(arguments: argparse.Namespace) -> int:
             conversation.hold()
     finally:
         close()
+    if arguments.receipt is not None:
+        _prove(arguments, conversation.receipts)
     return 0
+
+
+def _prove(arguments: argparse.Namespace, receipts: Sequence[bytes]) -> None:
+    from edge_agent.attest.proof import write_proof
+    from edge_agent.client import Client
+
+    with Client(arguments.socket) as client:
+        write_proof(arguments.receipt, client.proof(receipts))
 
 
 class Conversation:
@@ -74,6 +86,8 @@ class Conversation:
         self._max_tokens = arguments.max_tokens
         self._sampling = Sampling(_milli(arguments.temperature))
         self._history: tuple[ChatMessage, ...] = ()
+        self.receipts: list[bytes] = []
+        """Of the answers that came with one."""
         held = _held(arguments)
         if held is not None:
             _note(f"session {held.name} holds {held.tokens} tokens, {for_people(held.kv_bytes)} of KV in tier {held.tier}")
@@ -108,6 +122,8 @@ class Conversation:
             if said or reply.end is not None:
                 self._history = () if self._session else (*asked, ChatMessage("assistant", said))
         assert reply.end is not None
+        if reply.end.receipt:
+            self.receipts.append(reply.end.receipt)
         self._tell(reply.end)
 
     def _show(self, text: str) -> None:

@@ -50,14 +50,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from edge_agent.client import Client
     from edge_agent.commands.trust_table import contraindicated, trust_table
     from edge_agent.core.errors import ConfigError
-    from edge_agent.gateway.local import LocalConnection
 
     if arguments.socket is None:
         raise ConfigError("sly trust", "no --socket", "the path of an agent's socket (STATE/agent.sock)", "see: sly trust --help")
-    with LocalConnection(arguments.socket) as connection:
-        report = connection.call("trust", timeout_s=10)
+    with Client(arguments.socket) as client:
+        report = client.trust()
     print(json.dumps(report) if arguments.json else trust_table(report))
     return 1 if contraindicated(report) else 0
 
