@@ -42,8 +42,10 @@ class Opinions:
         proven = len(appraisal.raw) > 1 and bool(proof_of(appraisal, self._find_key))
         self._ranks[key] = rank
         self._appraisals[key] = replace(appraisal, raw=())
-        self._opinions[key] = Opinion(appraisal.tier, proven)
-        self._tiers.clear()
+        opinion = Opinion(appraisal.tier, proven)
+        if opinion != self._opinions.get(key):
+            self._opinions[key] = opinion
+            self._tiers.clear()
         return True
 
     def revoke(self, board: str, revoked: bool) -> None:
