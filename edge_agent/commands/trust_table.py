@@ -58,16 +58,18 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _below(board: Mapping[str, Any]) -> list[str]:
-    claims = ", ".join(f"{CLAIMS[name]} {value} {_meaning(value)}" for name, value in board["vector"].items())
+    vector = board["vector"]
+    claims = ", ".join(f"{words} {_meaning(vector[name])} ({vector[name]})" for name, words in CLAIMS.items() if name in vector)
     texts = [*([claims] if claims else []), *(f"- {reason}" for reason in board["reasons"])]
     return [line for text in texts for line in textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "  ")]
 
 
 def _meaning(value: int) -> str:
-    """Of a claim, by the ranges of AR4SI."""
-    if 2 <= value < 32:
-        return "affirming"
-    return "none" if value < 32 else "warning" if value < 96 else "contraindicated"
+    """Of a claim, by the ranges of AR4SI: those below -1 mean the same as their mirror images, by this verifier's own reasons."""
+    size = value if value >= 0 else -value - 1
+    if value in (-1, 0, 1):
+        return "none"
+    return "affirming" if size < 32 else "warning" if size < 96 else LOUD
 
 
 def _closing(report: Mapping[str, Any]) -> str:
