@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from edge_agent.attest.evidence import ModelMeasurement
 from edge_agent.attest.receipts import Receipt, open_receipt, receipt_digest, sign_receipt, unverified_receipt, why_not
 from edge_agent.core.cose import Signer
 from edge_agent.core.digests import output_digest, request_digest, tensors_digest
@@ -170,13 +172,15 @@ def of_other_time(result: InferenceResult) -> InferenceResult:
     ("spoil", "reason"),
     [(unsigned, "no receipt"), (of_other_outputs, "another outputs"), (of_other_time, "another busy time")],
 )
-def test_no_answer_of_another_board_is_taken_without_a_receipt_that_fits(spoil: object, reason: str) -> None:
+def test_no_answer_of_another_board_is_taken_without_a_receipt_that_fits(
+    spoil: Callable[[InferenceResult], InferenceResult], reason: str
+) -> None:
     async def story(fleet: AttestingFleet) -> None:
         await trusted(fleet)
         board = fleet.board("b")
         node = board.node
         proven = node.trust.proven
-        node.trust.proven = lambda request, result, began: spoil(proven(request, result, began))  # type: ignore[method-assign,operator]
+        node.trust.proven = lambda request, result, began_us: spoil(proven(request, result, began_us))  # type: ignore[method-assign]
         result = answer_to(fleet, fleet.request(), "a")
         assert result.board != "b" and result.receipt
         assert fleet.board("a").said_something_like(reason), fleet.board("a").said
@@ -190,7 +194,7 @@ def test_a_receipt_of_another_board_proves_nothing() -> None:
         await trusted(fleet)
         own = answer_to(fleet, fleet.request(), "b")
         node = fleet.board("b").node
-        node.trust.proven = lambda request, result, began: replace(result, receipt=other)  # type: ignore[method-assign]
+        node.trust.proven = lambda request, result, began_us: replace(result, receipt=other)  # type: ignore[method-assign]
         chain = fleet.board("c").attestation._proofs.chain
         with fleet.board("c").ledger.transaction():
             asked = fleet.request()
@@ -245,7 +249,7 @@ def test_an_answer_begun_by_a_board_that_is_contraindicated_is_not_gone_on_with(
     run(story, ("a", SLOW), ("b", offer("parrot", 40_000, task="chat")))
 
 
-def _swapped(fleet: AttestingFleet) -> tuple[object, ...]:
+def _swapped(fleet: AttestingFleet) -> tuple[ModelMeasurement, ...]:
     return tuple(replace(each, mapped=bytes(32)) for each in fleet.board("b").measurements.models)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge_agent.attest.appraisal import open_appraisal
+from edge_agent.attest.appraisal import Appraisal, open_appraisal
 from edge_agent.attest.epoch import Epochs, open_challenge, open_epoch
 from edge_agent.attest.evidence import Measurements, Quote, open_quote
 from edge_agent.attest.keys import check_endorsement
@@ -36,6 +36,8 @@ DOCUMENT = "attest/"
 """With the id of a board behind it: what is held of that board."""
 LOOK_PERIOD_US = 200_000
 """What gets better is looked at no more often; what gets worse, at once."""
+MAX_SAID_BYTES = 4 * 2**20
+"""Of all appraisals as they were signed."""
 CONTRAINDICATED = TrustTier.CONTRAINDICATED
 
 
@@ -141,7 +143,8 @@ class Attestation:
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
         """A receipt is evidence too. Returns what contradicts it; empty if nothing does."""
         why = self.verifier.hear_receipt(message, receipt)
-        self._turned(urgent=bool(why))
+        if why:
+            self._turned(urgent=True)
         return why
 
     def checked(self, board: str) -> None:
@@ -200,10 +203,8 @@ class Attestation:
                 for each in self.attester.next(now_us, self._issued_s(now_us)):
                     yield from self._say(each)
             for appraisal in self.verifier.appraisals_due(now_us, self._issued_s(now_us)):
-                self.heard_us[self._board, appraisal.board] = now_us
-                self._turned(urgent=appraisal.tier is CONTRAINDICATED)
                 told = self._voice.appraisal(appraisal)
-                self.said[self._board, appraisal.board] = told.payload
+                self._remember(appraisal, told.payload, now_us)
                 yield Publish(told)
         self._look(now_us)
 
@@ -247,10 +248,17 @@ class Attestation:
         _must_agree("appraisal's verifier", appraisal.verifier, topic.verifier)
         _must_agree("appraised board", appraisal.board, topic.board)
         if self.verifier.hear_appraisal(appraisal):
-            self.heard_us[appraisal.verifier, appraisal.board] = now_us
-            self.said[appraisal.verifier, appraisal.board] = message
-            self._turned(urgent=appraisal.tier is CONTRAINDICATED or bool(appraisal.raw))
+            self._remember(appraisal, message, now_us)
         yield from ()
+
+    def _remember(self, appraisal: Appraisal, message: bytes, now_us: int) -> None:
+        """An appraisal counts from now on; as it was signed it is kept for who wants proof, as long as there is room."""
+        key = (appraisal.verifier, appraisal.board)
+        self.heard_us[key] = now_us
+        self.said.pop(key, None)
+        if sum(map(len, self.said.values())) + len(message) <= MAX_SAID_BYTES:
+            self.said[key] = message
+        self._turned(urgent=appraisal.tier is CONTRAINDICATED or bool(appraisal.raw))
 
     def _hear_word(self, message: bytes, board: str) -> Iterator[Effect]:
         word = open_word(message, lambda kid: self._attest.operators.get(kid.decode("utf-8", "replace")))
