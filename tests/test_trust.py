@@ -9,8 +9,9 @@ import pytest
 from edge_agent.attest.evidence import KeyKind
 from edge_agent.attest.words import Action
 from edge_agent.core.cose import Signer
+from edge_agent.core.kv import KvAsk, KvItem, session_hash
 from edge_agent.core.values import InferenceRequest, Status, TrustTier
-from edge_agent.node.events import Endorsed, Event
+from edge_agent.node.events import Endorsed, Event, Execute, Tick
 from edge_agent.node.trust_report import trust_report
 from edge_agent.transport.link import Delivered, Message
 from edge_agent.transport.topics import Kind
@@ -339,6 +340,57 @@ def test_all_boards_hold_one_table_after_tiers_changed(kill: str) -> None:
         assert fleet.all_say(CONTRAINDICATED, of="b")
 
     run(story, *HOUSE)
+
+
+def test_no_kv_goes_to_or_comes_from_a_board_that_is_contraindicated() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.board("b").keep("talk")
+        fleet.run_for(RTT_US)
+        board = fleet.board("a")
+        job = Execute("a/" + "0" * 32, fleet.turn(5, session="talk"), "parrot", 60_000_000)
+        assert [each for each, _ in board.node._kv_elsewhere(job)] == ["b"]
+        ask = KvAsk(session_hash("talk"), b"f" * 32, KvItem.MANIFEST)
+        message = fleet.board("b").node._voice.kv(ask, "a")
+        board.feed(Delivered(message, 0))
+        assert not board.said_something_like("refused")
+        fleet.operator_says("b", Action.REVOKE, "stolen")
+        fleet.run_until(lambda: fleet.tier("b", "a") is CONTRAINDICATED, RTT_US, "a knows")
+        assert not board.node._kv_elsewhere(job)
+        board.feed(Delivered(message, 0))
+        assert board.said_something_like("a board that is trusted with a session")
+
+    talker = offer("parrot", 60_000, task="chat")
+    run(story, ("a", talker), ("b", talker))
+
+
+@pytest.mark.parametrize("agree", [1, 2])
+def test_as_many_verifiers_as_are_asked_for_must_agree(agree: int) -> None:
+    """One verifier has a spot check of its own that the others know nothing of."""
+
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        board = fleet.board("a")
+        board.attestation.struck("b", True, "a wrong answer")
+        board.feed(Tick())
+        fleet.run_for(RTT_US)
+        assert fleet.tier("b", "a") is CONTRAINDICATED, "who knows it does not wait for the others"
+        assert fleet.tier("b", "c") is (CONTRAINDICATED if agree == 1 else WARNING)
+        fleet.agree(10_000_000)
+
+    run(story, *HOUSE, ("d", SLOW), agree=agree)
+
+
+def test_only_named_verifiers_count_and_without_them_nothing_is_known() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        fleet.run_for(EPOCH_US + RTT_US)
+        assert fleet.all_say(WARNING, of="a") and fleet.all_say(WARNING, of="b")
+        assert fleet.tier("c", "a") is NONE, "nobody verifies the only verifier"
+        fleet.board("c").kill()
+        fleet.run_until(lambda: fleet.tier("b", "a") is NONE, RTT_US + 10 * EPOCH_US, "nobody who counts is there")
+        assert fleet.tier("a", "a") is WARNING
+
+    run(story, *HOUSE, verifiers=frozenset({"c"}))
 
 
 # hardware

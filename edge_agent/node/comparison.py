@@ -8,7 +8,7 @@ Rules:
   delegate, byte for byte).  On unlike engines a quantized value may be off by ``QUANTA``, as kernels may round halves
   differently.
 * Floats may differ by ``RELATIVE`` of the larger plus ``ABSOLUTE``: sums of a few thousand float32 terms in another order
-  differ by about 1e-5 of their size, a half-precision delegate rounds to 1e-3 (IEEE 754 binary16 has 11 bits), and a box of
+  differ by about 1e-5 of their size, a half-precision delegate rounds to 5e-4 (IEEE 754 binary16 has 11 bits), and a box of
   an input of 128 or more pixels is then off by no more than a hundredth.
 * What was made of floats by a threshold (how many faces, which label comes first) may differ where a score is near it: such a
   difference speaks against an answer and proves nothing, and neither does one beyond the tolerance of floats.
