@@ -259,6 +259,17 @@ def test_who_touches_a_file_without_end_hides_neither_it_nor_another() -> None:
     assert finished["other"] == 1
 
 
+def test_a_change_during_a_quick_pass_brings_another_one_after_it() -> None:
+    rounds = Rounds(RATE)
+    rounds.hold("a", mark(3 * 2**20), hashed=True)
+    rounds.seen("a", mark(3 * 2**20, 1))
+    first = rounds.next(0)
+    assert first is not None
+    rounds.seen("a", mark(3 * 2**20, 2))
+    rest = [piece for _, piece in handed_out(rounds, 1_000_000)]
+    assert [piece.offset for piece in (first, *rest) if piece.pace is Pace.QUICK] == [0, 2**20, 2**21] * 2
+
+
 def test_a_file_that_is_let_go_is_handed_out_no_more() -> None:
     rounds = Rounds(RATE)
     for name in "abc":

@@ -33,6 +33,7 @@ from edge_agent.node.events import Event, Measured
 from edge_agent.placement.facts import rules_digest
 from edge_agent.placement.options import Rules
 from edge_agent.runtime.supervisor import EngineState
+from edge_agent.shell.goldens import PERIOD_US
 from edge_agent.shell.watched_file import WatchedFile
 from edge_agent.speaking import HostedLanguage
 from models.catalog import card
@@ -192,8 +193,10 @@ def test_what_is_mapped_counts_before_what_lies_at_the_path(tmp_path: Path) -> N
             other = tmp_path / "other"
             other.write_bytes(mapped.read_bytes())
             other.rename(kitchen.file())
-            changed = change(mapped)
-            await until(lambda: kitchen.model().mapped == changed)
+            changed, watched = change(mapped), kitchen.watched()
+            await until(lambda: kitchen.model().mapped == changed and len(watched._digests) == 2)
+            kitchen.measuring.tell()  # type: ignore[union-attr]
+            assert kitchen.model().mapped == changed
 
     run(story())
 
@@ -319,10 +322,11 @@ def test_a_golden_input_waits_until_nothing_else_runs(tmp_path: Path) -> None:
             os.kill(engine._sandbox.pid, signal.SIGSTOP)
             request = asyncio.create_task(kitchen.submit(InferenceRequest("0" * 31 + "1", "classify", inputs, MODEL)))
             await until(lambda: not engine.idle)
-            goldens._due_us.clear()
             goldens.digests.clear()
-            await goldens.run_due()
-            assert not goldens.digests
+            for due_us in (0, -2 * PERIOD_US):
+                goldens._due_us[MODEL] = due_us
+                await goldens.run_due()
+                assert not goldens.digests
             os.kill(engine._sandbox.pid, signal.SIGCONT)
             assert (await request).status is Status.OK
             await until(lambda: goldens.digests)
@@ -379,13 +383,19 @@ def test_of_a_language_model_stages_and_tokenizer_are_measured_through_every_chi
             await until(lambda: measured().mapped != measured().offered)
             change(tokenizer, 100)
             await until(lambda: measured().mapped == measured().offered)
-            old = service.pump.child
+            copy, kept, old = tmp_path / "copy", tmp_path / "kept", service.pump.child
+            shutil.copy(stages, copy)
+            os.link(copy, kept)
+            copy.rename(stages)
             assert old is not None
             old.kill("told to")
             await until(lambda: service.pump.child is not old and not service.pump.why)
-            copy = tmp_path / "copy"
-            copy.write_bytes(b"no stages")
-            copy.rename(stages)
+            stages.unlink()
+            change(kept)
+            await until(lambda: measured().mapped != measured().offered)
+            change(kept)
+            await until(lambda: measured().mapped == measured().offered)
+            stages.write_bytes(b"no stages")
             await until(lambda: measured().mapped != measured().offered)
 
     run(story())
