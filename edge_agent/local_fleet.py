@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from board_support.device_root import DeviceRoot
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import UnavailableError
 from edge_agent.gateway.local import LocalConnection
@@ -52,6 +53,7 @@ class LocalFleet:
         self._models_folder = models_folder
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self.keys: Mapping[str, bytes] = {}
+        self.roots: Mapping[str, bytes] = {}
 
     def socket_of(self, board: str) -> Path:
         return self.folder / board / "agent.sock"
@@ -66,6 +68,9 @@ class LocalFleet:
         self.keys = {
             board: Signer(board.encode(), load_or_make_seed(self.folder / board / "identity.key")).public_key
             for board in self.members
+        }
+        self.roots = {
+            board: DeviceRoot(load_or_make_seed(self.folder / board / "device_root.key")).public_key for board in self.members
         }
         for member in self.members.values():
             (self.folder / member.board / "agent.toml").write_text(self._configuration(member))
@@ -114,13 +119,14 @@ class LocalFleet:
 
     def _configuration(self, member: Member) -> str:
         keys = "\n".join(f'{board} = "{key.hex()}"' for board, key in self.keys.items())
+        roots = "\n".join(f'{board} = "{key.hex()}"' for board, key in self.roots.items())
         serve = ", ".join(f'"{model}"' for model in self.models)
         return (
             f'[board]\nid = "{member.board}"\nbackend = "jalapeno"\nprofile = "{member.profile}"\n\n'
             f'[state]\nfolder = "{self.folder / member.board}"\n\n'
             f"{self._broker()}"
             f'[models]\nserve = [{serve}]\nfolder = "{self._models_folder or ""}"\n\n{self._settings}\n'
-            f'[fleet]\nname = "{self.name}"\n\n[fleet.members]\n{keys}\n'
+            f'[fleet]\nname = "{self.name}"\n\n[fleet.members]\n{keys}\n\n[fleet.endorsers]\n{roots}\n'
         )
 
     def _broker(self) -> str:

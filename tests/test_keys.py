@@ -47,6 +47,7 @@ from edge_agent.core.errors import RefusedError
 from tests.attested import MEASURED, a_quote, digest, signer
 from tests.needs import needs_module
 from tests.swtpm import attest_bytes, public_bytes
+from tests.test_protocol import is_a
 
 LOG = tuple(model.mapped for model in MEASURED.models)
 SEED = digest("a device root's seed")
@@ -292,6 +293,16 @@ def test_the_longest_endorsement_of_each_kind_comes_back_as_it_was_and_fits(vouc
     data = encode_endorsement(longest)
     assert decode_endorsement(data) == longest
     assert len(data) <= MAX_ENDORSEMENT_BYTES
+
+
+def test_the_protocols_grammar_has_every_endorsement_and_nothing_that_is_malformed(vouched: Vouched) -> None:
+    assert is_a("endorsement", encode_endorsement(vouched.endorsement))
+    for name, made in MALFORMED.items():
+        assert not is_a("endorsement", encode(made(Root().endorsement(bytes(32), ())))), name
+
+
+def test_the_protocols_grammar_has_the_roots_statement() -> None:
+    assert is_a("root-statement", DeviceRoot(SEED).sign(bytes(32))[0])
 
 
 # the root of an emulated board
