@@ -1,6 +1,6 @@
 """Hostile boards in a simulated fleet: each is found out in time by all, gets nothing any more, and nobody else is.
 
-How time is counted: from the moment at which a deceit begins there is one epoch, until the board shows itself again at the latest;
+How time is counted: when a deceit begins there is one epoch, until the board shows itself again at the latest,
 then the messages that a verdict takes, one after the other (``TRIPS``), each over the broker with the delays of the scenario, and
 where messages are lost, each lost twice on each of its two ways; and between them the periods of a node (``PERIODS_US``).
 """
@@ -18,7 +18,7 @@ from edge_agent.attest.verifier import TELL_PERIOD_US
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.values import Status, TrustTier
 from edge_agent.node.attester import QUOTE_PERIOD_US
-from edge_agent.sim.fleet import START_US, SimFleet
+from edge_agent.sim.fleet import SimFleet
 from edge_agent.sim.plans import Fault, LinkPlan
 from edge_agent.sim.scenario import Scenario, load_scenario, parse_scenario
 from edge_agent.sim.sharing import shared_work
@@ -164,3 +164,61 @@ def test_three_hostile_boards_of_thirty_are_contraindicated_by_all_within_an_epo
         assert any(fleet.one_table() for _ in fleet.steps(AGREED_US, guilty)), "honest boards hold one table"
         assert not any(fleet.given[board] for board in guilty)
         assert {fleet.tier(judge, board) for judge in fleet.honest for board in fleet.honest} == {TrustTier.WARNING}
+
+
+def test_a_board_whose_answers_are_wrong_is_found_out_by_those_who_run_them_again() -> None:
+    """Its quotes are as they should be. With a share p of answers run again it goes unnoticed for 1/p of them on average."""
+    scenario = house(3, "wrong_results", period_ms=200, attest=ATTEST + "recheck_permille = 200\n")
+    with watched(scenario, 1) as fleet:
+        fleet.until(BEGINS_MS * 1000 - STEP_US, set())
+        assert fleet.given["orin-1"]
+        assert fleet.until(BEGINS_MS * 1000 + 2 * EPOCH_US, {"orin-1"}, all_know=True)
+        assert "wrong answer" in fleet.boards["pi-1"].node.trust.why("orin-1")
+        fleet.given.clear()
+        fleet.until(fleet.since_start_us + 3_000_000, {"orin-1"})
+        assert not fleet.given["orin-1"]
+
+
+def test_a_board_that_gives_many_answers_receipts_of_one_number_is_found_out() -> None:
+    with watched(house(3, "forks_receipts", period_ms=200), 1) as fleet:
+        assert fleet.until(BEGINS_MS * 1000 + bound_us(QUICK), {"orin-1"}, all_know=True)
+        assert "receipt" in fleet.boards["pi-1"].node.trust.why("orin-1")
+
+
+def test_one_that_denounces_everybody_takes_nobody_down_where_two_must_agree() -> None:
+    with watched(house(3, "denounces", attest=ATTEST + "agree = 2\n"), 1) as fleet:
+        fleet.until(BEGINS_MS * 1000 + 2 * EPOCH_US, set())
+        said = [each.tier for each in fleet.boards["pi-1"].node.trust.attestation.verifier.opinions.of("pi-2")]
+        assert CONTRAINDICATED in said, "it was heard"
+        assert all(fleet.tier(judge, board) is TrustTier.WARNING for judge in fleet.honest for board in fleet.honest)
+        assert {each.status for each in fleet.clients.served} == {Status.OK}
+
+
+def test_a_board_that_shows_nothing_any_more_is_not_known_any_more_and_never_contraindicated() -> None:
+    with watched(house(3, "stale_quotes"), 1) as fleet:
+        fleet.until(BEGINS_MS * 1000 + 6 * EPOCH_US, set())
+        assert {fleet.tier(judge, "orin-1") for judge in fleet.honest} == {TrustTier.NONE}
+        fleet.given.clear()
+        fleet.until(fleet.since_start_us + 3_000_000, set())
+        assert not fleet.given["orin-1"], "what asks for a board that is known goes elsewhere"
+
+
+def test_boards_without_attest_are_as_they_were() -> None:
+    assert not load_scenario("house").attest.on
+
+
+def test_a_hostile_board_needs_a_fleet_that_attests() -> None:
+    with pytest.raises(ConfigError, match="attest"):
+        house(3, "equivocates", attest="")
+
+
+def test_a_hostile_run_is_a_pure_function_of_its_seed() -> None:
+    scenario = replace(house(3, "equivocates", "cloned_key"), duration_us=16_000_000)
+    runs = [SimFleet(scenario, 4) for _ in range(2)]
+    digests = set()
+    for fleet in runs:
+        with fleet:
+            digests.add(fleet.run().trace_digest)
+    with shared_work(), SimFleet(scenario, 4) as fleet:
+        digests.add(fleet.run().trace_digest)
+    assert len(digests) == 1
