@@ -385,8 +385,23 @@ def test_what_is_behind_a_shut_gate_is_told_of_the_gate() -> None:
     assert run.outcomes["echo"].reason == "stage said skipped: seen found no person, 0.60 is asked for"
 
 
+def test_an_item_of_a_stage_with_items_names_the_receipt_of_its_own_run_alone() -> None:
+    closer = {"name": "closer", "task": "detect_faces", "for_each": "faces.boxes", "inputs": POINTS["inputs"]}
+    points = POINTS | {"for_each": "closer.boxes"}
+    told = {"name": "closer", "inputs": {"picture": "picture"}, "results": ["points"], "stage": [FACES, closer, points]}
+    run = Run(pipeline_from_mapping(told), {"picture": b"x"}, 0, new_id=ids())
+    (wide,) = run.ready(0)
+    run.answered(ok(wide, boxes(BOX, OTHER)))
+    one, other = run.ready(0)
+    run.answered(ok(other, boxes(OTHER)))
+    run.answered(ok(one, boxes(BOX, BOX)))
+    last = run.ready(0)
+    assert [each.parents for each in last] == [(digest(one),), (digest(one),), (digest(other),)]
+    assert [struct.unpack("<4f", each.inputs["region"].data) for each in last] == [BOX, BOX, OTHER]
+
+
 def test_an_empty_fan_out_hands_on_the_receipt_that_said_there_is_nothing() -> None:
-    run, first = begun()
+    run, first = begun(pipeline_from_mapping(changed("stage/3/prompt", "{place} {points.count} of {points.count}")))
     run.answered(ok(first["detect_faces"], boxes()))
     run.answered(ok(first["spot_person"], classes((0, 0.9))))
     (talk,) = run.ready(0)
