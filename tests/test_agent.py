@@ -294,7 +294,7 @@ def test_a_model_that_is_not_what_its_card_says_is_withdrawn_and_said_why(tmp_pa
 
 def test_calls_that_are_not_understood_are_refused_and_the_agent_lives(tmp_path: Path) -> None:
     with daemon(tmp_path) as running, LocalConnection(tmp_path / "agent.sock") as connection:
-        with pytest.raises(RefusedError, match="infer, explain, place, table, status, trust, talk, sessions or drop"):
+        with pytest.raises(RefusedError, match="infer, explain, place, table, status, trust, evidence, talk, sessions or drop"):
             connection.call("reboot", timeout_s=WAIT_S)
         with pytest.raises(RefusedError, match="request"):
             connection.call("infer", b"\xff", timeout_s=WAIT_S)
