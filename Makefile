@@ -10,7 +10,7 @@ N ?= 20000
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet long-session clean
+.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet honest-hours long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz-models N=20000    mutated models against the sandbox"
 	@echo "make fuzz-cbor N=10000000   hostile bytes against the decoder"
 	@echo "make fuzz-fleet N=10000     seeded faults against a virtual fleet"
+	@echo "make honest-hours N=10000   honest board-hours through bad times: false contraindications"
 	@echo "make long-session N=100000  one session of SmolLM2, its perplexity and memory every tenth"
 	@echo "make clean         remove the environment and caches"
 
@@ -62,6 +63,9 @@ fuzz-cbor: $(VENV)/dev.made
 
 fuzz-fleet: $(VENV)/dev.made
 	$(BIN)/python -m tests.virtual_fleet 0 $(N)
+
+honest-hours: $(VENV)/dev.made
+	$(BIN)/python -m tests.honest_hours $(N)
 
 long-session: $(VENV)/dev.made
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.long_session $(N)

@@ -16,7 +16,7 @@ HEAD = 'title = "t"\nduration_s = 5\n'
 
 
 def test_every_packaged_scenario_loads_and_says_what_it_shows() -> None:
-    assert len(scenario_names()) == 8
+    assert len(scenario_names()) == 9
     for name in scenario_names():
         scenario = load_scenario(name)
         assert scenario.title

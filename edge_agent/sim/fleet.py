@@ -93,6 +93,8 @@ class SimFleet:
         self.clients = Clients(self, START_US)
         self._samples: list[Sample] = []
         self._incidents: list[tuple[int, str]] = []
+        self._against: dict[str, int] = {}
+        """Of each board, how many others it is contraindicated on, as was last told."""
         self._sessions: OrderedDict[str, None] = OrderedDict()
         self._arrivals: Iterator[Arrival] = iter(())
         self._came_us = 0
@@ -201,7 +203,19 @@ class SimFleet:
     def _sample(self) -> None:
         for board in self.boards.values():
             self._samples.append(board.sample(self.since_start_us))
+        if self.scenario.attest.on:
+            self._tell_trust()
         self.after(max(1_000_000, self.scenario.duration_us // SAMPLES), self._sample)
+
+    def _tell_trust(self) -> None:
+        """Who is contraindicated, and on how many of the others, whenever that is another number than before."""
+        for name in self.boards:
+            others = [board for board in self.boards.values() if board.up and board.name != name]
+            against = [board for board in others if board.node.trust.tier(name) is TrustTier.CONTRAINDICATED]
+            if len(against) != self._against.get(name, 0):
+                self._against[name] = len(against)
+                why = f": {against[0].node.trust.why(name)}" if against else ""
+                self.tell(f"{name} is contraindicated on {len(against)} of {len(others)} other boards{why}")
 
     # clients
 
