@@ -146,6 +146,18 @@ def test_the_operators_word_is_a_ceiling(capsys: pytest.CaptureFixture[str], tmp
     assert "BROKEN at receipt hall #1: status: contraindicated" in out and "the operator trusts it no more than that" in out
 
 
+@pytest.mark.parametrize(
+    ("attest", "status"),
+    [({}, "warning"), ({"agree": 2}, "warning"), ({"agree": 3}, "none"), ({"verifiers": ["cellar"]}, "none")],
+)
+def test_whose_word_counts_and_how_many_must_agree_is_the_readers_to_say(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, file: Path, attest: dict[str, Any], status: str
+) -> None:
+    keys = written(tmp_path / "keys.toml", {**known(), "attest": attest})
+    _, out, _ = run(capsys, file, "--keys", keys, "--json")
+    assert {link["status"] for link in json.loads(out)["links"] if link["kind"] == "receipt"} == {status}
+
+
 def test_a_board_that_the_reader_does_not_know_breaks_the_proof(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, file: Path
 ) -> None:

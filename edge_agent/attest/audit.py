@@ -33,7 +33,7 @@ def verify(proof: Proof, anchors: Anchors, floor: TrustTier = TrustTier.NONE) ->
     A contraindicated board's receipt is broken whatever the floor.
     """
     testimony = Testimony(proof.quotes, proof.appraisals, anchors)
-    receipts = _Receipts(proof, anchors, testimony, floor)
+    receipts = _Receipts(proof, anchors, testimony, max(floor, TrustTier.NONE))
     return Audit(
         (
             *_evidence_links(proof, testimony),
@@ -198,8 +198,8 @@ class _Receipts:
     def _status_check(self, status: Status) -> Check:
         by = ", ".join(f"{by} {tier.name.lower()}" for by, tier in status.words.items()) or "nobody here says more"
         told = f"{status.tier.name.lower()} ({by})" + (f": {status.why}" if status.why else "")
-        if status.tier is TrustTier.CONTRAINDICATED or status.tier < self._floor:
-            return Check("status", f"{told}; wanted: {max(self._floor, TrustTier.NONE).name.lower()} or better")
+        if status.tier < self._floor:
+            return Check("status", f"{told}; wanted: {self._floor.name.lower()} or better")
         return Check("status", note=told)
 
 
