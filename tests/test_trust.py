@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.attest.evidence import KeyKind
+from edge_agent.attest.evidence import KeyKind, quote_digest
 from edge_agent.attest.words import Action
 from edge_agent.core.cose import Signer
 from edge_agent.core.kv import KvAsk, KvItem, session_hash
@@ -70,6 +70,7 @@ def test_two_boards_alone_trust_each_other_and_one_alone_itself() -> None:
         for _ in range(3):
             fleet.run_for(2 * EPOCH_US)
             assert fleet.all_trusted()
+            assert all(board.node.trust.agreed_tier(board.name) is WARNING for board in fleet.boards.values())
 
     run(story, ("a", SLOW), ("b", FAST))
     run(story, ("a", SLOW))
@@ -228,6 +229,54 @@ def test_a_replayed_quote_refreshes_nothing_and_a_strangers_is_refused() -> None
         fleet.run_for(RTT_US)
         assert fleet.tier("a", "c") is WARNING
         assert fleet.board("c").said_something_like("refused a message")
+
+    run(story, *HOUSE)
+
+
+def test_evidence_that_was_never_heard_and_was_not_made_for_now_refreshes_nothing() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        quote, message = fleet.last_quote("b")
+        held_back = [fleet.forge("b", nonces=(bytes(16),), counter=quote.counter + 1, previous=quote_digest(message))]
+        for number in range(2, 4 * MISSED):
+            changes = {"counter": quote.counter + number, "previous": quote_digest(held_back[-1])}
+            held_back.append(fleet.forge("b", nonces=(bytes(16),), **changes))
+        fleet.board("b").kill()
+        for each in held_back:
+            fleet.run_for(EPOCH_US // 2)
+            fleet.publish_quote("b", each)
+        assert fleet.tier("b", "a") is NONE
+        assert fleet.board("a").said_something_like("no nonce of this verifier's last two epochs")
+
+    run(story, *HOUSE)
+
+
+def test_a_challenge_of_a_verifier_is_answered_at_once_and_nobody_elses() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.run_for(2_000_000)
+        board, before = fleet.board("b"), fleet.last_quote("b")[0].counter
+        challenge = fleet.board("c").attestation.epochs.challenge("b")
+        assert challenge is not None
+        message = fleet.board("c").node._voice.challenge(challenge)
+        fleet.board("a").feed(Delivered(replace(message, topic=fleet.topics.challenge("a")), 0))
+        assert fleet.board("a").said_something_like("'b' inside, 'a' outside")
+        board.feed(Delivered(message, 0))
+        board.feed(Tick())
+        quote = fleet.last_quote("b")[0]
+        assert quote.counter == before + 1 and challenge.nonce in quote.nonces
+
+    run(story, *HOUSE, epoch_us=600_000_000)
+
+
+def test_only_boards_with_the_same_libraries_are_held_to_the_same_bits() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        assert fleet.board("a").attestation.is_like("b")
+        board = fleet.board("b")
+        board.measure(replace(board.measurements, library=digest("another library")))
+        fleet.run_for(RTT_US)
+        assert not fleet.board("a").attestation.is_like("b") and fleet.board("a").attestation.is_like("c")
 
     run(story, *HOUSE)
 
