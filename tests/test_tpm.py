@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,36 @@ def test_the_key_stays_with_the_tpm_over_restarts_of_both(tpm: Swtpm) -> None:
     assert run(lambda: endorser_by(tpm).public_key()) == first
     tpm.run("tpm2_evictcontrol", "-C", "o", "-c", f"{KEY_HANDLE:#x}")
     assert run(lambda: endorser_by(tpm).public_key()) == first
+
+
+def test_a_key_that_is_taken_away_while_the_agent_runs_is_made_again(tpm: Swtpm) -> None:
+    async def play() -> tuple[bytes, bytes]:
+        endorser = endorser_by(tpm)
+        key, _ = await endorser.public_key(), await endorser.endorse(CHALLENGE)
+        tpm.run("tpm2_evictcontrol", "-C", "o", "-c", f"{KEY_HANDLE:#x}")
+        with pytest.raises(UnavailableError):
+            await endorser.endorse(CHALLENGE)
+        return key, await endorser.endorse(CHALLENGE)
+
+    key, endorsement = run(play)
+    assert why_not(endorsement, key) == ""
+
+
+def test_a_verifier_says_when_it_starts_whose_endorsements_it_cannot_check(
+    tpm: Swtpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = run(lambda: endorser_by(tpm).public_key())
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    said: list[str] = []
+
+    async def play() -> None:
+        async with Agent(
+            AgentConfig.from_mapping(configuration(tmp_path, fleet={"endorsers": {"barn": key.hex()}})), said.append
+        ):
+            pass
+
+    run(play)
+    assert [line for line in said if "endorsements of barn cannot be checked here" in line and "slyos-edge[tpm]" in line]
 
 
 def test_making_the_key_leaves_nothing_behind_in_the_tpms_memory(tpm: Swtpm) -> None:
