@@ -8,9 +8,10 @@ verifiers that count for a board are remembered; proof is checked when it is hea
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
+from operator import attrgetter
 
-from edge_agent.attest.appraisal import Appraisal, proof_of
+from edge_agent.attest.appraisal import Appraisal, Vector, proof_of
 from edge_agent.attest.quorum import Opinion, Published, agreed_tier, was_appraised
 from edge_agent.core.values import TrustTier
 
@@ -83,6 +84,12 @@ class Opinions:
         return Published(self._verifiers, self._opinions, online, self._ceiling, self._revoked)
 
 
+_ALL_OF_IT = attrgetter(
+    *(name for name in Appraisal.__dataclass_fields__ if name != "vector"),
+    *(f"vector.{name}" for name in Vector.__dataclass_fields__),
+)
+
+
 def _rank(appraisal: Appraisal) -> tuple[object, ...]:
     """The larger counts: by version, then, of a verifier that lies, what is worse for the board."""
-    return (*appraisal.version, -int(appraisal.tier), astuple(appraisal))
+    return (*appraisal.version, -int(appraisal.tier), _ALL_OF_IT(appraisal))

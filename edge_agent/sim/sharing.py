@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from edge_agent.attest.appraisal import open_appraisal
@@ -24,10 +25,14 @@ from edge_agent.placement.agreed import Table
 from edge_agent.placement.facts import BoardFacts
 from edge_agent.placement.options import Rules
 from edge_agent.placement.table import TableMaker
+from edge_agent.transport import loopback_broker
+from edge_agent.transport.link import matches
 
 MAX_KEPT = 4096
 """Results of one function."""
 MAX_TABLES = 256
+MAX_MATCHES = 2**16
+"""Of topics with filters."""
 
 _Result = TypeVar("_Result")
 
@@ -94,6 +99,7 @@ def shared_work() -> Iterator[None]:
         (attestation, "open_appraisal", _opening(open_appraisal)),
         (agreement, "TableMaker", lambda rules: makers.of(rules, lambda: _SharedMaker(rules))),
         (agreement, "BoardFacts", _SharedFacts()),
+        (loopback_broker, "matches", lru_cache(MAX_MATCHES)(matches)),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in exchanged]
     try:
