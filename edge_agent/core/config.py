@@ -216,10 +216,12 @@ class AttestSection:
         "the most that a board is trusted whose key is a file", "warning", one_of=("none", "warning", "affirming")
     )
     key: str = _setting(
-        "what vouches for this board: auto takes a TPM 2.0 that is there", "auto", one_of=("auto", "software", "tpm")
+        "what vouches for this board besides its key file: auto takes a TPM 2.0, or the device root of an emulated board",
+        "auto",
+        one_of=("auto", "software", "tpm"),
     )
     tcti: str = _setting("how tpm2-tools reach the TPM, as in TPM2TOOLS_TCTI; empty for /dev/tpmrm0", "")
-    pcr: int = _setting("the PCR that model digests are extended into", 23, low=0, high=23)
+    pcr: int = _setting("the PCR that model digests are extended into: 16 or 23, which software may reset", 23, low=16, high=23)
     rehash_bytes_per_s: int = _setting(
         "how fast loaded models are hashed again in the background", 8 * 2**20, low=4096, high=2**33
     )
