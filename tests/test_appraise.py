@@ -11,19 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.attest.appraisal import MAX_REASON_CHARS, MAX_REASONS, Vector
-from edge_agent.attest.appraise import (
-    DEFAULT_POLICY,
-    AllOf,
-    AnyOf,
-    Check,
-    Finding,
-    Policy,
-    Verdict,
-    appraise,
-    judged,
-    tier_of,
-    vector_tier,
-)
+from edge_agent.attest.appraise import DEFAULT_POLICY, AllOf, AnyOf, Check, Policy, appraise
+from edge_agent.attest.claims import Finding, Verdict, judged, tier_of, vector_tier
 from edge_agent.attest.evidence import KeyKind, Measurements, ModelMeasurement, Quote
 from edge_agent.attest.settings import References
 from edge_agent.core.values import TrustTier

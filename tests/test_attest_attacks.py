@@ -273,6 +273,16 @@ def test_30_a_golden_answer_that_changes_within_a_boot_contraindicates_without_a
     assert watch.tier() is CONTRAINDICATED
 
 
+def test_30_another_golden_answer_after_a_reboot_is_no_change_within_one() -> None:
+    watch = Watch(attest=settings(references=replace(settings().references, golden={})))
+    board = Board()
+    watch.hear(board.quote(watch.nonce))
+    board.boot()
+    board.measured = replace(GOOD, models=(replace(MODEL, golden=digest("another")),))
+    watch.hear(board.quote(watch.nonce))
+    assert watch.tier() is AFFIRMING
+
+
 def test_30_a_delegate_that_was_swapped_is_not_recognized() -> None:
     board = Board(measured=replace(GOOD, delegate=digest("delegate"), delegate_name="edgetpu"))
     watch = watched(board)
@@ -440,6 +450,37 @@ def test_32_a_board_that_was_set_up_anew_is_taken_after_an_operator_cleared_it_a
     assert watch.hear(anew.copy().quote(uptime_s=1)) == "it has no nonce of this verifier's last two epochs"
     assert watch.hear(anew.quote(uptime_s=2)) == "two quotes with number 2 of boot 1"
     assert watch.tier() is CONTRAINDICATED
+
+
+def test_32_a_fork_of_receipts_that_was_cleared_is_not_found_again_and_a_new_one_is() -> None:
+    board = Board()
+    watch = watched(board)
+    fork = board.copy().receipt(request=1), board.receipt(request=2)
+    for message in fork:
+        watch.hear_receipt(message)
+    assert watch.tier() is CONTRAINDICATED
+    watch.word("b", Action.CLEAR)
+    for message in fork:
+        assert watch.hear_receipt(message) == ""
+    watch.hear(board.quote(watch.nonce))
+    for message in fork:
+        assert watch.hear_receipt(message) == ""
+    assert watch.tier() is AFFIRMING
+    watch.hear_receipt(board.copy().receipt(request=3))
+    assert watch.hear_receipt(board.receipt(request=4)) == "two receipts with number 2"
+
+
+def test_32_proof_that_another_verifier_still_shows_does_not_count_once_the_cleared_board_has_shown_itself() -> None:
+    watch, slow = Watch("a"), Watch("c")
+    board = Board()
+    watch.hear(board.quote(watch.nonce, slow.nonce))
+    slow.hear(board.copy().quote(slow.nonce, uptime_s=1), board.quote(slow.nonce))
+    assert slow.tier() is CONTRAINDICATED
+    (told,) = [each for each in slow.verifier.appraisals_due(0) if each.board == "b"]
+    watch.word("b", Action.CLEAR)
+    assert not watch.hear(board.quote(watch.nonce))
+    watch.verifier.hear_appraisal(told)
+    assert watch.tier() is AFFIRMING
 
 
 # 33: different quotes to different peers

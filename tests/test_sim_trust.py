@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge_agent.attest.verifier import TELL_PERIOD_US
+from edge_agent.attest.telling import TELL_PERIOD_US
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.values import Status, TrustTier
 from edge_agent.node.attester import QUOTE_PERIOD_US

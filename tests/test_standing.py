@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.attest.appraisal import MAX_REASONS, Vector
-from edge_agent.attest.appraise import NOT_FRESH, Verdict
+from edge_agent.attest.claims import NOT_FRESH, Verdict
 from edge_agent.attest.evidence import NO_DIGEST, contradiction, open_quote
 from edge_agent.attest.history import History, QuoteTrace, ReceiptTrace, quotes_clash, receipt_clash, receipts_clash
 from edge_agent.attest.keeping import KEEP_PERIOD_US, MAX_KEPT_BYTES, Keeper, Kept, decode_kept, encode_kept

@@ -12,10 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from edge_agent.attest.appraisal import Appraisal, Vector
-from edge_agent.attest.appraise import Verdict
+from edge_agent.attest.claims import Verdict
 from edge_agent.attest.evidence import NO_DIGEST, open_quote, quote_digest
 from edge_agent.attest.receipts import Chain
-from edge_agent.attest.verifier import SAY_AGAIN_EPOCHS, TELL_PERIOD_US, WITNESSES, Verifier
+from edge_agent.attest.telling import SAY_AGAIN_EPOCHS, TELL_PERIOD_US, WITNESSES
+from edge_agent.attest.verifier import Verifier
 from edge_agent.attest.words import Action
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import TrustTier

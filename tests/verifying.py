@@ -141,7 +141,9 @@ class Watch:
         return why
 
     def hear_receipt(self, message: bytes) -> str:
-        return self.verifier.hear_receipt(message, open_receipt(message, self.key))
+        why = self.verifier.hear_receipt(message, open_receipt(message, self.key))
+        self.keep()
+        return why
 
     def tell(self, *others: Watch) -> list[Appraisal]:
         """What is due is published, and heard by others as it is on the wire."""
@@ -150,10 +152,13 @@ class Watch:
             message = sign_appraisal(appraisal, signer(self.name))
             for other in others:
                 other.verifier.hear_appraisal(open_appraisal(message, other.key))
+                other.keep()
         return due
 
     def word(self, board: str, action: Action, serial: int = 1) -> bool:
-        return self.verifier.hear_word(OperatorWord("ops", board, serial, action, "as it is"))
+        taken = self.verifier.hear_word(OperatorWord("ops", board, serial, action, "as it is"))
+        self.keep()
+        return taken
 
     def tier(self, board: str = "b") -> TrustTier:
         return self.verifier.verdict(board).tier

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_agent.attest.appraisal import MAX_RAW, MAX_REASON_CHARS, MAX_REASONS, Vector
-from edge_agent.attest.appraise import Verdict, vector_tier
+from edge_agent.attest.claims import Verdict, vector_tier
 from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES, SEED_BYTES
 from edge_agent.attest.history import QuoteTrace
 from edge_agent.attest.standing import MAX_STRIKES, Floor, Standing

@@ -22,14 +22,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edge_agent.attest.appraisal import MAX_RAW, Vector
-from edge_agent.attest.appraise import (
-    EXECUTABLES_CONTRAINDICATED,
-    INSTANCE_UNTRUSTWORTHY,
-    NOT_FRESH,
-    Finding,
-    Verdict,
-    judged,
-)
+from edge_agent.attest.claims import EXECUTABLES_CONTRAINDICATED, INSTANCE_UNTRUSTWORTHY, NOT_FRESH, Finding, Verdict, judged
 from edge_agent.attest.evidence import NO_DIGEST, Quote
 from edge_agent.attest.history import Clash, History, Place, QuoteTrace, ReceiptTrace
 from edge_agent.attest.receipts import Receipt

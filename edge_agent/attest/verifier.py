@@ -3,18 +3,16 @@
 Owns ``Verifier``: the standing of every board that this one verifies, the appraisals that all verifiers published, and what
 operators said.  Rules: no clock, no file, no network: messages come opened and their signatures checked, time is handed in; only
 members are remembered, so that memory is bounded by the fleet's size whatever is sent; what is not taken in is said with the
-reason; nobody decays unasked; a contraindication is told at once, other changes at most once a second; when a quote comes, two
-of its board's verifiers, by turns, say at once which one they hold, so that who was shown another one notices, and in each epoch
-about one says so again.
+reason; nobody decays unasked; what others say of which quote they hold condemns nobody, only quotes themselves do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from edge_agent.attest.appraisal import Appraisal
-from edge_agent.attest.appraise import DEFAULT_POLICY, Endorsed, Policy, Verdict, appraise
+from edge_agent.attest.appraise import DEFAULT_POLICY, Endorsed, Policy, appraise
+from edge_agent.attest.claims import Verdict
 from edge_agent.attest.evidence import Quote, open_quote
 from edge_agent.attest.keeping import Keeper, Kept, decode_kept, encode_kept
 from edge_agent.attest.opinions import Opinions
@@ -22,31 +20,13 @@ from edge_agent.attest.quorum import verifiers_of_all
 from edge_agent.attest.receipts import Receipt
 from edge_agent.attest.settings import AttestSettings
 from edge_agent.attest.standing import UNHEARD, Standing, State
+from edge_agent.attest.telling import Telling
 from edge_agent.attest.words import Action, OperatorWord
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import TrustTier
 
-TELL_PERIOD_US = 1_000_000
-SAY_AGAIN_EPOCHS = 8
-"""A verifier says again what it holds of a board in every eighth epoch, or more often where fewer verify it."""
-WITNESSES = 2
-"""So many verifiers of a board, by turns, say at once which quote they hold when one comes: who was shown another one notices."""
-SILENT_EPOCHS = 2
-"""Of a board of which nothing came since this one started nothing is said before: what was said last may still hold."""
 ASK_AFTER = 2
 """A board that showed nothing in the first half of an epoch is challenged."""
-
-
-@dataclass(slots=True)
-class _Told:
-    """What this board published last of another, and when."""
-
-    verdict: Verdict | None = None
-    raw: tuple[bytes, ...] = ()
-    at_us: int | None = None
-    due_epoch: int = 0
-    witness: bytes = b""
-    """A quote of which another verifier holds a different one: to be shown."""
 
 
 class Verifier:
@@ -70,7 +50,7 @@ class Verifier:
         self._endorsed, self._policy = endorsed, policy
         self.verifiers = verifiers_of_all(members, settings)
         self._standings = {each: Standing(settings.missed) for each in self.verifiers if board in self.verifiers[each]}
-        self._told = {each: _Told() for each in self._standings}
+        self._tellings = {each: Telling(board, each, self.verifiers[each]) for each in self._standings}
         self._words: dict[str, OperatorWord] = {}
         self.opinions = Opinions(self.verifiers, settings.agree, ceiling or {}, self._find_key)
         self._keeper = Keeper()
@@ -97,8 +77,7 @@ class Verifier:
         why = standing.hear_quote(message, quote, fresh)
         if not why:
             standing.shown(quote, message, appraise(quote, self._settings, self._endorsed, self._policy), now_us)
-            if self._witnesses(quote):
-                self._told[quote.board].due_epoch = self.epoch
+            self._tellings[quote.board].shown(quote.counter, self.epoch)
         return why
 
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
@@ -158,7 +137,7 @@ class Verifier:
         self._epoch_began_us = now_us
         for board, standing in self._standings.items():
             standing.epoch_over(link_was_up)
-            self._told[board].witness = b""
+            self._tellings[board].epoch_over()
 
     def to_challenge(self, now_us: int) -> tuple[str, ...]:
         """Who should show evidence now, each once an epoch: who showed none in half of it, and at once who is not known."""
@@ -223,57 +202,23 @@ class Verifier:
 
     def appraisals_due(self, now_us: int, issued_s: int = 0) -> list[Appraisal]:
         """What is to be published now; each counts as published by that."""
-        due = [board for board in self._standings if self._is_due(board, now_us)]
-        return [self._tell(board, now_us, issued_s) for board in due]
+        due = []
+        for board, standing in self._standings.items():
+            if self._tellings[board].is_due(standing, self.epoch, now_us):
+                self._sequence += 1
+                version = (self._boot_epoch, self._sequence)
+                due.append(self._tellings[board].tell(standing, version, self.epoch, now_us, issued_s))
+                self.opinions.join(due[-1])
+        return due
 
     def say_again(self) -> None:
         """Everything is to be published anew: the broker may have lost it."""
-        for told in self._told.values():
-            told.verdict, told.at_us = None, None
+        for telling in self._tellings.values():
+            telling.say_again()
 
     def standing(self, board: str) -> Standing | None:
         """What is held of ``board``, for who shows it to a person; ``None`` if others verify it."""
         return self._standings.get(board)
-
-    def _is_due(self, board: str, now_us: int) -> bool:
-        told, verdict = self._told[board], self._standings[board].verdict()
-        if told.verdict is None and verdict == UNHEARD:
-            return self.epoch > SILENT_EPOCHS
-        if (told.verdict, told.raw) == (verdict, self._raw(board)):
-            return self.epoch >= told.due_epoch and (told.at_us is None or now_us - told.at_us >= TELL_PERIOD_US)
-        if told.at_us is None or now_us - told.at_us >= TELL_PERIOD_US:
-            return True
-        was = told.verdict.tier if told.verdict else TrustTier.NONE
-        return verdict.tier is TrustTier.CONTRAINDICATED is not was
-
-    def _tell(self, board: str, now_us: int, issued_s: int) -> Appraisal:
-        told, standing = self._told[board], self._standings[board]
-        told.verdict, told.raw, told.at_us = standing.verdict(), self._raw(board), now_us
-        told.due_epoch = self._next_turn(board)
-        self._sequence += 1
-        about = standing.shown_trace or standing.history.mark
-        appraisal = Appraisal(
-            verifier=self._board,
-            boot_epoch=self._boot_epoch,
-            sequence=self._sequence,
-            board=board,
-            tier=told.verdict.tier,
-            vector=told.verdict.vector,
-            reasons=told.verdict.reasons,
-            evidence=about.digest if about else b"",
-            bootcount=about.bootcount if about else 0,
-            counter=about.counter if about else 0,
-            epoch=self.epoch,
-            issued_s=issued_s,
-            raw=told.raw,
-        )
-        self.opinions.join(appraisal)
-        return appraisal
-
-    def _raw(self, board: str) -> tuple[bytes, ...]:
-        """The quotes that show what is held against a board, or one that another verifier was shown differently."""
-        standing, told = self._standings[board], self._told[board]
-        return standing.proof or ((told.witness,) if told.witness else ())
 
     def _compare(self, standing: Standing, appraisal: Appraisal) -> None:
         for message in appraisal.raw:
@@ -286,18 +231,7 @@ class Verifier:
         place = (appraisal.bootcount, appraisal.counter)
         held = standing.history.digest_at(place)
         if appraisal.evidence and held and held != appraisal.evidence:
-            self._told[appraisal.board].witness = standing.history.witness(place)
-
-    def _witnesses(self, quote: Quote) -> bool:
-        """Is it this board's turn to say at once which quote of this number it holds?"""
-        verifiers = self.verifiers[quote.board]
-        return (verifiers.index(self._board) - quote.counter) % len(verifiers) < WITNESSES
-
-    def _next_turn(self, board: str) -> int:
-        """The next epoch in which this board says again what it holds: its verifiers take turns."""
-        verifiers = self.verifiers[board]
-        period = min(SAY_AGAIN_EPOCHS, len(verifiers))
-        return self.epoch + 1 + (verifiers.index(self._board) - self.epoch - 1) % period
+            self._tellings[appraisal.board].doubted(standing.history.witness(place))
 
     def _find_key(self, kid: bytes) -> bytes | None:
         return self._keys.get(kid)

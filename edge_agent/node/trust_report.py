@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge_agent.attest.appraisal import Appraisal, Vector
-from edge_agent.attest.appraise import Verdict
+from edge_agent.attest.claims import Verdict
 from edge_agent.node.attestation import Attestation
 from edge_agent.node.node import Node
 
