@@ -9,6 +9,7 @@ import pytest
 from edge_agent.attest.evidence import KeyKind, quote_digest
 from edge_agent.attest.words import Action
 from edge_agent.core.cose import Signer
+from edge_agent.core.errors import UnavailableError
 from edge_agent.core.kv import KvAsk, KvItem, session_hash
 from edge_agent.core.values import InferenceRequest, Status, TrustTier
 from edge_agent.node.events import Endorsed, Event, Execute, Tick
@@ -473,6 +474,27 @@ def test_hardware_that_never_answers_holds_up_no_later_quote() -> None:
         fleet.run_until(lambda: fleet.tier("a", "b") is WARNING, 20_000_000, "a later quote comes through")
 
     run(story, *HOUSE, key_kind=KeyKind.TPM)
+
+
+# a link that takes nothing
+
+
+def test_a_link_that_refuses_everything_is_tried_again_once_a_second_and_no_more_often() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        board, refused = fleet.board("a"), 0
+        board.link.publish = lambda message, ticket=0: refuse()  # type: ignore[method-assign]
+
+        def refuse() -> None:
+            nonlocal refused
+            refused += 1
+            assert refused < 1_000, "a refusal leads to the next one at once"
+            raise UnavailableError("link", "no room", "wait")
+
+        fleet.run_for(10_000_000)
+        assert 0 < refused < 200
+
+    run(story, *HOUSE)
 
 
 # for people

@@ -36,6 +36,8 @@ DOCUMENT = "attest/"
 """With the id of a board behind it: what is held of that board."""
 LOOK_PERIOD_US = 200_000
 """What gets better is looked at no more often; what gets worse, at once."""
+REPEAT_PERIOD_US = 1_000_000
+"""A link that takes nothing is tried no more often."""
 MAX_SAID_BYTES = 4 * 2**20
 """Of all appraisals as they were signed."""
 CONTRAINDICATED = TrustTier.CONTRAINDICATED
@@ -70,7 +72,8 @@ class Attestation:
         self.said: dict[tuple[str, str], bytes] = {}
         """The newest appraisals as they were signed, by (verifier, board)."""
         self.changes = 0
-        self.link_up = self._link_was_up = self._owes_mark = False
+        self.link_up = self._link_was_up = self._owes_mark = self._owes_all = False
+        self._repeated_us: int | None = None
         self.online = frozenset({settings.board})
         self._online_of = -1
         self._agreed: dict[str, TrustTier] = {}
@@ -178,21 +181,21 @@ class Attestation:
 
     def connected(self) -> None:
         self.link_up, self._link_was_up = True, False
-        self.repeat()
+        self._owes_all, self._repeated_us = True, None
 
     def disconnected(self) -> None:
         self.link_up = self._link_was_up = False
 
     def repeat(self) -> None:
-        """Something of this was not sent, or may be lost."""
-        self._owes_mark = True
-        self.attester.repeat()
-        self.verifier.say_again()
+        """Something of this was not sent: all of it is said again, when a second has passed since the last time."""
+        self._owes_all = True
 
     def go_on(self, now_us: int) -> Iterator[Effect]:
         """What time and news have made due."""
         while self._notes:
             yield Log(self._notes.pop(0))
+        if self._owes_all and self.link_up:
+            self._say_again(now_us)
         if self._verified and (self.link_up or self.epochs.mark):
             yield from self._turn(now_us)
         if self.link_up:
@@ -207,6 +210,13 @@ class Attestation:
                 self._remember(appraisal, told.payload, now_us)
                 yield Publish(told)
         self._look(now_us)
+
+    def _say_again(self, now_us: int) -> None:
+        if self._repeated_us is not None and now_us - self._repeated_us < REPEAT_PERIOD_US:
+            return
+        self._owes_all, self._repeated_us, self._owes_mark = False, now_us, True
+        self.attester.repeat()
+        self.verifier.say_again()
 
     def _turn(self, now_us: int) -> Iterator[Effect]:
         mark = self.epochs.turn(now_us)
