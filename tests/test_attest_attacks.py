@@ -553,6 +553,9 @@ def test_33_a_verifier_that_lies_about_a_digest_contraindicates_nobody() -> None
     assert watch.tier() is AFFIRMING
     (answer,) = [each for each in watch.tell() if each.board == "b"]
     assert len(answer.raw) == 1, "it shows which quote it was shown"
+    watch.epoch()
+    (later,) = [each for each in watch.tell() if each.board == "b"]
+    assert later.raw == (), "and not for ever"
 
 
 def test_33_the_same_words_do_not_make_a_quote_that_is_no_quote_of_the_board_count() -> None:
