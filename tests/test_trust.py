@@ -50,6 +50,11 @@ def where_it_ran(fleet: AttestingFleet, ingress: str, count: int = 10, deadline_
     return {each.answers[0].board for each in asked if each.answers[0].status is Status.OK}
 
 
+def agreed(fleet: AttestingFleet, at: str) -> dict[str, TrustTier]:
+    """What goes into the table of a board."""
+    return {board: fleet.board(at).node.trust.agreed_tier(board) for board in fleet.boards}
+
+
 # how boards come to be trusted
 
 
@@ -390,6 +395,25 @@ def test_all_boards_hold_one_table_after_tiers_changed(kill: str) -> None:
         assert fleet.all_say(CONTRAINDICATED, of="b")
 
     run(story, *HOUSE)
+
+
+def test_what_a_board_published_in_an_earlier_boot_counts_for_itself_as_it_does_for_the_others() -> None:
+    """All that is heard again after the restart is what was retained: the others' tables still go by it."""
+
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.run_for(EPOCH_US)
+        board = fleet.board("a")
+        board.kill()
+        quotes = {fleet.topics.quote(each) for each in fleet.boards}
+        board.hears = lambda event: None if isinstance(event, Delivered) and event.message.topic in quotes else event
+        board.boot()
+        fleet.run_for(RTT_US)
+        assert fleet.tier("b", "a") is NONE, "it has seen nothing itself yet"
+        assert agreed(fleet, "a") == agreed(fleet, "b") == agreed(fleet, "c") == dict.fromkeys("abc", WARNING)
+        fleet.agree(5_000_000)
+
+    run(story, *HOUSE, agree=2, epoch_us=60_000_000)
 
 
 def test_no_kv_goes_to_or_comes_from_a_board_that_is_contraindicated() -> None:

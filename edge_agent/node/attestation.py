@@ -138,8 +138,8 @@ class Attestation:
                 challenge = open_challenge(message.payload, self._key_of)
                 _must_agree("challenged board", challenge.board, topic.board)
                 self.attester.hear_challenge(challenge)
-            case Kind.APPRAISAL if topic.verifier != self._board:
-                yield from self._hear_appraisal(message.payload, topic, now_us)
+            case Kind.APPRAISAL:
+                self._hear_appraisal(message.payload, topic, now_us)
             case Kind.WORD:
                 yield from self._hear_word(message.payload, topic.board)
 
@@ -253,13 +253,15 @@ class Attestation:
             self.shown[board] = Shown(quote, now_us, message)
         self._turned(urgent=True)
 
-    def _hear_appraisal(self, message: bytes, topic: Topic, now_us: int) -> Iterator[Effect]:
+    def _hear_appraisal(self, message: bytes, topic: Topic, now_us: int) -> None:
+        """Also this board's own of an earlier boot, by which the others go until there is a newer one."""
+        if self.said.get((topic.verifier, topic.board)) == message:
+            return
         appraisal = open_appraisal(message, self._key_of)
         _must_agree("appraisal's verifier", appraisal.verifier, topic.verifier)
         _must_agree("appraised board", appraisal.board, topic.board)
         if self.verifier.hear_appraisal(appraisal):
             self._remember(appraisal, message, now_us)
-        yield from ()
 
     def _remember(self, appraisal: Appraisal, message: bytes, now_us: int) -> None:
         """An appraisal counts from now on; as it was signed it is kept for who wants proof, as long as there is room."""
