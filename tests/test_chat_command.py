@@ -19,7 +19,8 @@ from typing import IO
 import pytest
 
 from edge_agent import cli
-from edge_agent.commands.conversation import for_people, harmless, status_line
+from edge_agent.commands.conversation import for_people, status_line
+from edge_agent.commands.terminal import harmless
 from edge_agent.core.chat import ChatMessage, Finish, Tier
 from edge_agent.core.config import GatewaySection
 from edge_agent.core.values import DataClass, Limits, TrustTier

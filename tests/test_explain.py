@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.commands.decision_table import WIDTH, decision_table
+from edge_agent.commands.decision_table import decision_table
+from edge_agent.commands.terminal import WIDTH
 from edge_agent.core.cbor import decode, encode
 from edge_agent.core.values import DataClass, InferenceRequest, Limits, Tensor, TrustTier
 from edge_agent.core.wanted import Wanted

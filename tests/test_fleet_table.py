@@ -13,9 +13,9 @@ import pytest
 
 from edge_agent import cli
 from edge_agent.client import Client
-from edge_agent.commands.decision_table import WIDTH
 from edge_agent.commands.fleet import _status_table
 from edge_agent.commands.fleet_table import fleet_table, who_differs
+from edge_agent.commands.terminal import WIDTH
 from edge_agent.core.errors import UnavailableError
 from edge_agent.demo.choices import Agreed, agreement
 from edge_agent.local_fleet import LocalFleet, Member

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edge_agent.cli import main
-from edge_agent.commands.trust_table import WIDTH, contraindicated, trust_table
+from edge_agent.commands.terminal import WIDTH
+from edge_agent.commands.trust_table import contraindicated, trust_table
 
 BOARD: dict[str, Any] = {
     "board": "barn", "standing": "online", "tier": "warning", "agreed": "warning", "own": "warning", "why": "", "key": "software",
@@ -17,6 +18,8 @@ BOARD: dict[str, Any] = {
     "quote": 7, "bootcount": 2, "receipts": 41, "said": [{"verifier": "gate", "tier": "warning", "counts": True}],
 }  # fmt: skip
 BAD = BOARD | {"board": "shop", "tier": "contraindicated", "reasons": ["model m: the bytes in memory are 00, offered is ff " * 4]}
+GATE = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+"""A public key of RFC 8032, section 7.1."""
 REPORT: dict[str, Any] = {
     "board": "gate", "attests": True, "epoch": 5, "quote": 3, "receipts": 12, "boards": [BOARD, BAD],
     "checks": {"done": 2, "differed": 1, "waiting": 0},
@@ -55,14 +58,60 @@ def test_an_operators_key_is_made_once_and_nobody_else_may_read_it(tmp_path: Pat
     assert first == second and first.startswith('ann = "') and stat.S_IMODE(key.stat().st_mode) == 0o600
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'[board]\nid = "barn"\n[state]\nfolder = "{tmp_path}"\n[fleet.members]\ngate = "{GATE}"\n')
+    return path
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    assert main(["trust", "key", "--key", str(tmp_path / "operator.key")]) == 0
+    return tmp_path / "operator.key"
+
+
+@pytest.mark.parametrize("action", ["clear", "revoke"])
 def test_a_key_that_the_fleet_does_not_know_is_refused_before_anything_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    action: str, config: Path, key: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "agent.toml"
-    config.write_text(f'[board]\nid = "barn"\n[state]\nfolder = "{tmp_path}"\n')
-    asked = ["trust", "revoke", "gate", "--key", str(tmp_path / "operator.key"), "--config", str(config)]
-    assert main(asked) == 2
-    assert "no such operator" in capsys.readouterr().err
+    line = capsys.readouterr().out.strip()
+    assert main(["trust", action, "gate", "--key", str(key), "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert "no such operator" in told and line in told
+
+
+def test_a_word_about_a_board_that_is_not_of_the_fleet_is_refused(
+    config: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trust", "revoke", "gaet", "--key", str(key), "--config", str(config)]) == 2
+    assert "got gaet; allowed: a board of [fleet.members]: barn, gate" in capsys.readouterr().err
+
+
+def test_only_sly_trust_key_makes_a_key(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "oprator.key"
+    assert main(["trust", "clear", "gate", "--key", str(missing), "--config", str(config)]) == 2
+    assert not missing.exists() and f"{missing}: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("what", "told"), [("folder", "no regular file"), ("short", "31 bytes"), ("open", "chmod 600")])
+def test_what_is_no_secret_key_is_refused_in_one_line(
+    what: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "key"
+    if what == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(bytes(31 if what == "short" else 32))
+        path.chmod(0o644 if what == "open" else 0o600)
+    assert main(["trust", "key", "--key", str(path)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_what_a_board_says_of_another_is_shown_and_not_obeyed() -> None:
+    evil = BAD | {"reasons": ["\x1b[2J all is\u202e well \x9b31m\nboard  affirming"]}
+    table = trust_table(REPORT | {"boards": [evil]})
+    assert all(char.isprintable() for char in table.replace("\n", "")) and len(table.splitlines()) == 5
 
 
 def test_without_a_socket_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edge_agent.client import Reply
 from edge_agent.commands.limits import data_of, limits_of
+from edge_agent.commands.terminal import harmless
 from edge_agent.core.cbor import list_of
 from edge_agent.core.chat import MAX_TURN_BYTES, ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError
@@ -28,10 +29,6 @@ from edge_agent.gateway.terms import Terms
 MAX_SESSIONS = 4096
 MAX_TOKEN_BYTES = 4096
 PROMPT = "> "
-_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {
-    0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-}  # fmt: skip
-"""C0, DEL and C1 (ECMA-48) as Unicode's pictures of them: an escape sequence is shown, not obeyed."""
 
 Way = Callable[[Turn], Generator[TurnPart, None, TurnEnd]]
 
@@ -159,11 +156,6 @@ def status_line(end: TurnEnd) -> str:
     if end.finish is Finish.LENGTH:
         parts.append("cut off: --max-tokens")
     return "; ".join(parts)
-
-
-def harmless(text: str) -> str:
-    """``text`` without what a terminal would obey; line ends and tabs stay."""
-    return text.translate(_CONTROLS)
 
 
 def for_people(size_bytes: int) -> str:

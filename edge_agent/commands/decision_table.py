@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-WIDTH = 130
+from edge_agent.commands.terminal import WIDTH, clipped
+
 MIN_NAME, MIN_KV, MAX_KV = 20, 12, 22
 NBSP = "\u00a0"
 
@@ -24,10 +25,6 @@ def decision_table(report: Mapping[str, Any]) -> str:
     for each in report["excluded"]:
         lines += _wrapped(f"x  {_named(each)}: {each['reason']}", "     ")
     return "\n".join([*lines, *_wrapped(report["why"]["text"], "  ")])
-
-
-def clipped(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def milliseconds(time_us: int) -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge_agent.commands.decision_table import WIDTH, clipped
+from edge_agent.commands.terminal import WIDTH, clipped
 
 MAX_BOARD, MAX_HARDWARE = 20, 36
 NUMBERS = (2, 3, 5)

@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.commands.decision_table import WIDTH, clipped, milliseconds
+from edge_agent.commands.decision_table import milliseconds
+from edge_agent.commands.terminal import WIDTH, clipped
 
 MAX_BOARD = 16
 SPARE = 1

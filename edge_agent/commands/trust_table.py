@@ -5,11 +5,10 @@ Rules: at most ``WIDTH`` columns; JSON keeps what is left out here.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.commands.decision_table import WIDTH, clipped
+from edge_agent.commands.terminal import WIDTH, clipped, wrapped
 
 MAX_BOARD = 20
 INDENT = " " * 4
@@ -61,7 +60,7 @@ def _below(board: Mapping[str, Any]) -> list[str]:
     vector = board["vector"]
     claims = ", ".join(f"{words} {_meaning(vector[name])} ({vector[name]})" for name, words in CLAIMS.items() if name in vector)
     texts = [*([claims] if claims else []), *(f"- {reason}" for reason in board["reasons"])]
-    return [line for text in texts for line in textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "  ")]
+    return [line for text in texts for line in wrapped(text, INDENT, "  ")]
 
 
 def _meaning(value: int) -> str:

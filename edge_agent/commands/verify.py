@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edge_agent.commands.terminal import wrapped
 
 if TYPE_CHECKING:
     from edge_agent.attest.audit import Anchors, Audit, Link
     from edge_agent.attest.proof import Proof
     from edge_agent.core.config import AgentConfig
 
-WIDTH = 130
 DIGEST_CHARS = 12
 READ_OF_KEYS = ("fleet", "models", "attest")
 MORE = """\
@@ -165,16 +165,16 @@ def _lines(proof: Proof, anchors: Anchors, audit: Audit) -> Iterator[str]:
     )
     notes = [f"{link.name}, {check.what}: {check.note}" for link in audit.links for check in link.checks if check.note]
     if notes:
-        yield from ("", "also known:", *(line for note in notes for line in _wrapped(note, "  ")))
+        yield from ("", "also known:", *(line for note in notes for line in wrapped(note, "  ", "  ")))
     checks = dict.fromkeys(check.what for link in audit.receipts for check in link.checks)
     yield from ("", f"checked of each receipt: {', '.join(checks)}")
     faulty = [link for link in audit.links if link.fault]
     if not faulty:
         yield "SOUND: every link holds"
         return
-    yield from _wrapped(f"BROKEN at {faulty[0].kind.value} {faulty[0].name}: {faulty[0].fault}", "")
+    yield from wrapped(f"BROKEN at {faulty[0].kind.value} {faulty[0].name}: {faulty[0].fault}", below="  ")
     if len(faulty) > 1:
-        yield from _wrapped(f"and after it: {', '.join(f'{link.kind.value} {link.name}' for link in faulty[1:])}", "")
+        yield from wrapped(f"and after it: {', '.join(f'{link.kind.value} {link.name}' for link in faulty[1:])}", below="  ")
 
 
 def _row(link: Link) -> list[str]:
@@ -202,8 +202,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    printable = "".join(char if char.isprintable() else "?" for char in text)
-    return textwrap.wrap(printable, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ")
