@@ -78,24 +78,24 @@ def bound_us(links: LinkPlan) -> int:
 
 
 class Watched(SimFleet):
-    """Counts the requests that each board is given by others."""
+    """Counts the requests that each board is given by honest ones."""
 
     def __init__(self, scenario: Scenario, seed: int = 0, placer: str = "table") -> None:
         self.given = Counter[str]()
+        self._guilty = {board for fault in scenario.faults for board in fault.boards}
         self._topics = Topics("home")
         super().__init__(scenario, seed, placer)
 
     def note(self, text: str, payload: bytes | memoryview = b"") -> None:
         super().note(text, payload)
         words = text.split()
-        if words[1:3] == [">", "publish"]:
+        if words[1:3] == [">", "publish"] and words[0] not in self._guilty:
             topic = self._topics.parse(words[4])
             self.given[topic.board] += topic.kind is Kind.REQUEST
 
     @property
     def honest(self) -> list[str]:
-        guilty = {board for fault in self.scenario.faults for board in fault.boards}
-        return [board for board in self.boards if board not in guilty]
+        return [board for board in self.boards if board not in self._guilty]
 
     def tier(self, judge: str, board: str) -> TrustTier:
         return self.boards[judge].node.trust.tier(board)

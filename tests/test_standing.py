@@ -32,7 +32,7 @@ def shown(standing: Standing, board: Board, verdict: Verdict = FINE) -> str:
     message = board.quote()
     quote = open_quote(message, find_key)
     why = standing.hear_quote(message, quote, fresh=True)
-    standing.shown(quote, message, verdict, 0)
+    standing.shown(quote, message, verdict)
     return why
 
 

@@ -302,6 +302,25 @@ def test_a_lapsed_board_is_trusted_again_when_it_is_back_and_never_contraindicat
     run(story, *HOUSE)
 
 
+def test_a_board_that_rebooted_is_trusted_by_evidence_of_the_boot_before_for_no_more_than_an_epoch() -> None:
+    """It is there, and its record says so; what it runs now it has not shown."""
+
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        board = fleet.board("b")
+        board.hears = lambda event: None if type(event).__name__ == "Measured" else event
+        board.kill()
+        board.boot()
+        fleet.run_for(EPOCH_US + RTT_US)
+        assert fleet.all_say(NONE, of="b") and fleet.all_say(WARNING, of="a")
+        assert "no evidence yet of boot 2" in fleet.board("a").node.trust.why("b")
+        board.hears = lambda event: event
+        board.measure(board.measurements)
+        await trusted(fleet)
+
+    run(story, *HOUSE, missed=50)
+
+
 def test_a_partition_costs_no_board_its_good_name() -> None:
     async def story(fleet: AttestingFleet) -> None:
         await trusted(fleet)

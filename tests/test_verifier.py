@@ -70,6 +70,78 @@ def test_nobody_decays_unasked() -> None:
     assert watch.tier() is AFFIRMING
 
 
+def test_a_board_that_began_a_new_boot_is_asked_at_once_and_its_old_evidence_holds_no_longer_than_the_epoch() -> None:
+    watch, board = Watch(), Board()
+    watch.hear(board.quote(watch.nonce))
+    watch.turn_after(EPOCH_US)
+    watch.hear(board.quote(watch.nonce))
+    assert "b" not in watch.verifier.to_challenge(watch.now_us)
+    board.boot()
+    watch.verifier.hear_boot("b", board.bootcount)
+    assert "b" in watch.verifier.to_challenge(watch.now_us), "whatever it showed in this epoch was of another boot"
+    assert "b" not in watch.verifier.to_challenge(watch.now_us)
+    assert watch.tier() is AFFIRMING
+    watch.turn_after(EPOCH_US)
+    assert watch.tier() is NONE
+    assert watch.verifier.verdict("b").reasons == ("no evidence yet of boot 2, in which it is",)
+    assert "b" in watch.verifier.to_challenge(watch.now_us), "and it is asked on"
+    watch.hear(board.quote(watch.nonce))
+    watch.epoch()
+    assert watch.tier() is AFFIRMING
+
+
+def test_a_board_that_shows_its_new_boot_in_time_loses_nothing_and_neither_does_one_nobody_could_hear() -> None:
+    watch, board = Watch(), Board()
+    watch.hear(board.quote(watch.nonce))
+    board.boot()
+    watch.verifier.hear_boot("b", board.bootcount)
+    watch.verifier.to_challenge(watch.now_us)
+    watch.turn_after(EPOCH_US, link_was_up=False)
+    assert watch.tier() is AFFIRMING, "the link was away"
+    watch.verifier.to_challenge(watch.now_us)
+    watch.hear(board.quote(watch.nonce))
+    watch.verifier.hear_boot("b", board.bootcount)
+    watch.turn_after(EPOCH_US)
+    assert watch.tier() is AFFIRMING
+
+
+def test_what_a_boot_that_is_over_still_had_under_way_does_not_stand_for_the_new_one_and_condemns_nobody() -> None:
+    watch, board = Watch(), Board()
+    watch.hear(board.quote(watch.nonce))
+    late = board.quote(watch.nonce)
+    board.boot()
+    watch.verifier.hear_boot("b", board.bootcount)
+    watch.verifier.to_challenge(watch.now_us)
+    watch.hear(late)
+    watch.turn_after(EPOCH_US)
+    assert watch.tier() is NONE
+    watch.hear(board.quote(watch.nonce))
+    assert watch.tier() is AFFIRMING
+
+
+def test_a_quote_of_a_new_boot_that_is_not_fresh_ends_what_was_known_of_the_old_one_too() -> None:
+    watch, board = Watch(), Board()
+    watch.hear(board.quote(watch.nonce))
+    board.boot()
+    assert "no nonce" in watch.hear(board.quote())
+    assert "b" in watch.verifier.to_challenge(watch.now_us)
+    watch.turn_after(EPOCH_US)
+    assert watch.tier() is NONE
+
+
+def test_a_board_that_was_cleared_and_set_up_anew_is_not_held_to_the_boots_it_had() -> None:
+    watch, board = Watch(), Board(bootcount=7)
+    watch.hear(board.quote(watch.nonce))
+    watch.verifier.hear_boot("b", 8)
+    watch.word("b", Action.CLEAR)
+    anew = Board()
+    for _ in range(3):
+        watch.hear(anew.quote(watch.nonce))
+        watch.verifier.hear_boot("b", 8)
+        watch.epoch()
+        assert watch.tier() is AFFIRMING
+
+
 def test_who_is_not_known_is_asked_at_once_and_who_is_quiet_after_half_an_epoch_each_once() -> None:
     watch, board = Watch(), Board()
     assert watch.verifier.to_challenge(0) == ("b", "c", "d")

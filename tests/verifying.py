@@ -115,6 +115,10 @@ class Watch:
         self.nonce = mark.nonce
         self.verifier.epoch_over(self.now_us, link_was_up)
 
+    def turn_after(self, interval_us: int, link_was_up: bool = True) -> None:
+        self.now_us += interval_us
+        self.turn(link_was_up)
+
     def epoch(self, link_was_up: bool = True) -> tuple[str, ...]:
         """A whole epoch goes by: who was challenged in it."""
         self.now_us += EPOCH_US // 2
@@ -136,7 +140,7 @@ class Watch:
         """Quotes, as the broker brings them. Returns what the verifier says of the last."""
         for message in messages:
             quote = open_quote(message, self.key)
-            why = self.verifier.hear_quote(message, quote, self.epochs.fresh(quote), self.now_us)
+            why = self.verifier.hear_quote(message, quote, self.epochs.fresh(quote))
         self.keep()
         return why
 

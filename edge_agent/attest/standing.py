@@ -9,10 +9,11 @@ The lifecycle; a move that is not in the table raises and changes nothing:
     lapsed             fresh            -         -         contraindicated   unknown
     contraindicated    contraindicated  -         -         contraindicated   unknown
 
-SHOWN: fresh evidence; MISSED: an epoch without any; LAPSED: the last of so many; FOUND: something that no honest board does;
-CLEARED: an operator's word.  Rules: a timeout never contraindicates and can always be made good; a contraindication is kept, with
-its reasons and the quotes that show it, until an operator clears it; what an operator cleared is not held against the board
-again, although it may be heard again (``Floor``); only what the board signed, what was run again here, and operators count.
+SHOWN: fresh evidence; MISSED: an epoch without any; LAPSED: the last of so many, or the first without any of the boot that the
+board is in; FOUND: something that no honest board does; CLEARED: an operator's word.  Rules: a timeout never contraindicates and
+can always be made good; a contraindication is kept, with its reasons and the quotes that show it, until an operator clears it;
+what an operator cleared is not held against the board again, although it may be heard again (``Floor``); only what the board
+signed, what was run again here, and operators count.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ class Standing:
         self._missed = 0
         self._epochs_of_boot = NONCE_EPOCHS
         self._golden: dict[object, bytes] = {}
-        self.shown_us: int | None = None
+        self._boot = 0
+        """The latest that the board said it is in, in whatever it signed."""
+        self.overtaken = False
+        """The boot that the last fresh evidence is of is over."""
         self.shown_in_epoch = False
         self.asked_in_epoch = False
 
@@ -105,6 +109,8 @@ class Standing:
         if self.state in (State.UNKNOWN, State.FRESH):
             return self._shown
         without = f"no fresh evidence for {self._missed} epoch{'s' * (self._missed > 1)}"
+        if self.overtaken:
+            without = f"no evidence yet of boot {self._boot}, in which it is"
         if self.state is State.LAPSED:
             return Verdict(TrustTier.NONE, Vector(), (without,))
         stale = replace(self._shown.vector, instance_identity=NOT_FRESH)
@@ -127,14 +133,23 @@ class Standing:
             return self._found_lying(Clash(f"a nonce of now in {followed}: rolled back, or a copy", (message,)))
         return self._take(trace, message, fresh)
 
-    def shown(self, quote: Quote, message: bytes, verdict: Verdict, now_us: int) -> None:
+    def hear_boot(self, bootcount: int) -> None:
+        """The board says elsewhere that it is in this boot: evidence of one before holds no longer than this epoch."""
+        if bootcount <= self._boot:
+            return
+        self._boot = bootcount
+        if self.state in _SEEN and not self.overtaken and self.shown_trace and bootcount > self.shown_trace.bootcount:
+            self.overtaken, self.asked_in_epoch = True, False
+
+    def shown(self, quote: Quote, message: bytes, verdict: Verdict) -> None:
         """This quote is fresh, and ``verdict`` is what it is worth."""
         if verdict.tier is TrustTier.CONTRAINDICATED:
             self.find(verdict, (message,))
         elif changed := self._changed_answer(quote):
             self.find(judged([Finding("executables", EXECUTABLES_CONTRAINDICATED, changed)]), (message,))
         self.move(Move.SHOWN)
-        self._shown, self._missed, self.shown_in_epoch, self.shown_us = verdict, 0, True, now_us
+        self._shown, self._missed, self.shown_in_epoch = verdict, 0, True
+        self.overtaken &= quote.bootcount < self._boot
         self.shown_trace = QuoteTrace.of(quote, message)
 
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
@@ -170,14 +185,14 @@ class Standing:
         self.floor = self.floor or Floor()
         self.history, self.found, self.proof, self.strikes = History(), None, (), ()
         self._shown, self._missed, self.shown_trace, self._golden = UNHEARD, 0, None, {}
-        self.shown_in_epoch = self.asked_in_epoch = False
+        self.shown_in_epoch = self.asked_in_epoch = self.overtaken = False
 
     def epoch_over(self, counts: bool) -> None:
         """An epoch of this verifier has ended; ``counts``: its link was up all the time."""
         self._epochs_of_boot += 1
-        if counts and self.state in _SEEN and self.asked_in_epoch and not self.shown_in_epoch:
+        if counts and self.state in _SEEN and self.asked_in_epoch and (self.overtaken or not self.shown_in_epoch):
             self._missed += 1
-            self.move(Move.LAPSED if self._missed >= self._most_missed else Move.MISSED)
+            self.move(Move.LAPSED if self.overtaken or self._missed >= self._most_missed else Move.MISSED)
         self.shown_in_epoch = self.asked_in_epoch = False
 
     def find(self, verdict: Verdict, proof: tuple[bytes, ...] = ()) -> None:
@@ -203,6 +218,7 @@ class Standing:
 
     def _take(self, trace: QuoteTrace, message: bytes, fresh: bool) -> str:
         newer = trace.place > self.history.place
+        self.hear_boot(trace.bootcount)
         if trace.bootcount > self.history.place[0]:
             self._epochs_of_boot = 0
             self._golden = {}

@@ -66,7 +66,7 @@ class Verifier:
 
     # What comes in
 
-    def hear_quote(self, message: bytes, quote: Quote, fresh: bool, now_us: int) -> str:
+    def hear_quote(self, message: bytes, quote: Quote, fresh: bool) -> str:
         """Take in a quote that its board signed; ``fresh``: with a nonce of this verifier that counts now (``Epochs.fresh``).
 
         Returns why it changes nothing for the better, for the log; empty if it is good fresh evidence, or bad.
@@ -76,9 +76,14 @@ class Verifier:
             return f"{quote.board} is verified by others"
         why = standing.hear_quote(message, quote, fresh)
         if not why:
-            standing.shown(quote, message, appraise(quote, self._settings, self._endorsed, self._policy), now_us)
+            standing.shown(quote, message, appraise(quote, self._settings, self._endorsed, self._policy))
             self._tellings[quote.board].shown(quote.counter, self.epoch)
         return why
+
+    def hear_boot(self, board: str, bootcount: int) -> None:
+        """``board`` signed something in this boot: if it has shown nothing of it, it is asked to, and has this epoch for it."""
+        if standing := self._standings.get(board):
+            standing.hear_boot(bootcount)
 
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
         """Hold a signed receipt against what else its board signed. Returns what contradicts; empty if nothing does."""
@@ -140,13 +145,16 @@ class Verifier:
             self._tellings[board].epoch_over()
 
     def to_challenge(self, now_us: int) -> tuple[str, ...]:
-        """Who should show evidence now, each once an epoch: who showed none in half of it, and at once who is not known."""
+        """Who should show evidence now, each once an epoch: who showed none in half of it, and at once who is not known, or is in
+        a boot of which it has shown nothing."""
         began_us = now_us if self._epoch_began_us is None else self._epoch_began_us
         late = now_us - began_us >= self._settings.epoch_us // ASK_AFTER
         asked = []
         for board, standing in self._standings.items():
-            quiet = not (standing.shown_in_epoch or standing.asked_in_epoch or standing.state is State.CONTRAINDICATED)
-            if quiet and (late or standing.state in (State.UNKNOWN, State.LAPSED)):
+            if standing.asked_in_epoch or standing.state is State.CONTRAINDICATED:
+                continue
+            unknown = standing.overtaken or standing.state in (State.UNKNOWN, State.LAPSED)
+            if unknown or (late and not standing.shown_in_epoch):
                 standing.asked_in_epoch = True
                 asked.append(board)
         return tuple(asked)

@@ -192,6 +192,7 @@ class Attestation:
 
     def go_on(self, now_us: int) -> Iterator[Effect]:
         """What time and news have made due."""
+        self._look_who_is_there()
         while self._notes:
             yield Log(self._notes.pop(0))
         if self._owes_all and self.link_up:
@@ -246,7 +247,7 @@ class Attestation:
     def _hear_quote(self, message: bytes, board: str, now_us: int) -> Iterator[Effect]:
         quote = open_quote(message, self._key_of)
         _must_agree("quote", quote.board, board)
-        why = self.verifier.hear_quote(message, quote, self.epochs.fresh(quote), now_us)
+        why = self.verifier.hear_quote(message, quote, self.epochs.fresh(quote))
         if why:
             yield Log(f"quote {quote.counter} of boot {quote.bootcount} of {board}: {why}")
         else:
@@ -289,8 +290,7 @@ class Attestation:
         self._urgent |= urgent
 
     def _look(self, now_us: int) -> None:
-        """Has anything changed in who is there and how far they are trusted?"""
-        self._look_who_is_there()
+        """Has anything changed in how far boards are trusted?"""
         if not self._stale or not (self._urgent or now_us - self._looked_us >= LOOK_PERIOD_US):
             return
         self._stale, self._urgent, self._looked_us = False, False, now_us
@@ -305,10 +305,14 @@ class Attestation:
         self.keep(now_us)
 
     def _look_who_is_there(self) -> None:
+        """Has anything changed in which boards are there, and in which boot of theirs?"""
         if self._fleet.changes == self._online_of:
             return
         self._online_of = self._fleet.changes
         there = (each.board for each in self._fleet.records() if self._fleet.standing(each.board) is Standing.ONLINE)
+        for board in self._verified:
+            presence = self._fleet.presence(board)
+            self.verifier.hear_boot(board, max(self._fleet.version(board)[0], presence.boot_epoch if presence else 0))
         online = frozenset(there) | {self._board}
         if online != self.online:
             self.online = online
