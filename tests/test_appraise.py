@@ -118,7 +118,8 @@ def test_a_software_key_is_capped(most: TrustTier) -> None:
         (KeyKind.TPM, False, ENDORSER, holds, AFFIRMING, 2, ""),
         (KeyKind.TPM, False, ENDORSER, fails, WARNING, -33, "signed by another key"),
         (KeyKind.TPM, False, ENDORSER, None, WARNING, -33, "does not check endorsements"),
-        (KeyKind.TPM, False, {}, holds, WARNING, -33, "no key of its hardware is enrolled"),
+        (KeyKind.TPM, False, {}, holds, WARNING, 0, "no key of its hardware is enrolled"),
+        (KeyKind.EMULATED, True, {}, holds, WARNING, 0, "emulated board proves nothing"),
         (KeyKind.TPM, True, ENDORSER, holds, WARNING, 2, "emulated"),
         (KeyKind.EMULATED, True, ENDORSER, holds, WARNING, 0, "emulated board proves nothing"),
         (KeyKind.SOFTWARE, False, ENDORSER, holds, WARNING, -33, "a software key alone came"),
@@ -138,6 +139,13 @@ def test_only_hardware_that_is_enrolled_and_checked_lifts_the_cap(
     verdict = appraise(quote, settings(software_tier=WARNING, endorsers=endorsers), check)
     assert (verdict.tier, verdict.vector.hardware) == (tier, hardware)
     assert reason in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+def test_hardware_that_is_not_enrolled_is_worth_a_key_file_and_no_reason(kind: KeyKind) -> None:
+    quote = quote_of(key_kind=kind, emulated=kind is KeyKind.EMULATED, endorsement=b"e")
+    assert appraise(quote, settings(), holds) == appraise(quote_of(), settings(), holds)
+    assert appraise(quote, settings(), holds).tier is AFFIRMING and not appraise(quote, settings(), holds).reasons
 
 
 def test_an_endorsement_that_is_missing_is_not_even_checked() -> None:

@@ -179,9 +179,11 @@ def _identity(_quote: Quote, _grounds: Grounds) -> Iterator[Finding]:
 
 
 def _hardware(quote: Quote, grounds: Grounds) -> Iterator[Finding]:
+    """Of a board whose hardware is not enrolled nothing is expected: whatever vouches for it is worth a key file."""
+    if not grounds.endorser:
+        return
     if quote.key_kind is KeyKind.SOFTWARE:
-        if grounds.endorser:
-            yield Finding("hardware", NOT_ENDORSED, "its hardware should vouch for it, and a software key alone came")
+        yield Finding("hardware", NOT_ENDORSED, "its hardware should vouch for it, and a software key alone came")
         return
     why = _why_not_endorsed(quote, grounds)
     if why:
@@ -202,7 +204,8 @@ def _only_software(quote: Quote, grounds: Grounds) -> str:
         return "the root of an emulated board proves nothing"
     if quote.key_kind is KeyKind.SOFTWARE:
         return "its key is a file"
-    return "no hardware vouches for its key" if _why_not_endorsed(quote, grounds) else ""
+    why = _why_not_endorsed(quote, grounds)
+    return f"no hardware vouches for its key: {why}" if why else ""
 
 
 _FINDINGS: Mapping[Check, Callable[[Quote, Grounds], Iterator[Finding]]] = {
