@@ -18,6 +18,7 @@ from board_support.registry import board_classes, open_board
 from edge_agent.attest.evidence import SEED_BYTES, KeyKind
 from edge_agent.attest.keys import kind_of_key
 from edge_agent.attest.measure import Software, measured_software
+from edge_agent.attest.quorum import never_trusted
 from edge_agent.attest.settings import AttestSettings, References
 from edge_agent.cloud.endpoint import endpoint_of
 from edge_agent.core.cbor import encode
@@ -146,15 +147,13 @@ def node_settings(
 def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Rules, software: Software) -> AttestSettings:
     """What this boot attests and appraises by; its secrets are drawn here. ``software``: what was measured of this board.
 
-    Raises ``ConfigError`` for verifiers that are no members, too few of them, and keys that are none.
+    Raises ``ConfigError`` for verifiers that are no members, too few of them for any board, and keys that are none.
     """
     wanted = config.attest
     for name in wanted.verifiers:
         if name not in members:
             raise ConfigError("[attest] verifiers", name, f"a board of [fleet.members]: {', '.join(sorted(members))}")
-    if wanted.verifiers and wanted.agree > len(wanted.verifiers):
-        raise ConfigError("[attest] agree", wanted.agree, f"at most {len(wanted.verifiers)}, the number of verifiers")
-    return AttestSettings(
+    settings = AttestSettings(
         secret=token_bytes(SEED_BYTES),
         bootseed=token_bytes(SEED_BYTES),
         epoch_us=wanted.epoch_s * 10**6,
@@ -168,6 +167,12 @@ def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Ru
         endorsers=_endorsers(config),
         version=version("slyos-edge"),
     )
+    if alone := never_trusted(members, settings):
+        got = f"agree = {wanted.agree}, verifiers: {', '.join(wanted.verifiers) or 'all members'}"
+        allowed = "for every board at least agree verifiers besides itself"
+        remedy = f"name at least {wanted.agree + 1} verifiers, or lower agree"
+        raise ConfigError("[attest]", f"{got}; {alone[0]} can never be trusted", allowed, remedy)
+    return settings
 
 
 def references(config: AgentConfig, rules: Rules, software: Software) -> References:

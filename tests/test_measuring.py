@@ -427,6 +427,9 @@ def test_secrets_are_drawn_anew_in_each_boot(tmp_path: Path) -> None:
     run(story())
 
 
+TWO: dict[str, dict[str, Any]] = {"fleet": {"members": {"cellar": "ab" * 32}}}
+
+
 def checked(folder: Path, **sections: dict[str, Any]) -> None:
     asyncio.run(configured.check(configuration(folder, [], **sections)))
 
@@ -435,7 +438,9 @@ def checked(folder: Path, **sections: dict[str, Any]) -> None:
     ("sections", "message"),
     [
         ({"attest": {"verifiers": ["cellar"]}}, r"verifiers.*cellar.*kitchen"),
-        ({"attest": {"verifiers": ["kitchen"], "agree": 2}}, r"agree.*2.*at most 1"),
+        (TWO | {"attest": {"verifiers": ["kitchen"]}}, r"verifiers: kitchen; kitchen can never.*name at least 2 verifiers"),
+        (TWO | {"attest": {"verifiers": ["cellar", "kitchen"], "agree": 2}}, r"agree = 2.*cellar can never be trusted"),
+        (TWO | {"attest": {"agree": 2}}, r"agree = 2, verifiers: all members; cellar can never be trusted"),
         ({"fleet": {"endorsers": {"cellar": "0" * 65}}}, r"endorsers.*hexadecimal"),
     ],
 )
@@ -443,6 +448,8 @@ def test_settings_that_contradict_each_other_are_found_by_the_check(
     tmp_path: Path, sections: dict[str, Any], message: str
 ) -> None:
     checked(tmp_path)
+    checked(tmp_path, **TWO, attest={"verifiers": ["cellar", "kitchen"]})
+    checked(tmp_path, attest={"verifiers": ["kitchen"]})
     with pytest.raises(ConfigError, match=message):
         checked(tmp_path, **sections)
 

@@ -57,6 +57,12 @@ def verifiers_of_all(members: Iterable[str], settings: AttestSettings) -> dict[s
     return {board: _verifiers_in_ring(board, ring, settings) for board in ring}
 
 
+def never_trusted(members: Iterable[str], settings: AttestSettings) -> tuple[str, ...]:
+    """The boards that fewer verify than must agree, ascending; none in a fleet of one, which goes by its own word."""
+    verifiers = verifiers_of_all(members, settings)
+    return tuple(board for board, each in verifiers.items() if len(each) < settings.agree) if len(verifiers) > 1 else ()
+
+
 def agreed_tier(board: str, published: Published, agree: int) -> TrustTier:
     """How far ``board`` is trusted by what was published.
 
