@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.cbor import list_of
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError, shown
 from edge_agent.core.values import InferenceRequest, InferenceResult
-from edge_agent.runtime.pipeline_run import Run, StageAnswer, StageOutcome, StageState
+from edge_agent.runtime.pipeline_run import Run
+from edge_agent.runtime.stage_progress import StageAnswer, StageOutcome, StageState
+
+if TYPE_CHECKING:
+    from edge_agent.attest.proof import Proof
 
 MAX_AT_ONCE = 8
 MAX_EVIDENCE = 1024
@@ -65,22 +69,20 @@ class PipelineResult:
         """Every answer, upstream ones first."""
         return tuple(answer for outcome in self.stages.values() for answer in outcome.answers)
 
-    def proof(self, *, whole: bool = False) -> bytes:
-        """The bytes of a file that ``sly verify`` checks: every receipt, what was asked for it, and the evidence at that time.
+    def proof(self, *, whole: bool = False) -> Proof:
+        """What ``sly verify`` checks, for ``attest.proof.write_proof``: every receipt, what was asked for it, the evidence then.
 
         ``whole``: with the requests and answers themselves.  Raises ``RefusedError`` if no board signed a receipt.
         """
-        from edge_agent.attest.proof import Asked, encode_proof, gathered
+        from edge_agent.attest.proof import Asked, gathered
 
         signed = [(each.request, each.result) for each in self.answers if each.result.receipt]
         if not signed:
             raise RefusedError(
-                f"proof of {self.pipeline}", "no receipt", "answers of boards that attest", "see [attest] in the docs"
+                f"proof of {self.pipeline}", "no receipt", "answers of boards that attest", "see [attest] in docs/running.md"
             )
         asked = [Asked.of(request, result, whole=whole) for request, result in signed]
-        return encode_proof(
-            gathered([result.receipt for _, result in signed], self.evidence.quotes, self.evidence.appraisals, asked)
-        )
+        return gathered([result.receipt for _, result in signed], self.evidence.quotes, self.evidence.appraisals, asked)
 
 
 def drive(

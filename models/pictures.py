@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edge_agent.core.errors import RefusedError
 from models.geometry import Box, Size
@@ -66,7 +66,8 @@ def _refusing() -> Iterator[None]:
     except MemoryError as error:
         raise RefusedError("picture", "more pixels than there is memory for", "a smaller picture") from error
     except _DECODER_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "neither JPEG nor PNG" if unknown else " ".join(str(error).split()) or type(error).__name__
         raise RefusedError("picture", f"bytes that do not decode ({reason[:80]})", "a whole JPEG or PNG file") from error
 
 

@@ -10,8 +10,9 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from edge_agent.answers import findings_of
 from edge_agent.broker_client import BrokerClient
-from edge_agent.client import Client, findings_of, request_for_picture
+from edge_agent.client import Client, request_for_picture
 from edge_agent.core.values import InferenceResult, Limits, Status
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.transport.backoff import BackoffLimits

@@ -22,6 +22,7 @@ from edge_agent.attest.audit import Anchors, verify
 from edge_agent.attest.evidence import open_quote
 from edge_agent.attest.proof import decode_proof
 from edge_agent.client import Client
+from edge_agent.commands.terminal import WIDTH
 from edge_agent.core.chat import CHAT, TURN, Finish, Turn, TurnEnd
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, Status, Tensor, TrustTier, failure
@@ -37,8 +38,9 @@ from edge_agent.runtime.pipeline_file import (
     read_pipeline,
     shipped,
 )
-from edge_agent.runtime.pipeline_run import Run, StageState
+from edge_agent.runtime.pipeline_run import Run
 from edge_agent.runtime.ports import check, forms
+from edge_agent.runtime.stage_progress import StageState
 from models.catalog import catalog
 from tests.attesting import EPOCH_US, AttestingFleet
 from tests.attesting import run as run_attesting
@@ -718,13 +720,13 @@ def test_a_proof_holds_every_receipt_once_and_what_was_asked_for_it() -> None:
 
     outcomes = drive(Run(door(), GIVEN, 0), submit, Standing())
     result = PipelineResult("door", outcomes, ("said",), 7)
-    proof = decode_proof(result.proof())
+    proof = result.proof()
     assert set(proof.receipts) == {each.result.receipt for each in result.answers} and len(proof.receipts) == 5
     assert {each.request_id: each.receipt for each in proof.asked} == {
         each.request.request_id: sha256(each.result.receipt).digest() for each in result.answers
     }
     assert all(each.asked_for is None for each in proof.asked)
-    assert all(each.answer is not None for each in decode_proof(result.proof(whole=True)).asked)
+    assert all(each.answer is not None for each in result.proof(whole=True).asked)
     unsigned = drive(Run(door(), GIVEN, 0), lambda request: replace(submit(request), receipt=b""), Standing())
     with pytest.raises(RefusedError, match="no receipt"):
         PipelineResult("door", unsigned, ("said",), 7).proof()
@@ -800,7 +802,7 @@ def test_faces_and_their_landmarks_are_found_on_two_boards_and_the_receipts_are_
     assert struct.unpack("<4f", points.request.inputs["region"].data) == face.found.boxes[0] if face.found else False
     assert points.request.parents == (sha256(face.result.receipt).digest(),)
     anchors = Anchors(fleet.keys)
-    proof = decode_proof(result.proof())
+    proof = result.proof()
     audit = verify(proof, anchors)
     assert audit.broken is None
     assert "coral" in {open_quote(each, anchors.find_key).board for each in proof.quotes}
@@ -810,7 +812,7 @@ def test_faces_and_their_landmarks_are_found_on_two_boards_and_the_receipts_are_
 def test_a_board_that_signed_another_answer_is_the_link_that_breaks(fleet: LocalFleet) -> None:
     with Client(fleet.socket_of("jetson")) as client:
         result = client.run("faces-to-landmarks", picture=picture_path("astronaut"), limits=Limits(60 * S))
-    proof = decode_proof(result.proof())
+    proof = result.proof()
     torn = replace(
         proof, receipts=tuple(each for each in proof.receipts if each != result.stages["faces"].answers[0].result.receipt)
     )
@@ -861,8 +863,12 @@ def test_the_command_runs_draws_and_proves(fleet: LocalFleet, tmp_path: Path, ca
     assert told["ok"] and [each["stage"] for each in told["stages"]] == ["faces", "landmarks"]
     assert told["stages"][1]["answers"][0]["parents"] == [told["stages"][0]["answers"][0]["receipt"]]
     (tmp_path / "none.jpg").write_bytes(b"none")
-    assert sly(*asked[:3], f"picture={tmp_path / 'none.jpg'}", *where) == 1
-    assert "skipped: stage faces failed" in capsys.readouterr().out
+    assert sly(*asked[:3], f"picture={tmp_path / 'none.jpg'}", *where) == 2
+    assert "none.jpg: got a file that begins with b'none'; allowed: JPEG or PNG" in capsys.readouterr().err
+    (tmp_path / "torn.jpg").write_bytes(picture_path("astronaut").read_bytes()[:1000])
+    assert sly(*asked[:3], f"picture={tmp_path / 'torn.jpg'}", *where) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "landmarks      skipped: stage faces failed" in lines and max(map(len, lines)) <= WIDTH
 
 
 def test_the_command_checks_and_lists_without_a_fleet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -872,6 +878,10 @@ def test_the_command_checks_and_lists_without_a_fleet(capsys: pytest.CaptureFixt
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(shipped())
     (tmp_path / "bad.toml").write_text("name = 'x'")
     assert sly("pipeline", tmp_path / "bad.toml", "--check") == 2
+    for place, told in ((tmp_path, "which is a folder"), (tmp_path / "none" / "run.proof", "mkdir -p")):
+        with pytest.raises(SystemExit, match="2"):
+            sly("pipeline", "faces-to-landmarks", "--receipt", place)
+        assert told in capsys.readouterr().err
     assert sly("pipeline", "faces-to-landmarks", "--input", "picture=x") == 2
     assert "no --socket" in capsys.readouterr().err
     assert sly("pipeline", "faces-to-landmarks", "--socket", tmp_path / "none", "--input", "picture") == 2

@@ -85,7 +85,7 @@ def test_what_is_sent_goes_where_it_was_said_to_go(capsys: pytest.CaptureFixture
     [
         (("--quality", 700), "quality 489 ‰ is under the request's floor of 700 ‰"),
         (("--energy-mj", 1), "over the request's 1000 µJ"),
-        (("--trust", "warning"), "its appraisal is none, the request asks for warning"),
+        (("--trust", "affirming"), "the request asks for affirming"),
         (("--model", "blazeface-long"), "does not host blazeface-long"),
     ],
     ids=str,
@@ -180,11 +180,11 @@ def test_a_turn_of_talk_is_placed_within_its_limits_and_explained(tmp_path: Path
         assert (said, report["why"]["chosen"]) == ("", "kitchen/parrot")
         for limits, reason in (
             (Limits(quality_permille=TALK_OFFER.quality_permille + 1), "quality 700 ‰ is under the request's floor of 701 ‰"),
-            (Limits(trust=TrustTier.WARNING), "its appraisal is none, the request asks for warning"),
+            (Limits(trust=TrustTier.AFFIRMING), "the request asks for affirming"),
         ):
             assert reason in await asyncio.to_thread(talk, limits)
             report = await agent.verbs.handle("explain", "last")
-            assert [each["reason"] for each in report["excluded"]] == [reason]
+            assert [reason in each["reason"] for each in report["excluded"]] == [True]
 
     def talk(limits: Limits) -> str:
         """What was said against it."""

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent.client import findings_of
+from edge_agent.answers import findings_of
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import InferenceResult, Status, Tensor, encoded_image
 from models.card import BoxReading, Card, PointReading

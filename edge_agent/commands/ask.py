@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.commands.limits import add_limits
+from edge_agent.commands.proof_file import add_receipt
 
 if TYPE_CHECKING:
-    from edge_agent.client import Answer
+    from edge_agent.answers import Answer
     from edge_agent.core.values import InferenceRequest, InferenceResult
 
 
@@ -31,13 +33,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--model", help="this model and no other")
     add_limits(parser, 10_000)
     parser.add_argument("--output", type=Path, metavar="FILE.png", help="write the picture with what was found drawn on it")
-    parser.add_argument("--receipt", type=Path, metavar="FILE", help="write a proof of what ran, for sly verify (with --socket)")
+    add_receipt(parser, "what ran (with --socket)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_ask)
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from edge_agent.client import answer_of, read_picture, request_for_picture
+    from edge_agent.answers import answer_of
+    from edge_agent.client import read_picture, request_for_picture
     from edge_agent.commands.limits import data_of, limits_of
 
     limits, data = limits_of(arguments), data_of(arguments)
@@ -48,9 +51,9 @@ def _ask(arguments: argparse.Namespace) -> int:
     answer = answer_of(result)
     if arguments.output is not None:
         _draw(arguments.output, picture, result)
+    print(json.dumps(_as_json(answer)) if arguments.json else _as_table(answer), flush=True)
     if arguments.receipt is not None:
         _prove(arguments, request, result)
-    print(json.dumps(_as_json(answer)) if arguments.json else _as_table(answer))
     return 0
 
 
@@ -105,6 +108,7 @@ def _as_json(answer: Answer) -> dict[str, object]:
         "busy_us": answer.busy_us,
         "energy_uj": answer.energy_uj,
         "energy_kind": answer.energy_kind.value,
+        "receipt": b64encode(answer.receipt).decode(),
         "findings": [{"label": f.label, "score": round(f.score, 4), "box": list(f.box)} for f in answer.findings],
     }
 

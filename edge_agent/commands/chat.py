@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from edge_agent.commands.limits import TURN_MS, add_limits
+from edge_agent.commands.proof_file import add_receipt
 
 MORE = """\
 Without TEXT, a question is read from a terminal again and again, or once from a pipe. Answers go to stdout as they are
@@ -47,9 +48,7 @@ def _add_chat(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="0 for the likeliest words, the same each time (the default), up to 2 for the wildest",
     )  # fmt: skip
     add_limits(parser, TURN_MS)
-    parser.add_argument(
-        "--receipt", type=Path, metavar="FILE", help="write a proof of who answered, for sly verify (with --socket)"
-    )
+    add_receipt(parser, "who answered (with --socket)")
     parser.add_argument("--json", action="store_true", help="print each answer, and what it took, as one line of JSON")
     parser.set_defaults(run=_chat)
 

@@ -12,19 +12,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.commands.proof_file import add_receipt
+from edge_agent.commands.terminal import WIDTH, clipped, harmless, on_one_line, wrapped
 from edge_agent.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_agent.pipelines import PipelineResult
     from edge_agent.runtime.pipeline import Pipeline
-    from edge_agent.runtime.pipeline_run import StageAnswer, StageOutcome
     from edge_agent.runtime.ports import Found
+    from edge_agent.runtime.stage_progress import StageAnswer, StageOutcome
 
 ABOUT = """\
 Run a pipeline, or with --check see whether it could be run. A pipeline is a TOML file that says which model's answer goes into
 which other; NAME is one that comes with the product. Every stage is a request of its own that the fleet places.
 """
-MAX_SHOWN_CHARS = 72
+STAGE_CHARS = 14
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,13 +44,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check it; with --socket also whether its models are offered")
     parser.add_argument("--deadline-ms", type=int, metavar="N", help="for the whole, instead of the pipeline's own")
-    parser.add_argument("--receipt", type=Path, metavar="FILE", help="write a proof of what ran, for sly verify")
+    add_receipt(parser, "what ran")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write each picture there with what was found drawn on it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from edge_agent.attest.proof import write_proof
     from edge_agent.runtime.pipeline_file import pipeline_named
 
     if arguments.pipeline is None:
@@ -59,11 +62,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.socket:
         raise ConfigError("sly pipeline", "no --socket", "the path of an agent's socket (STATE/agent.sock), or --check")
     result = _asked(pipeline, arguments)
+    print(json.dumps(as_json(result)) if arguments.json else as_text(result), flush=True)
     if arguments.receipt is not None:
-        _write(arguments.receipt, result.proof())
+        write_proof(arguments.receipt, result.proof())
     if arguments.output is not None:
         _draw(arguments.output, pipeline, _inputs(arguments.inputs), result)
-    print(json.dumps(as_json(result)) if arguments.json else as_text(result))
     return 0 if result.ok else 1
 
 
@@ -119,12 +122,6 @@ def _asked(pipeline: Pipeline, arguments: argparse.Namespace) -> PipelineResult:
         limits = replace(limits, deadline_us=arguments.deadline_ms * 1000)
     with Client(*arguments.socket) as client:
         return client.run_on(pipeline, _inputs(arguments.inputs), limits=limits)
-
-
-def _write(path: Path, data: bytes) -> None:
-    from edge_agent.store.files import Disk, write_atomically
-
-    write_atomically(Disk(), path, data)
 
 
 def _draw(folder: Path, pipeline: Pipeline, inputs: Mapping[str, str], result: PipelineResult) -> None:
@@ -188,31 +185,46 @@ def _answer_json(answer: StageAnswer) -> dict[str, Any]:
 
 
 def as_text(result: PipelineResult) -> str:
-    lines = [f"{'stage':<14} {'board':<12} {'model':<16} {'ms':>8} {'receipt':<8}  found"]
+    lines = [f"{'stage':<{STAGE_CHARS}} {'board':<12} {'model':<16} {'ms':>8} {'receipt':<8}  found"]
     for name, outcome in result.stages.items():
-        lines += [_line(name, answer) for answer in outcome.answers]
-        if outcome.reason and all(answer.found for answer in outcome.answers):
-            lines.append(f"{name:<14} {outcome.state}: {outcome.reason}")
+        lines += [_line(name, each, each.found) for each in outcome.answers if each.found]
+        if outcome.reason:
+            lines += _below(name, f"{outcome.state}: {_not_said_yet(outcome, result)}")
         if outcome.left_out:
-            lines.append(f"{name:<14} {outcome.left_out} more items were left out: at_most = {outcome.stage.at_most}")
+            lines += _below(name, f"{outcome.left_out} more items were left out: at_most = {outcome.stage.at_most}")
     for name in result.results:
-        lines += [each.found.text for each in result.stages[name].answers if each.found and each.found.text]
+        lines += [harmless(each.found.text) for each in result.stages[name].answers if each.found and each.found.text]
     signed, ended = sum(bool(each.result.receipt) for each in result.answers), "done" if result.ok else "failed"
-    return "\n".join([*lines, f"{result.pipeline} {ended} in {result.elapsed_us / 1000:.1f} ms, {signed} receipts"])
+    proven = f"{signed} receipt{'' if signed == 1 else 's'}"
+    return "\n".join([*lines, f"{result.pipeline} {ended} in {result.elapsed_us / 1000:.1f} ms, {proven}"])
 
 
-def _line(name: str, answer: StageAnswer) -> str:
+def _line(name: str, answer: StageAnswer, found: Found) -> str:
     result = answer.result
     receipt = sha256(result.receipt).hexdigest()[:8] if result.receipt else "-"
-    told = result.reason if answer.found is None else _told(answer.found)
-    return f"{name:<14} {result.board:<12} {result.model or '-':<16} {result.busy_us / 1000:>8.2f} {receipt:<8}  {told}"
+    where = f"{clipped(name, STAGE_CHARS):<{STAGE_CHARS}} {clipped(result.board, 12):<12} {clipped(result.model, 16) or '-':<16}"
+    return clipped(f"{where} {result.busy_us / 1000:>8.2f} {receipt:<8}  {on_one_line(_told(found))}", WIDTH)
+
+
+def _not_said_yet(outcome: StageOutcome, result: PipelineResult) -> str:
+    """Why a stage did not run, without what is told of the stage that it needed."""
+    reason = outcome.reason
+    for other in result.stages.values():
+        if other is not outcome and other.reason:
+            reason = reason.removesuffix(f": {other.reason}")
+    return reason
+
+
+def _below(name: str, text: str) -> list[str]:
+    """What became of a stage, behind its name, on as many lines as it takes."""
+    first, *others = wrapped(text, " " * (STAGE_CHARS + 1), "  ")
+    return [f"{clipped(name, STAGE_CHARS):<{STAGE_CHARS}}{first[STAGE_CHARS:]}", *others]
 
 
 def _told(found: Found) -> str:
     """What was found, on the rest of a line."""
     if found.text:
-        text = " ".join(found.text.split())
-        return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
+        return found.text
     pairs = [f"{label} {score * 100:.0f} %" for label, score in zip(found.labels, found.scores, strict=True)]
     shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
     return shown or "nothing"

@@ -1,24 +1,14 @@
 """One run of a pipeline, without I/O: which requests to submit now, given the answers so far.
 
-Owns the states of the stages.  Rules: whoever drives it says what time it is and submits what ``ready`` gives; a stage's requests
-are made once, when everything upstream has answered; each names as parents the receipts that its inputs came from.
-
-=========  ==============================================================================================
-state      how a stage leaves it
-=========  ==============================================================================================
-WAITING    to RUNNING when its requests go out; to DONE without items; to SKIPPED by its gate or for want of
-           an upstream stage; to FAILED if no time or energy is left, or its input cannot be made
-RUNNING    to DONE when every request is answered; to FAILED with the first that is not OK
-DONE, SKIPPED, FAILED    never
-=========  ==============================================================================================
+Rules: whoever drives it says what time it is and submits what ``ready`` gives; a stage's requests are made once, when everything
+upstream has answered; each names as parents the receipts that its inputs came from.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from hashlib import sha256
 from os import urandom
 
@@ -35,46 +25,11 @@ from edge_agent.core.values import (
     encoded_image,
 )
 from edge_agent.runtime.pipeline import ITEM, Kind, Pipeline, Reference, Stage, pieces
-from edge_agent.runtime.ports import Form, Found, check, read_answer
+from edge_agent.runtime.ports import check, read_answer
+from edge_agent.runtime.stage_progress import StageOutcome, StageProgress, StageState
 
 MAX_TEXT_CHARS = 64 * 2**10
 """Of a text that a pipeline is given."""
-NOTHING = "nothing"
-"""What a prompt calls the label of a stage that found nothing."""
-
-
-class StageState(StrEnum):
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    SKIPPED = "skipped"
-    FAILED = "failed"
-
-
-_MOVES = {
-    StageState.WAITING: (StageState.RUNNING, StageState.DONE, StageState.SKIPPED, StageState.FAILED),
-    StageState.RUNNING: (StageState.DONE, StageState.FAILED),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class StageAnswer:
-    """One request of a stage, its result, and what that says; ``None`` for a result that is not OK or cannot be read."""
-
-    request: InferenceRequest
-    result: InferenceResult
-    found: Found | None
-
-
-@dataclass(frozen=True, slots=True)
-class StageOutcome:
-    """What became of a stage: its answers in the order of its items. ``left_out``: items beyond the stage's ``at_most``."""
-
-    stage: Stage
-    state: StageState
-    reason: str
-    answers: tuple[StageAnswer, ...]
-    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,47 +38,6 @@ class _Item:
 
     box: tuple[float, ...]
     receipt: bytes
-
-
-@dataclass(slots=True)
-class _Progress:
-    stage: Stage
-    form: Form
-    state: StageState = StageState.WAITING
-    reason: str = ""
-    cause: str = ""
-    """What the stages that need this one are told, if it is not DONE."""
-    left_out: int = 0
-    requests: dict[str, InferenceRequest] = field(default_factory=dict)
-    results: dict[str, InferenceResult] = field(default_factory=dict)
-    found: dict[str, Found] = field(default_factory=dict)
-
-    def become(self, state: StageState, reason: str = "", cause: str = "") -> None:
-        if state not in _MOVES.get(self.state, ()):
-            raise RuntimeError(f"stage {self.stage.name} is {self.state} and cannot become {state}")
-        self.state, self.reason, self.cause = state, reason, cause or f"stage {self.stage.name} {state}: {reason}"
-
-    @property
-    def unanswered(self) -> list[InferenceRequest]:
-        return [request for request_id, request in self.requests.items() if request_id not in self.results]
-
-    def says(self) -> list[tuple[InferenceResult, Found]]:
-        """The answers so far, in the order of their requests."""
-        return [(self.results[each], self.found[each]) for each in self.requests if each in self.found]
-
-    def best(self) -> tuple[str, float]:
-        """The label with the highest score, the first of equals."""
-        every = [(score, label) for _, found in self.says() for score, label in zip(found.scores, found.labels, strict=True)]
-        score, label = max(every, key=lambda pair: pair[0], default=(0.0, NOTHING))
-        return label, score
-
-    def outcome(self) -> StageOutcome:
-        answers = tuple(
-            StageAnswer(request, self.results[name], self.found.get(name))
-            for name, request in self.requests.items()
-            if name in self.results
-        )
-        return StageOutcome(self.stage, self.state, self.reason, answers, self.left_out)
 
 
 class Run:
@@ -142,8 +56,8 @@ class Run:
         self.limits, self.data = limits or pipeline.limits, data or pipeline.data
         self._inputs = _checked_inputs(pipeline, inputs)
         self._due_us = now_us + self.limits.deadline_us
-        self._stages = {stage.name: _Progress(stage, forms[stage.name]) for stage in pipeline.order}
-        self._in_flight = dict[str, _Progress]()
+        self._stages = {stage.name: StageProgress(stage, forms[stage.name]) for stage in pipeline.order}
+        self._in_flight = dict[str, StageProgress]()
 
     @property
     def done(self) -> bool:
@@ -181,24 +95,24 @@ class Run:
         """No answer will come. Raises ``RefusedError`` for a request that nothing waits for."""
         self._failed(self._taken(request_id), reason)
 
-    def _taken(self, request_id: str) -> _Progress:
+    def _taken(self, request_id: str) -> StageProgress:
         if request_id not in self._in_flight:
             raise RefusedError("result", f"of request {request_id}", "the one result of a request of this run")
         return self._in_flight.pop(request_id)
 
-    def _failed(self, progress: _Progress, reason: str) -> None:
+    def _failed(self, progress: StageProgress, reason: str) -> None:
         if progress.state is not StageState.FAILED:
             progress.become(StageState.FAILED, reason)
 
     # from answers to requests
 
-    def _upstream(self, progress: _Progress) -> list[_Progress]:
+    def _upstream(self, progress: StageProgress) -> list[StageProgress]:
         return [self._stages[name] for name in self.pipeline.upstream(progress.stage)]
 
-    def _settled(self, progress: _Progress) -> bool:
+    def _settled(self, progress: StageProgress) -> bool:
         return all(each.state not in (StageState.WAITING, StageState.RUNNING) for each in self._upstream(progress))
 
-    def _begun(self, progress: _Progress, now_us: int) -> tuple[InferenceRequest, ...]:
+    def _begun(self, progress: StageProgress, now_us: int) -> tuple[InferenceRequest, ...]:
         """What a stage is to run now that everything upstream has ended, however that ended."""
         for other in self._upstream(progress):
             if other.state is not StageState.DONE:
@@ -232,7 +146,7 @@ class Run:
         seen = f"{gate.label} {max(scores):.2f}" if scores else f"no {gate.label}"
         return f"{gate.stage} found {seen}, {gate.at_least_permille / 1000:.2f} is asked for"
 
-    def _items(self, progress: _Progress) -> list[_Item]:
+    def _items(self, progress: StageProgress) -> list[_Item]:
         """The best ``at_most`` items of the stage that this one goes through, in their order."""
         if progress.stage.for_each is None:
             return []
@@ -241,7 +155,7 @@ class Run:
         progress.left_out = max(0, len(every) - progress.stage.at_most)
         return every[: progress.stage.at_most]
 
-    def _requests(self, progress: _Progress, items: list[_Item], now_us: int) -> tuple[InferenceRequest, ...]:
+    def _requests(self, progress: StageProgress, items: list[_Item], now_us: int) -> tuple[InferenceRequest, ...]:
         """Raises ``RefusedError`` when there is no time or energy left, or an answer upstream cannot be an input."""
         limits, stage = self._limits(progress, len(items), now_us), progress.stage
         tokens = stage.max_tokens if stage.task == CHAT else 0
@@ -283,7 +197,7 @@ class Run:
 
     # limits and proof
 
-    def _limits(self, progress: _Progress, requests: int, now_us: int) -> Limits:
+    def _limits(self, progress: StageProgress, requests: int, now_us: int) -> Limits:
         """Of what is left: time by the number of stages still ahead on the longest way, energy by the requests still to come."""
         left_us = (self._due_us - now_us) // self.pipeline.depths[progress.stage.name]
         if left_us <= 0:
@@ -292,7 +206,7 @@ class Run:
         quality = max(self.limits.quality_permille, progress.stage.quality_permille)
         return Limits(left_us, energy_uj, quality, self.limits.trust)
 
-    def _energy_uj(self, progress: _Progress, requests: int) -> int:
+    def _energy_uj(self, progress: StageProgress, requests: int) -> int:
         assert self.limits.energy_uj is not None
         answered = [result for each in self._stages.values() for result in each.results.values()]
         granted = sum(each.requests[name].limits.energy_uj or 0 for name, each in self._in_flight.items())

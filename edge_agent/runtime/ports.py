@@ -85,6 +85,13 @@ def check(pipeline: Pipeline, offered: Collection[str] | None = None) -> Mapping
 
     ``offered``: the models that boards offer now; with it, every stage must have one.
     """
+    try:
+        return _checked(pipeline, offered)
+    except RefusedError as error:
+        raise RefusedError(f"pipeline {pipeline.name}, {error}") from error
+
+
+def _checked(pipeline: Pipeline, offered: Collection[str] | None) -> Mapping[str, Form]:
     known, found = forms(), dict[str, Form]()
     for stage in pipeline.order:
         if stage.task not in known:
