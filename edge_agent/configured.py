@@ -23,7 +23,7 @@ from edge_agent.attest.settings import AttestSettings, References
 from edge_agent.cloud.endpoint import endpoint_of
 from edge_agent.core.cbor import encode
 from edge_agent.core.config import MAX_CONFIG_BYTES, AgentConfig
-from edge_agent.core.cose import Signer
+from edge_agent.core.cose import Signer, check_public_key
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.core.values import TrustTier
 from edge_agent.gateway.access import Access
@@ -163,7 +163,7 @@ def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Ru
         software_tier=TrustTier[wanted.software_keys.upper()],
         recheck_permille=wanted.recheck_permille,
         references=references(config, rules, software),
-        operators=_keys("[fleet.operators]", config.fleet.operators),
+        operators=signing_keys("[fleet.operators]", config.fleet.operators),
         endorsers=_endorsers(config),
         version=version("slyos-edge"),
     )
@@ -207,6 +207,18 @@ def _endorsers(config: AgentConfig) -> dict[str, bytes]:
     return keys
 
 
+def signing_keys(subject: str, keys: Mapping[str, str]) -> dict[str, bytes]:
+    """Ed25519 public keys by name. Raises ``ConfigError`` naming whose is none."""
+    found = _keys(subject, keys)
+    for name, key in found.items():
+        try:
+            check_public_key(key)
+        except RefusedError as error:
+            remedy = "copy it whole: sly identity prints a board's, sly trust key an operator's"
+            raise ConfigError(f"{subject} {name}", keys[name], "an Ed25519 public key", remedy) from error
+    return found
+
+
 def _keys(subject: str, keys: Mapping[str, str]) -> dict[str, bytes]:
     try:
         return {name: bytes.fromhex(key) for name, key in keys.items()}
@@ -223,8 +235,8 @@ def release_digests(config: AgentConfig) -> frozenset[bytes]:
 
 
 def members_of(config: AgentConfig, signer: Signer) -> dict[str, bytes]:
-    """Public keys of the fleet, this board's included. Raises ``ConfigError`` if the fleet knows this board by another."""
-    members = {name: bytes.fromhex(key) for name, key in config.fleet.members.items()}
+    """Public keys of the fleet, this board's included. Raises ``ConfigError`` for no key, or another than this board's."""
+    members = signing_keys("[fleet.members]", config.fleet.members)
     if members.setdefault(config.board.id, signer.public_key) != signer.public_key:
         raise ConfigError(
             f"[fleet.members] {config.board.id}",

@@ -427,7 +427,9 @@ def test_secrets_are_drawn_anew_in_each_boot(tmp_path: Path) -> None:
     run(story())
 
 
-TWO: dict[str, dict[str, Any]] = {"fleet": {"members": {"cellar": "ab" * 32}}}
+KEY = "58" + 31 * "66"
+"""The base point of Ed25519 (RFC 8032, section 5.1): a public key."""
+TWO: dict[str, dict[str, Any]] = {"fleet": {"members": {"cellar": KEY}}}
 
 
 def checked(folder: Path, **sections: dict[str, Any]) -> None:
@@ -442,6 +444,8 @@ def checked(folder: Path, **sections: dict[str, Any]) -> None:
         (TWO | {"attest": {"verifiers": ["cellar", "kitchen"], "agree": 2}}, r"agree = 2.*cellar can never be trusted"),
         (TWO | {"attest": {"agree": 2}}, r"agree = 2, verifiers: all members; cellar can never be trusted"),
         ({"fleet": {"endorsers": {"cellar": "0" * 65}}}, r"endorsers.*hexadecimal"),
+        ({"fleet": {"members": {"cellar": "ef" * 32}}}, r"\[fleet.members\] cellar.*an Ed25519 public key; copy it whole"),
+        ({"fleet": {"operators": {"ann": "00" * 32}}}, r"\[fleet.operators\] ann.*an Ed25519 public key"),
     ],
 )
 def test_settings_that_contradict_each_other_are_found_by_the_check(
@@ -461,14 +465,14 @@ def test_settings_reach_the_node(tmp_path: Path) -> None:
                 "epoch_s": 7, "missed": 9, "verifiers": ["kitchen"], "software_keys": "affirming", "recheck_permille": 5,
                 "code": ["ab" * 32], "libraries": ["cd" * 32],
             },
-            "fleet": {"operators": {"ann": "ef" * 32}, "endorsers": {"kitchen": "01" * 32}},
+            "fleet": {"operators": {"ann": KEY}, "endorsers": {"kitchen": "01" * 32}},
         }  # fmt: skip
         async with board(tmp_path, configuration(tmp_path, [], **sections)) as kitchen:
             attest = kitchen.node.settings.attest
             assert attest is not None
             assert (attest.epoch_us, attest.missed, attest.recheck_permille) == (7_000_000, 9, 5)
             assert (attest.verifiers, attest.software_tier) == (frozenset({"kitchen"}), TrustTier.AFFIRMING)
-            assert (attest.operators, attest.endorsers) == ({"ann": b"\xef" * 32}, {"kitchen": b"\x01" * 32})
+            assert (attest.operators, attest.endorsers) == ({"ann": bytes.fromhex(KEY)}, {"kitchen": b"\x01" * 32})
             assert b"\xab" * 32 in attest.references.code
             assert b"\xcd" * 32 in attest.references.libraries
             assert len(attest.references.code) == len(attest.references.libraries) == 2

@@ -614,7 +614,8 @@ def test_a_check_of_the_configuration_names_a_tpm_that_is_away(
     assert cli.main(["agent", "--check", "--config", str(path)]) == 0
     tpm.stop()
     assert cli.main(["agent", "--check", "--config", str(path)]) == cli.USAGE_ERROR
-    assert tpm.tcti in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert tpm.tcti in told and told.endswith('see [attest] tcti, or set [attest] key = "software" to go without a TPM\n')
 
 
 def test_no_secret_is_in_any_log_topic_status_or_file_but_its_own(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_what_cannot_be_judged_is_told_in_one_line(
     (tmp_path / "cut.proof").write_bytes(file.read_bytes()[:-1])
     (tmp_path / "broken.toml").write_text("[fleet")
     nobody = written(tmp_path / "nobody.toml", {"fleet": {"name": "home"}})
+    slip = written(tmp_path / "slip.toml", {"fleet": {"members": {"hall": "ef" * 32}}})
     typo = written(tmp_path / "typo.toml", {"fleet": {"member": {}}})
     whole = written(tmp_path / "whole.toml", {"board": {"id": "desk"}})
     for arguments, wanted in (
@@ -181,11 +182,12 @@ def test_what_cannot_be_judged_is_told_in_one_line(
         ((tmp_path, "--keys", keys), "Is a directory"),
         ((tmp_path / "empty.proof", "--keys", keys), "the end of the data"),
         ((tmp_path / "cut.proof", "--keys", keys), "cut.proof: proof at byte"),
-        ((keys, "--keys", keys), "keys.toml: proof at byte"),
+        ((keys, "--keys", keys), "a proof is what --receipt FILE wrote"),
         ((file, "--keys", tmp_path / "none.toml"), "No such file"),
         ((file, "--keys", tmp_path / "broken.toml"), "TOML in UTF-8"),
         ((file, "--keys", file), "TOML in UTF-8"),
         ((file, "--keys", nobody), "no keys"),
+        ((file, "--keys", slip), "slip.toml [fleet.members] hall: got efef"),
         ((file, "--keys", typo), "[fleet] member: got an unknown key"),
         ((file, "--keys", whole), "allowed: [fleet], [models], [attest]; or use --config"),
         ((file, "--config", whole), "[state] folder"),

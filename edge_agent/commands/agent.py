@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_agent.core.config import AgentConfig
 
+WHO = """\
+The lines by which other boards know this one: its key for their [fleet.members], and what vouches for that key, a TPM 2.0 or the
+root of an emulated board, for their [fleet.endorsers]. Keys are made at the first start, or here.
+"""
+
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     agent = subparsers.add_parser("agent", help="run this board's agent")
     agent.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
     agent.add_argument("--check", action="store_true", help="only judge the configuration, the models and the broker")
     agent.set_defaults(run=_agent)
-    identity = subparsers.add_parser("identity", help="show this board's lines for [fleet.members] and [fleet.endorsers]")
+    identity = subparsers.add_parser(
+        "identity", help="show this board's lines for [fleet.members] and [fleet.endorsers]", description=WHO
+    )
     identity.add_argument("--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file")
     identity.set_defaults(run=_identity)
     about = "print a configuration file to begin with: every setting, explained"

@@ -51,11 +51,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _verify(arguments: argparse.Namespace) -> int:
     from edge_agent.attest.audit import verify
-    from edge_agent.attest.proof import read_proof
     from edge_agent.core.values import TrustTier
 
     anchors = _anchors(arguments)
-    proof = read_proof(arguments.file)
+    proof = _proof(arguments.file)
     audit = verify(proof, anchors, TrustTier[arguments.trust.upper()])
     if arguments.json:
         print(json.dumps(_report(audit), indent=2))
@@ -64,15 +63,25 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if audit.broken else 0
 
 
+def _proof(path: Path) -> Proof:
+    from edge_agent.attest.proof import read_proof
+    from edge_agent.core.errors import RefusedError
+
+    try:
+        return read_proof(path)
+    except RefusedError as error:
+        raise RefusedError(f"{error}; a proof is what --receipt FILE wrote") from error
+
+
 def _anchors(arguments: argparse.Namespace) -> Anchors:
     """What the reader believes. Raises ``ConfigError`` for a file that cannot be used, or one without keys."""
     from edge_agent.attest.audit import Anchors
-    from edge_agent.configured import read_config, release_digests
+    from edge_agent.configured import read_config, release_digests, signing_keys
     from edge_agent.core.errors import ConfigError
     from edge_agent.core.values import TrustTier
 
     config = read_config(arguments.config) if arguments.config else _read_keys(arguments.keys)
-    members = {board: bytes.fromhex(key) for board, key in config.fleet.members.items()}
+    members = signing_keys(f"{arguments.config or arguments.keys} [fleet.members]", config.fleet.members)
     if arguments.config:
         members |= _own_key(config)
     if not members:

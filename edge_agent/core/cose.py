@@ -155,14 +155,19 @@ def verify_signature(public_key: bytes, signed_bytes: bytes, signature: bytes) -
 
     libsodium refuses a scalar S >= L, a non-canonical key, and an R or a key of small order (RFC 8032 section 5.1.7).
     """
-    if not _is_ed25519_key(public_key):
-        raise RefusedError("public key", shown(public_key), f"{PUBLIC_KEY_BYTES} bytes, an Ed25519 point of prime order")
+    check_public_key(public_key)
     try:
         bindings.crypto_sign_open(signature + signed_bytes, public_key)
     except BadSignatureError as error:
         raise RefusedError(
             "signed message: signature", "one that does not fit", "this key, purpose, header and payload"
         ) from error
+
+
+def check_public_key(public_key: bytes) -> None:
+    """Return if signatures can be verified by these bytes; raise ``RefusedError`` if not."""
+    if not _is_ed25519_key(public_key):
+        raise RefusedError("public key", shown(public_key), f"{PUBLIC_KEY_BYTES} bytes, an Ed25519 point of prime order")
 
 
 @lru_cache(maxsize=1_024)

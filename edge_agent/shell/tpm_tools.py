@@ -172,6 +172,8 @@ def _remedy(complaint: str) -> str:
         return "let the agent's user into the group tss"
     if "bad locality" in complaint:
         return "choose [attest] pcr = 23 or 16, which can be reset"
+    if "ERROR:tcti" in complaint:
+        return 'see [attest] tcti, or set [attest] key = "software" to go without a TPM'
     return ""
 
 
