@@ -1,5 +1,5 @@
 """The verbs of the local socket that have one answer each: ``infer``, ``explain``, ``place``, ``table``, ``status``,
-``trust``, ``sessions``, ``drop``.
+``trust``, ``evidence``, ``sessions``, ``drop``.
 
 Rules: a body that is not the verb's is refused like a verb that does not exist; what only asks changes nothing that decides.
 """
