@@ -486,6 +486,92 @@ def test_only_named_verifiers_count_and_without_them_nothing_is_known() -> None:
     run(story, *HOUSE, verifiers=frozenset({"c"}))
 
 
+# floods
+
+
+def test_a_member_that_floods_a_board_with_good_quotes_has_it_neither_look_at_all_boards_nor_write_each_time() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.run_for(EPOCH_US)
+        board, (quote, _) = fleet.board("a"), fleet.last_quote("b")
+        looks = writes = 0
+        attestation, put = board.attestation, board.ledger.put_document
+
+        def counted(of: str) -> TrustTier:
+            nonlocal looks
+            looks += of == "c"
+            return attestation.verifier.agreed_tier(of, attestation.online)
+
+        def written(name: str, data: bytes) -> None:
+            nonlocal writes
+            writes += 1
+            put(name, data)
+
+        attestation.agreed_tier, board.ledger.put_document = counted, written  # type: ignore[method-assign]
+        for boot in range(1, 201):
+            changes = {"bootcount": quote.bootcount + boot, "bootseed": digest(f"{boot}"), "counter": 1}
+            message = fleet.forge("b", **changes)
+            board.feed(Delivered(Message(fleet.topics.quote("b"), message), 0))
+            board.feed(Tick())
+        assert attestation.verifier.standing("b").history.place == (quote.bootcount + 200, 1)  # type: ignore[union-attr]
+        assert looks <= 2 and writes <= 2
+
+    run(story, *HOUSE)
+
+
+# links that come and go
+
+
+def test_an_epoch_in_which_the_link_was_away_for_a_moment_counts_for_nobody() -> None:
+    """What was asked for may have come just then."""
+
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        board = fleet.board("a")
+        epochs = board.attestation.epochs
+        ours = {fleet.topics.quote(each) for each in "bc"}
+        board.hears = lambda event: None if isinstance(event, Delivered) and event.message.topic in ours else event
+        for _ in range(3):
+            epoch = epochs.counter
+            fleet.run_until(lambda before=epoch: epochs.counter > before, 2 * EPOCH_US, "an epoch is over")  # type: ignore[misc]
+            assert board.attestation.verifier.verdict("b").tier is WARNING
+            fleet.run_for(EPOCH_US * 3 // 4)
+            assert board.attestation.verifier.standing("b").asked_in_epoch  # type: ignore[union-attr]
+            board.link.lose(board.link._connection, "cut")
+            fleet.run_for(100_000)
+
+    run(story, *HOUSE, missed=1)
+
+
+def test_after_a_broker_that_forgot_everything_all_is_said_again() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.run_for(EPOCH_US)
+        fleet.broker.stop()
+        fleet.run_for(100_000)
+        fleet.broker.start(keep_sessions=False, keep_retained=False)
+        said = {fleet.topics.appraisal(by, of) for by in "abc" for of in "abc" if by != of}
+        fleet.run_until(lambda: said <= set(fleet.broker._retained), EPOCH_US, "every appraisal is there for who comes now")
+
+    run(story, *HOUSE, epoch_us=120_000_000)
+
+
+def test_a_verifier_that_restarts_is_shown_quotes_at_once_without_asking() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        fleet.run_for(2_000_000)
+        for name in "ab":
+            challenge = fleet.topics.challenge(name)
+            fleet.board(name).hears = lambda event, topic=challenge: (  # type: ignore[misc]
+                None if isinstance(event, Delivered) and event.message.topic == topic else event
+            )
+        fleet.board("c").kill()
+        fleet.board("c").boot()
+        fleet.run_until(lambda: fleet.tier("a", "c") is WARNING and fleet.tier("b", "c") is WARNING, RTT_US, "it knows them")
+
+    run(story, *HOUSE, epoch_us=120_000_000)
+
+
 # hardware
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edge_agent.attest.evidence import MAX_QUOTE_BYTES, Quote, quote_digest
+from edge_agent.attest.evidence import Quote, quote_digest
 from edge_agent.attest.receipts import Receipt, receipt_digest
 
 TRACES = 16
 """Quotes, and receipts, of one board that are remembered by what can be held against them."""
 WHOLE = 2
 """Quotes of one board that are held as it signed them."""
-MAX_HISTORY_BYTES = WHOLE * MAX_QUOTE_BYTES + TRACES * 512
 
 Place = tuple[int, int]
 """``(bootcount, counter)`` of a quote."""

@@ -13,7 +13,7 @@ from typing import Any
 from edge_agent.attest.appraisal import MAX_RAW, MAX_REASON_CHARS, MAX_REASONS, Vector
 from edge_agent.attest.claims import Verdict, vector_tier
 from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES, SEED_BYTES
-from edge_agent.attest.history import QuoteTrace
+from edge_agent.attest.history import NOWHERE, QuoteTrace
 from edge_agent.attest.standing import MAX_STRIKES, Floor, Standing
 from edge_agent.attest.words import Action, OperatorWord
 from edge_agent.core.cbor import decode, encode, fields, list_of
@@ -23,6 +23,8 @@ from edge_agent.core.values import DIGEST_BYTES, TrustTier, bounded
 MAX_KEPT_BYTES = MAX_RAW * MAX_QUOTE_BYTES + 16 * 2**10
 
 KEEP_PERIOD_US = 60_000_000
+KEEP_BOOT_PERIOD_US = 1_000_000
+"""A board that counts up its boots as fast as it can has this one write no more often."""
 
 _KEPT = {
     1: ("mark", list), 2: ("floor", list), 3: ("vector", list), 4: ("reasons", list), 5: ("proof", list), 6: ("word", list),
@@ -44,36 +46,49 @@ class Keeper:
     """When what is held of a board is to be written."""
 
     def __init__(self) -> None:
-        self._written: dict[str, tuple[tuple[object, ...], tuple[object, ...], int]] = {}
+        self._written: dict[str, _Written] = {}
 
     def due(self, board: str, kept: Kept, now_us: int, everything: bool) -> bool:
         """Must it be written now?  It counts as written by that.
 
-        At once what is held against the board, what an operator said, and that it booted; how far it came once a minute, or with
-        ``everything``.
+        At once what is held against the board and what an operator said; that it booted at most once a second; how far it came
+        once a minute, or with ``everything``.
         """
-        urgent, rest = _urgent(kept), _rest(kept)
-        was_urgent, was_rest, at_us = self._written.get(board, _NOTHING)
-        if urgent == was_urgent and (rest == was_rest or not (everything or now_us - at_us >= KEEP_PERIOD_US)):
-            return False
-        self._written[board] = (urgent, rest, now_us)
-        return True
+        now, was = _written(kept, now_us), self._written.get(board, _NOTHING)
+        since_us = now_us - was.at_us
+        is_due = (
+            now.held != was.held
+            or (now.boot != was.boot and (everything or since_us >= KEEP_BOOT_PERIOD_US))
+            or (now.rest != was.rest and (everything or since_us >= KEEP_PERIOD_US))
+        )
+        if is_due:
+            self._written[board] = now
+        return is_due
 
     def written(self, board: str, kept: Kept) -> None:
         """It was read back: it need not be written again."""
-        self._written[board] = (_urgent(kept), _rest(kept), 0)
+        self._written[board] = _written(kept, 0)
 
 
-def _urgent(kept: Kept) -> tuple[object, ...]:
-    held = kept.standing
-    return (kept.word,) if held is None else (kept.word, held.floor, held.found, held.proof, held.strikes, held.history.place[0])
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What was written last, by how soon a change of it must be; ``at_us``: when."""
+
+    held: tuple[object, ...]
+    boot: int
+    rest: tuple[object, ...]
+    at_us: int
 
 
-def _rest(kept: Kept) -> tuple[object, ...]:
-    return () if kept.standing is None else (kept.standing.history.mark, kept.standing.checks)
+_NOTHING = _Written((None,), NOWHERE[0], (), -KEEP_PERIOD_US)
 
 
-_NOTHING: tuple[tuple[object, ...], tuple[object, ...], int] = ((), (), 0)
+def _written(kept: Kept, now_us: int) -> _Written:
+    standing = kept.standing
+    if standing is None:
+        return _Written((kept.word,), NOWHERE[0], (), now_us)
+    held = (kept.word, standing.floor, standing.found, standing.proof, standing.strikes)
+    return _Written(held, standing.history.place[0], (standing.history.mark, standing.checks), now_us)
 
 
 def encode_kept(kept: Kept) -> bytes:

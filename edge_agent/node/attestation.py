@@ -71,6 +71,7 @@ class Attestation:
         """When the newest appraisal came in, by (verifier, board)."""
         self.said: dict[tuple[str, str], bytes] = {}
         """The newest appraisals as they were signed, by (verifier, board)."""
+        self._said_bytes = 0
         self.changes = 0
         self.link_up = self._link_was_up = self._owes_mark = self._owes_all = False
         self._repeated_us: int | None = None
@@ -147,7 +148,7 @@ class Attestation:
         """A receipt is evidence too. Returns what contradicts it; empty if nothing does."""
         why = self.verifier.hear_receipt(message, receipt)
         if why:
-            self._turned(urgent=True)
+            self._turned_of(receipt.board)
         return why
 
     def checked(self, board: str) -> None:
@@ -157,7 +158,7 @@ class Attestation:
     def struck(self, board: str, exact: bool, what: str) -> None:
         """An answer of ``board`` was run again here, and does not stand."""
         self.verifier.struck(board, exact, what)
-        self._turned(urgent=True)
+        self._turned_of(board)
 
     def is_like(self, board: str) -> bool:
         """Does ``board`` run the same interpreter library and delegate as this one, byte for byte, by its last evidence?"""
@@ -206,11 +207,18 @@ class Attestation:
             if self.attester.due(now_us):
                 for each in self.attester.next(now_us, self._issued_s(now_us)):
                     yield from self._say(each)
-            for appraisal in self.verifier.appraisals_due(now_us, self._issued_s(now_us)):
-                told = self._voice.appraisal(appraisal)
-                self._remember(appraisal, told.payload, now_us)
-                yield Publish(told)
+            yield from self._tell(now_us)
         self._look(now_us)
+
+    def _tell(self, now_us: int) -> Iterator[Effect]:
+        """The appraisals that are due; what they hold against a board is in the ledger before they are out."""
+        due = self.verifier.appraisals_due(now_us, self._issued_s(now_us))
+        if due:
+            self.keep(now_us)
+        for appraisal in due:
+            told = self._voice.appraisal(appraisal)
+            self._remember(appraisal, told.payload, now_us)
+            yield Publish(told)
 
     def _say_again(self, now_us: int) -> None:
         if self._repeated_us is not None and now_us - self._repeated_us < REPEAT_PERIOD_US:
@@ -252,7 +260,7 @@ class Attestation:
             yield Log(f"quote {quote.counter} of boot {quote.bootcount} of {board}: {why}")
         else:
             self.shown[board] = Shown(quote, now_us, message)
-        self._turned(urgent=True)
+        self._turned_of(board)
 
     def _hear_appraisal(self, message: bytes, topic: Topic, now_us: int) -> None:
         """Also this board's own of an earlier boot, by which the others go until there is a newer one."""
@@ -268,10 +276,11 @@ class Attestation:
         """An appraisal counts from now on; as it was signed it is kept for who wants proof, as long as there is room."""
         key = (appraisal.verifier, appraisal.board)
         self.heard_us[key] = now_us
-        self.said.pop(key, None)
-        if sum(map(len, self.said.values())) + len(message) <= MAX_SAID_BYTES:
+        self._said_bytes -= len(self.said.pop(key, b""))
+        if self._said_bytes + len(message) <= MAX_SAID_BYTES:
             self.said[key] = message
-        self._turned(urgent=appraisal.tier is CONTRAINDICATED or bool(appraisal.raw))
+            self._said_bytes += len(message)
+        self._turned_of(appraisal.board)
 
     def _hear_word(self, message: bytes, board: str) -> Iterator[Effect]:
         word = open_word(message, lambda kid: self._attest.operators.get(kid.decode("utf-8", "replace")))
@@ -288,6 +297,11 @@ class Attestation:
     def _turned(self, *, urgent: bool) -> None:
         self._stale = True
         self._urgent |= urgent
+
+    def _turned_of(self, board: str) -> None:
+        """Something was heard of ``board``. What makes it contraindicated is urgent, and nothing else: who floods this board with
+        words that are good, or that it has heard, does not have it look at all boards each time."""
+        self._turned(urgent=board not in self._outcast and self.tier(board) is CONTRAINDICATED)
 
     def _look(self, now_us: int) -> None:
         """Has anything changed in how far boards are trusted?"""

@@ -48,12 +48,8 @@ class Attester:
         self._wanted |= measurements != self.measurements
         self.measurements = measurements
 
-    def connected(self) -> None:
-        """Whoever verifies may not have the last quote."""
-        self._wanted = True
-
     def repeat(self) -> None:
-        """Something that was said was not sent."""
+        """Whoever verifies may not have the last quote."""
         self._wanted = True
 
     def hear_epoch(self, mark: EpochMark) -> None:
