@@ -36,6 +36,7 @@ from edge_agent.core.chat import CHAT, Turn, TurnEnd, TurnPart
 from edge_agent.core.clock import Clock, SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.printable import on_one_line
 from edge_agent.core.values import DataClass, InferenceRequest, InferenceResult, Limits, ModelOffer
 from edge_agent.gateway.access import Access
 from edge_agent.gateway.http import HttpGateway
@@ -94,7 +95,7 @@ class Agent:
         self.config = config
         self._given_board = board
         self.clock = clock or SystemClock()
-        self.say = log or (lambda text: print(text, file=sys.stderr, flush=True))
+        self.say = log or (lambda text: print(on_one_line(text), file=sys.stderr, flush=True))
         self._answers = Answers(self._feed)
         self._talks = Talks(self._feed, self._answers.new_handle)
         self._tasks = Tasks(self._fault)

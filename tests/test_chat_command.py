@@ -20,9 +20,9 @@ import pytest
 
 from edge_agent import cli
 from edge_agent.commands.conversation import for_people, status_line
-from edge_agent.commands.terminal import harmless
 from edge_agent.core.chat import ChatMessage, Finish, Tier
 from edge_agent.core.config import GatewaySection
+from edge_agent.core.printable import harmless
 from edge_agent.core.values import DataClass, Limits, TrustTier
 from tests.needs import needs_module
 from tests.scripted_talker import END, LONG_S, OnSocket, Served, on_socket, served

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from edge_agent.client import Reply
 from edge_agent.commands.limits import data_of, limits_of
-from edge_agent.commands.terminal import harmless
 from edge_agent.core.cbor import list_of
 from edge_agent.core.chat import MAX_TURN_BYTES, ChatMessage, Finish, Sampling, Tier, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import ConfigError, RefusedError, SlyError
+from edge_agent.core.printable import harmless
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.gateway.local_talk import talk_over
 from edge_agent.gateway.terms import Terms

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.commands.proof_file import add_receipt
-from edge_agent.commands.terminal import WIDTH, clipped, harmless, on_one_line, wrapped
+from edge_agent.commands.terminal import WIDTH, clipped, wrapped
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.printable import harmless, on_one_line
 
 if TYPE_CHECKING:
     from edge_agent.pipelines import PipelineResult
