@@ -21,6 +21,7 @@ from edge_agent.core.values import (
     InferenceRequest,
     InferenceResult,
     Limits,
+    ModelOffer,
     Status,
     Tensor,
     TrustTier,
@@ -28,7 +29,7 @@ from edge_agent.core.values import (
 )
 from edge_agent.node.comparison import MAX_COMPARED_BYTES, difference
 from edge_agent.node.execution import Execution
-from edge_agent.node.rechecks import MAX_OUTSTANDING, MAX_OUTSTANDING_BYTES, PREFIX, Rechecks, drawn
+from edge_agent.node.rechecks import BUDGET_US, MAX_OUTSTANDING, MAX_OUTSTANDING_BYTES, PREFIX, Rechecks, drawn
 from edge_agent.node.streams import turn_request
 from tests.attesting import EPOCH_US, RTT_US, AttestingFleet, echoed, run
 from tests.virtual_board import TASK, echo, offer
@@ -72,6 +73,21 @@ def test_integers_of_like_engines_are_compared_bit_by_bit_and_of_unlike_ones_wit
     assert found is not None and not found.exact
 
 
+@pytest.mark.parametrize("like", [True, False])
+def test_integers_of_another_shape_are_wrong_without_doubt_on_like_engines_alone(like: bool) -> None:
+    found = difference({"x": integers(1)}, {"x": integers(1, 1)}, like_engines=like)
+    assert found is not None and found.exact is like
+
+
+def test_integers_beside_floats_may_be_one_off_on_like_engines_too() -> None:
+    def counted(count: int) -> Mapping[str, Tensor]:
+        return {**boxes(0.9), "count": integers(count)}
+
+    assert difference(counted(1), counted(2), like_engines=True) is None
+    found = difference(counted(1), counted(3), like_engines=True)
+    assert found is not None and not found.exact
+
+
 def test_floats_have_a_tolerance_and_beyond_it_speak_against_an_answer_without_proving_it_wrong() -> None:
     for other in (0.9, 0.9 + 1e-6, 0.91):
         assert difference({"x": floats(0.9)}, {"x": floats(other)}, like_engines=True) is None
@@ -101,6 +117,8 @@ def test_what_is_too_large_to_compare_is_not_compared() -> None:
     large = {"x": Tensor("uint8", (2 * MAX_COMPARED_BYTES,), bytes(2 * MAX_COMPARED_BYTES))}
     with pytest.raises(ValueError, match="not compared"):
         difference(large, large, like_engines=True)
+    with pytest.raises(ValueError, match="not compared"):
+        difference(large, {"x": integers(1)}, like_engines=True)
 
 
 # what is drawn
@@ -128,9 +146,9 @@ def request(number: int, size_bytes: int = 16, *, recheck: bool = True) -> Infer
     return InferenceRequest(f"{number:032x}", TASK, {"image": image}, recheck=recheck)
 
 
-def rechecks(permille: int = 1000) -> tuple[Rechecks, Execution]:
-    execution = Execution(QueueSection())
-    execution.host(SMALL)
+def rechecks(permille: int = 1000, hosted: ModelOffer = SMALL, max_bytes: int = 2**26) -> tuple[Rechecks, Execution]:
+    execution = Execution(QueueSection(max_bytes=max_bytes))
+    execution.host(hosted)
     settings = AttestSettings(secret=bytes(32), bootseed=bytes(32), recheck_permille=permille)
     return Rechecks("a", settings, execution), execution
 
@@ -167,6 +185,17 @@ def test_what_waits_for_a_check_is_bounded_in_number_and_bytes() -> None:
     assert len(checks) == 1
 
 
+def test_an_answer_that_is_too_large_to_compare_is_not_kept_and_one_that_waits_is_not_replaced() -> None:
+    checks, _ = rechecks()
+    asked = request(1)
+    large = replace(answer(asked), outputs={"x": Tensor("uint8", (MAX_COMPARED_BYTES + 1,), bytes(MAX_COMPARED_BYTES + 1))})
+    checks.consider("b", asked, large)
+    assert not len(checks)
+    checks.consider("b", asked, answer(asked))
+    checks.consider("c", asked, answer(asked, "c"))
+    assert len(checks) == 1 and checks.board_of(PREFIX + asked.request_id) == "b"
+
+
 def test_a_check_runs_only_while_nothing_else_does_and_one_at_a_time() -> None:
     from edge_agent.node.lanes import Job
 
@@ -177,7 +206,7 @@ def test_a_check_runs_only_while_nothing_else_does_and_one_at_a_time() -> None:
     for number in (1, 2):
         checks.consider("b", request(number), answer(request(number)))
     checks.begin(0)
-    assert execution.start_next(0) is None
+    assert len(execution) == 0, "it does not even wait"
     execution.finish(busy.key, answer(request(9)), 10)
     checks.begin(10)
     checks.begin(10)
@@ -185,9 +214,59 @@ def test_a_check_runs_only_while_nothing_else_does_and_one_at_a_time() -> None:
     assert begun is not None and begun.key == PREFIX + request(1).request_id
     assert len(execution) == 0
     execution.finish(begun.key, answer(request(1)), 20)
+    checks.begin(20)
+    assert len(execution) == 0, "what came of the first is not known yet"
     assert [each.difference for each in checks.finish(begun.key, answer(request(1)), like_engines=True)] == [None]
     checks.begin(20)
     assert len(execution) == 1 and len(checks) == 1
+
+
+def test_a_cloud_checks_nobody() -> None:
+    checks, _ = rechecks(hosted=replace(SMALL, cloud=True))
+    checks.consider("b", request(1), answer(request(1)))
+    assert not len(checks)
+
+
+def test_a_check_that_cannot_run_any_more_is_forgotten() -> None:
+    checks, execution = rechecks()
+    checks.consider("b", request(1), answer(request(1)))
+    execution.withdraw("small", "too hot")
+    checks.begin(0)
+    assert not len(checks) and execution.idle
+    checks, execution = rechecks(max_bytes=2**20)
+    asked = request(1, 2**20 + 1)
+    checks.consider("b", asked, answer(asked))
+    checks.begin(0)
+    assert not len(checks) and execution.idle
+
+
+def test_who_stops_lets_go_of_what_waits_and_judges_what_runs() -> None:
+    checks, execution = rechecks()
+    for number in (1, 2, 3):
+        checks.consider("b", request(number), answer(request(number)))
+    checks.begin(0)
+    begun = execution.start_next(0)
+    assert begun is not None and begun.request.limits.deadline_us == BUDGET_US
+    checks.forget(PREFIX + request(3).request_id)
+    assert len(checks) == 2
+    execution.finish(begun.key, answer(request(1)), 10)
+    checks.begin(10)
+    assert len(execution) == 0, "the first still counts as begun"
+    checks.stop()
+    assert len(checks) == 1
+    wrong = replace(answer(request(1)), outputs={"y": integers(1)})
+    (found,) = checks.finish(begun.key, wrong, like_engines=True)
+    assert found.board == "b" and found.difference is not None
+    assert (checks.done, checks.differed, len(checks)) == (1, 1, 0)
+
+
+def test_a_second_run_that_is_too_large_to_compare_says_nothing() -> None:
+    checks, _ = rechecks()
+    checks.consider("b", request(1), answer(request(1)))
+    large = {"x": Tensor("uint8", (MAX_COMPARED_BYTES + 1,), bytes(MAX_COMPARED_BYTES + 1))}
+    again = replace(answer(request(1)), outputs=large)
+    assert list(checks.finish(PREFIX + request(1).request_id, again, like_engines=True)) == []
+    assert (checks.done, len(checks)) == (0, 0)
 
 
 def test_a_second_run_that_fails_or_used_other_bytes_says_nothing() -> None:

@@ -7,17 +7,18 @@ from dataclasses import replace
 import pytest
 
 from edge_agent.attest.evidence import KeyKind, quote_digest
+from edge_agent.attest.receipts import unverified_receipt
 from edge_agent.attest.words import Action
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import UnavailableError
 from edge_agent.core.kv import KvAsk, KvItem, session_hash
-from edge_agent.core.values import InferenceRequest, Status, TrustTier
-from edge_agent.node.events import Endorsed, Event, Execute, Tick
+from edge_agent.core.values import InferenceRequest, Status, TrustTier, failure
+from edge_agent.node.events import Effect, Endorsed, Event, Execute, Publish, Tick
 from edge_agent.node.trust_report import trust_report
 from edge_agent.transport.link import Delivered, Message
 from edge_agent.transport.topics import Kind
 from tests.attesting import EPOCH_US, RTT_US, AttestingFleet, digest, measured, run
-from tests.virtual_board import offer
+from tests.virtual_board import echo, offer
 
 WARNING, NONE, CONTRAINDICATED = TrustTier.WARNING, TrustTier.NONE, TrustTier.CONTRAINDICATED
 SLOW, FAST = offer("small", 40_000), offer("small", 4_000)
@@ -68,6 +69,26 @@ def test_boards_are_trusted_as_far_as_a_software_key_allows_within_an_epoch_of_t
         fleet.agree(5_000_000)
 
     run(story, *HOUSE)
+
+
+def test_a_clock_that_stood_before_1970_when_a_request_began_keeps_no_answer_from_its_receipt() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        asked, trust = fleet.request(), fleet.board("a").node.trust
+        trust.told_wall_us(1, fleet.now_us + 10)
+        answer = trust.proven(asked, echo(asked, "a", "small", 10), fleet.now_us)
+        assert answer.receipt and unverified_receipt(answer.receipt).started_us == 0
+
+    run(story, ("a", SLOW))
+
+
+def test_what_failed_has_no_receipt_and_keeps_its_reason() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        asked = fleet.request()
+        failed = failure(asked.request_id, Status.FAILED, "a", "the engine died", "small")
+        assert fleet.board("a").node.trust.proven(asked, failed, 0) == failed
+        assert fleet.board("a").attestation.receipts == 0
+
+    run(story, ("a", SLOW))
 
 
 def test_two_boards_alone_trust_each_other_and_one_alone_itself() -> None:
@@ -180,6 +201,49 @@ def test_what_a_board_has_when_it_is_contraindicated_is_taken_back_and_its_late_
         assert fleet.board("a").said_something_like("dropped")
 
     run(story, ("a", offer("small", 5_000_000)), ("b", offer("small", 3_000_000)), ("c", offer("small", 5_000_000)))
+
+
+def test_what_contraindicates_acts_in_the_very_event_that_brings_it_however_lately_all_boards_were_looked_at() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        for _ in range(4):
+            fleet.ask(fleet.request(60_000_000), "a")
+        fleet.run_for(1_100_000)
+        board = fleet.board("a")
+        assert board.node.router.ingress.placed_on("b")
+        for name, changes in (("c", {}), ("b", {"measurements": measured(*fleet.board("b").offers, mapped="small")})):
+            quote, message = fleet.last_quote(name)
+            forged = fleet.forge(name, counter=quote.counter + 1, previous=quote_digest(message), **changes)
+            board.feed(Delivered(Message(fleet.topics.quote(name), forged), 0))
+        assert not board.node.router.ingress.placed_on("b")
+
+    run(story, ("a", offer("small", 5_000_000)), ("b", offer("small", 3_000_000)), ("c", offer("small", 5_000_000)))
+
+
+def test_what_a_board_holds_against_another_is_in_its_ledger_when_it_is_published() -> None:
+    """Also when others had said so before."""
+
+    async def story(fleet: AttestingFleet) -> None:
+        await trusted(fleet)
+        board = fleet.board("a")
+        fleet.board("c").attestation.struck("b", True, "one")
+        fleet.run_until(lambda: fleet.tier("b", "a") is CONTRAINDICATED, RTT_US, "a is told")
+        board.feed(Tick())
+        assert board.attestation.verifier.verdict("b").tier is WARNING
+        board.attestation.struck("b", True, "two")
+        kept: list[bytes | None] = []
+        before_effect = board.before_effect
+
+        def watched(effect: Effect) -> None:
+            if isinstance(effect, Publish) and effect.message.topic == fleet.topics.appraisal("a", "b"):
+                kept.append(board.ledger.document("attest/b"))
+            before_effect(effect)
+
+        board.before_effect = watched  # type: ignore[method-assign]
+        board.feed(Tick())
+        assert kept and all(document and b"a wrong answer: two" in document for document in kept)
+
+    run(story, *HOUSE)
 
 
 def test_a_board_that_shows_different_quotes_to_different_peers_is_contraindicated_by_all_with_proof() -> None:
@@ -302,11 +366,20 @@ def test_a_lapsed_board_is_trusted_again_when_it_is_back_and_never_contraindicat
     run(story, *HOUSE)
 
 
-def test_a_board_that_rebooted_is_trusted_by_evidence_of_the_boot_before_for_no_more_than_an_epoch() -> None:
-    """It is there, and its record says so; what it runs now it has not shown."""
+@pytest.mark.parametrize("said_by", [Kind.RECORD, Kind.ONLINE])
+def test_a_board_that_rebooted_is_trusted_by_evidence_of_the_boot_before_for_no_more_than_an_epoch(said_by: Kind) -> None:
+    """It is there, and its record, or its birth alone, says so; what it runs now it has not shown."""
 
     async def story(fleet: AttestingFleet) -> None:
         await trusted(fleet)
+        unheard = {Kind.RECORD, Kind.ONLINE, Kind.DIGEST} - {said_by}
+
+        def garbled(event: Event) -> Event:
+            if not isinstance(event, Delivered) or fleet.topics.parse(event.message.topic).kind not in unheard:
+                return event
+            return replace(event, message=replace(event.message, payload=b""))
+
+        fleet.board("a").hears = fleet.board("c").hears = garbled
         board = fleet.board("b")
         board.hears = lambda event: None if type(event).__name__ == "Measured" else event
         board.kill()
@@ -316,7 +389,7 @@ def test_a_board_that_rebooted_is_trusted_by_evidence_of_the_boot_before_for_no_
         assert "no evidence yet of boot 2" in fleet.board("a").node.trust.why("b")
         board.hears = lambda event: event
         board.measure(board.measurements)
-        await trusted(fleet)
+        fleet.run_until(lambda: fleet.all_say(WARNING, of="b"), RTT_US, "it has shown what it runs")
 
     run(story, *HOUSE, missed=50)
 
@@ -550,8 +623,14 @@ def test_after_a_broker_that_forgot_everything_all_is_said_again() -> None:
         fleet.broker.stop()
         fleet.run_for(100_000)
         fleet.broker.start(keep_sessions=False, keep_retained=False)
+        quotes = {fleet.topics.quote(each) for each in fleet.boards}
+        for board in fleet.boards:
+            fleet.board(board).hears = lambda event: (
+                None if isinstance(event, Delivered) and event.message.topic in quotes else event
+            )
         said = {fleet.topics.appraisal(by, of) for by in "abc" for of in "abc" if by != of}
-        fleet.run_until(lambda: said <= set(fleet.broker._retained), EPOCH_US, "every appraisal is there for who comes now")
+        said |= quotes | {fleet.topics.epoch(each) for each in fleet.boards}
+        fleet.run_until(lambda: said <= set(fleet.broker._retained), EPOCH_US, "all of it is there for who comes now")
 
     run(story, *HOUSE, epoch_us=120_000_000)
 
