@@ -79,9 +79,8 @@ class Host:
         if name in self._languages:
             return await self._load_language(name)
         card, path = self._files[name]
-        digest = self._blobs.add_file(path, bytes.fromhex(card.source.sha256))
-        self._blobs.pin(digest)
-        descriptor = self._blobs.open_verified(digest)
+        digest = bytes.fromhex(card.source.sha256)
+        descriptor = self._verified(path, digest)
         try:
             loaded = await self._supervisor.load(name, descriptor, digest, card)
         finally:
@@ -89,6 +88,17 @@ class Host:
         self._work[name], self._digests[name], self._loaded[name] = loaded.work, digest, loaded
         prior = estimate(loaded.work, self._board.profile)
         return ModelOffer(name, card.task, digest, card.quality_permille, max(1, prior.busy_us), prior.energy_uj)
+
+    def _verified(self, path: Path, digest: bytes) -> int:
+        """A descriptor of the model's copy in the cache, pinned. A copy that rotted is set aside and made once more."""
+        self._blobs.add_file(path, digest)
+        self._blobs.pin(digest)
+        try:
+            return self._blobs.open_verified(digest)
+        except RefusedError as error:
+            self._report(f"{error.subject}: got {error.got}; set aside, and copied from {path} again")
+            self._blobs.add_file(path, digest)
+            return self._blobs.open_verified(digest)
 
     async def _load_language(self, name: str) -> ModelOffer:
         from edge_agent.speaking import speaker_of

@@ -36,6 +36,7 @@ from edge_agent.runtime.supervisor import EngineState
 from edge_agent.shell.goldens import PERIOD_US
 from edge_agent.shell.watched_file import WatchedFile
 from edge_agent.speaking import HostedLanguage
+from edge_agent.store.blobs import ASIDE_PREFIX
 from models.catalog import card
 from tests.fetched import model_path
 from tests.needs import needs
@@ -136,6 +137,18 @@ def test_one_bit_changed_in_place_is_told_although_size_and_times_are_the_same(t
             assert kitchen.model().offered == bytes.fromhex(card(MODEL).source.sha256)
             change(kitchen.file())
             await until(lambda: kitchen.model().mapped == kitchen.model().offered)
+
+    run(story())
+
+
+def test_a_copy_that_rotted_is_set_aside_at_the_next_start_and_made_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with board(tmp_path) as kitchen:
+            changed = change(kitchen.file())
+            bad = kitchen.file().with_name(f"{ASIDE_PREFIX}{kitchen.file().name}")
+        async with board(tmp_path) as kitchen:
+            assert kitchen.told[0].models[0].mapped == bytes.fromhex(card(MODEL).source.sha256)
+            assert not kitchen.node.execution.withdrawn and hashlib.sha256(bad.read_bytes()).digest() == changed
 
     run(story())
 
