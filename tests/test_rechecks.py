@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from edge_agent.attest.keeping import decode_kept
 from edge_agent.attest.settings import AttestSettings
 from edge_agent.attest.standing import MAX_STRIKES, STRIKE_WINDOW, Standing
 from edge_agent.core.chat import ChatMessage, Turn
@@ -373,9 +374,61 @@ def test_an_honest_board_is_checked_again_and_again_and_keeps_its_name() -> None
         checks = fleet.board("a").node.trust.rechecks
         assert checks is not None and checks.done >= 25 and not checks.differed and not len(checks)
         assert fleet.all_trusted()
+        standing = fleet.board("a").attestation.verifier.standing("b")
+        assert standing is not None and standing.checks == checks.done
         assert fleet.board("a").attestation.receipts < len(asked), "a second run is no answer and has no receipt"
 
     run(story, *HOUSE, recheck_permille=1000)
+
+
+@pytest.mark.parametrize("like", [True, False])
+def test_one_quantum_of_difference_condemns_a_board_with_the_same_libraries_alone(like: bool) -> None:
+    def one_off(_: InferenceRequest, result: InferenceResult) -> InferenceResult:
+        (name, given), *_ = result.outputs.items()
+        return replace(result, outputs={name: replace(given, data=bytes(each ^ 1 for each in bytes(given.data)))})
+
+    async def story(fleet: AttestingFleet) -> None:
+        board = fleet.board("b")
+        if not like:
+            board.measure(replace(board.measurements, library=bytes(32)))
+        fleet.run_until(fleet.all_trusted, EPOCH_US + RTT_US, "trust")
+        board.lies = one_off
+        fleet.answered = lambda asked, result: asked.answers.append(result)  # type: ignore[method-assign]
+        for _ in range(6):
+            fleet.ask(fleet.request(), "a")
+            fleet.run_for(200_000)
+        assert fleet.tier("b", "a") is (CONTRAINDICATED if like else WARNING)
+
+    run(story, *HOUSE, recheck_permille=1000)
+
+
+def test_a_check_that_never_began_is_let_go_of_and_a_drain_lets_go_of_all() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        trust = fleet.board("a").node.trust
+        assert trust.rechecks is not None
+        asked = [request(number) for number in (1, 2)]
+        for each in asked:
+            trust.taken("b", each, answer(each))
+        assert len(trust.rechecks) == 2
+        assert not list(trust.checked(PREFIX + asked[0].request_id, None)) and len(trust.rechecks) == 1
+        trust.drain(fleet.now_us)
+        assert not len(trust.rechecks)
+
+    run(story, ("a", SMALL), ("b", SMALL), recheck_permille=1000)
+
+
+def test_a_board_that_drains_keeps_how_far_the_others_had_come() -> None:
+    async def story(fleet: AttestingFleet) -> None:
+        fleet.run_until(fleet.all_trusted, EPOCH_US + RTT_US, "trust")
+        fleet.run_for(3 * EPOCH_US)
+        board = fleet.board("a")
+        board.node.trust.drain(fleet.now_us)
+        document = board.ledger.document("attest/b")
+        assert document is not None
+        standing = decode_kept(document, "b", 3).standing
+        assert standing is not None and standing.history.place == fleet.last_quote("b")[0].number
+
+    run(story, *HOUSE)
 
 
 def test_a_board_that_drains_begins_no_check() -> None:
