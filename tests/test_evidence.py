@@ -25,13 +25,13 @@ from edge_agent.attest.evidence import (
     KeyKind,
     ModelMeasurement,
     Quote,
-    contradiction,
     endorsed_digest,
     open_quote,
     quote_digest,
     sign_quote,
     ueid_of,
 )
+from edge_agent.attest.history import contradiction
 from edge_agent.attest.words import open_word
 from edge_agent.core import wire
 from edge_agent.core.cbor import Tag, decode, encode

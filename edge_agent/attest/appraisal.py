@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES, contradiction, open_quote
+from edge_agent.attest.evidence import MAX_COUNT, MAX_QUOTE_BYTES, open_quote
+from edge_agent.attest.history import contradiction
 from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.cose import Signer, sign1, verify1
 from edge_agent.core.errors import RefusedError, shown

@@ -239,27 +239,6 @@ def endorsed_digest(quote: Quote) -> bytes:
     return sha256(b"sly/1/endorsed" + encode(_claims(quote))).digest()
 
 
-def contradiction(a: Quote, a_message: bytes, b: Quote, b_message: bytes) -> str:
-    """Why two quotes that one board signed, in any order, cannot both be honest; empty if they can.
-
-    Nothing in it depends on when or where they were heard: no broker can bring an honest board into contradiction.
-    """
-    if a.board != b.board or a_message == b_message:
-        return ""
-    if a.number == b.number:
-        return f"two quotes with number {a.counter} of boot {a.bootcount}"
-    if a.bootcount == b.bootcount and a.bootseed != b.bootseed:
-        return f"boot {a.bootcount} with two seeds"
-    first, first_message, later = (a, a_message, b) if a.number < b.number else (b, b_message, a)
-    if later.number == (first.bootcount, first.counter + 1) and later.previous != quote_digest(first_message):
-        return f"quote {later.counter} of boot {later.bootcount} follows another quote {first.counter} than was shown"
-    if later.receipts < first.receipts:
-        return f"receipts went back from {first.receipts} to {later.receipts}"
-    if later.receipts == first.receipts and later.receipts_head != first.receipts_head:
-        return f"two heads of the chain of {first.receipts} receipts"
-    return ""
-
-
 def _claims(quote: Quote) -> dict[int, object]:
     """The claims of a quote without ``ueid``, which is the key's, and ``submods``, which endorse the rest."""
     hwversion = quote.hardware.partition(" Rev ")[2]

@@ -3,7 +3,7 @@
 Owns ``QuoteTrace``, ``ReceiptTrace``, the rules by which two of them contradict each other, and ``History``, which holds the last
 of them.  Rules: only what the board itself signed is compared, so that no broker, delay, loss or repetition can bring an honest
 board into contradiction; the order is that of ``(bootcount, counter)``, never that of arrival; a receipt stands behind the quote
-that it names; everything held is bounded.  For two whole quotes the rules are those of ``evidence.contradiction``.
+that it names; everything held is bounded.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class ReceiptTrace:
     @classmethod
     def of(cls, receipt: Receipt, message: bytes) -> ReceiptTrace:
         return cls(receipt.counter, receipt_digest(message), receipt.previous, (receipt.bootcount, receipt.quote))
+
+
+def contradiction(one: Quote, one_message: bytes, other: Quote, other_message: bytes) -> str:
+    """Why two whole quotes, in any order, cannot both be honest words of one board; empty if they can."""
+    return quotes_clash(QuoteTrace.of(one, one_message), QuoteTrace.of(other, other_message)) if one.board == other.board else ""
 
 
 def quotes_clash(one: QuoteTrace, other: QuoteTrace) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from edge_agent.attest.appraisal import Appraisal, open_appraisal, proof_of
-from edge_agent.attest.evidence import Quote, contradiction, open_quote, quote_digest
+from edge_agent.attest.evidence import Quote, open_quote, quote_digest
+from edge_agent.attest.history import contradiction
 from edge_agent.attest.receipts import Receipt
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import TrustTier, bounded
