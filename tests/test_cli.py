@@ -114,7 +114,8 @@ def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str
 
 def test_every_command_has_help_that_names_it_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     known = list(commands(cli.parser()))
-    assert {words[0] for words in known if words} >= {"agent", "ask", "board", "demo", "explain", "models", "run", "status", "verify"}
+    wanted = {"agent", "ask", "board", "demo", "explain", "models", "pipeline", "run", "status", "trust", "verify"}
+    assert {words[0] for words in known if words} >= wanted
     for words in known:
         with pytest.raises(SystemExit) as left:
             cli.main([*words, "--help"])
