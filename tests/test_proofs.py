@@ -228,7 +228,8 @@ def test_a_chain_that_is_counted_anew_contraindicates() -> None:
         result = answer_to(fleet, fleet.request(), "a")
         assert result.board != "b"
         fleet.run_for(RTT_US)
-        assert fleet.all_say(TrustTier.CONTRAINDICATED, of="b")
+        assert fleet.tier("b", "a") is TrustTier.CONTRAINDICATED
+        assert fleet.tier("b", "c") is TrustTier.NONE, "one that says so alone casts doubt"
         assert "two receipts with number 1" in fleet.board("a").node.trust.why("b")
 
     run(story, *HOUSE)

@@ -90,10 +90,17 @@ def test_the_best_tier_that_enough_verifiers_reach_counts() -> None:
 
 
 def test_enough_of_them_contraindicate_and_fewer_do_not() -> None:
-    opinions = said(a=CONTRAINDICATED, c=AFFIRMING, d=AFFIRMING)
-    assert agreed(opinions, 1) is CONTRAINDICATED
-    assert agreed(opinions, 2) is AFFIRMING
+    opinions = said(a=CONTRAINDICATED, c=CONTRAINDICATED, d=AFFIRMING, e=AFFIRMING)
+    assert agreed(opinions, 1) is agreed(opinions, 2) is CONTRAINDICATED
     assert agreed(opinions, 3) is NONE
+
+
+def test_one_that_lies_condemns_nobody_alone_where_there_is_another_to_ask() -> None:
+    lone = said(a=CONTRAINDICATED, c=WARNING)
+    assert agreed(lone) is NONE, "but what asks for trust does not go there"
+    assert agreed(lone | said("a", d=CONTRAINDICATED, e=CONTRAINDICATED)) is WARNING, "unless the accuser is out itself"
+    pair = Published({"a": ("b",), "b": ("a",)}, said(a=CONTRAINDICATED), "ab")
+    assert agreed_tier("b", pair, 1) is CONTRAINDICATED, "of two boards there is nobody else"
 
 
 def test_proof_needs_no_majority() -> None:
@@ -107,7 +114,7 @@ def test_who_is_not_there_or_does_not_verify_the_board_is_not_asked() -> None:
 
 
 def test_a_contraindicated_verifiers_praise_does_not_count() -> None:
-    opinions = said(a=AFFIRMING, c=WARNING) | said("a", c=CONTRAINDICATED)
+    opinions = said(a=AFFIRMING, c=WARNING) | said("a", c=CONTRAINDICATED, d=CONTRAINDICATED)
     assert agreed(opinions) is WARNING
 
 
@@ -119,8 +126,9 @@ def test_a_verifier_that_is_barred_or_proven_to_lie_neither_accuses_nor_proves()
     assert agreed(proven_liar) is WARNING
 
 
-def test_two_that_accuse_each_other_are_both_out_and_a_third_still_counts() -> None:
-    opinions = said("a", c=CONTRAINDICATED) | said("c", a=CONTRAINDICATED) | said("b", a=AFFIRMING, c=AFFIRMING, d=WARNING)
+def test_two_that_are_accused_by_each_other_and_a_third_are_out_and_a_fourth_still_counts() -> None:
+    opinions = said("a", c=CONTRAINDICATED, e=CONTRAINDICATED) | said("c", a=CONTRAINDICATED, e=CONTRAINDICATED)
+    opinions |= said("b", a=AFFIRMING, c=AFFIRMING, d=WARNING)
     published = Published(HOUSE, opinions, "abcdef")
     assert is_contraindicated("a", published, 1)
     assert is_contraindicated("c", published, 1)

@@ -226,7 +226,8 @@ def test_what_a_board_holds_against_another_is_in_its_ledger_when_it_is_publishe
     async def story(fleet: AttestingFleet) -> None:
         await trusted(fleet)
         board = fleet.board("a")
-        fleet.board("c").attestation.struck("b", True, "one")
+        for other in "cd":
+            fleet.board(other).attestation.struck("b", True, "one")
         fleet.run_until(lambda: fleet.tier("b", "a") is CONTRAINDICATED, RTT_US, "a is told")
         board.feed(Tick())
         assert board.attestation.verifier.verdict("b").tier is WARNING
@@ -243,7 +244,7 @@ def test_what_a_board_holds_against_another_is_in_its_ledger_when_it_is_publishe
         board.feed(Tick())
         assert kept and all(document and b"a wrong answer: two" in document for document in kept)
 
-    run(story, *HOUSE)
+    run(story, *HOUSE, ("d", SLOW))
 
 
 def test_a_board_that_shows_different_quotes_to_different_peers_is_contraindicated_by_all_with_proof() -> None:
@@ -530,21 +531,28 @@ def test_no_kv_goes_to_or_comes_from_a_board_that_is_contraindicated() -> None:
     run(story, ("a", talker), ("b", talker))
 
 
-@pytest.mark.parametrize("agree", [1, 2])
-def test_as_many_verifiers_as_are_asked_for_must_agree(agree: int) -> None:
-    """One verifier has a spot check of its own that the others know nothing of."""
+@pytest.mark.parametrize(
+    ("agree", "accusers", "meanwhile"),
+    [(1, "ad", [WARNING, NONE]), (2, "ad", [WARNING] * 2), (3, "ade", [WARNING, WARNING, NONE])],
+)
+def test_as_many_verifiers_as_are_asked_for_must_accuse_and_two_at_least(
+    agree: int, accusers: str, meanwhile: list[TrustTier]
+) -> None:
+    """Each has a spot check of its own that the others know nothing of."""
 
     async def story(fleet: AttestingFleet) -> None:
         await trusted(fleet)
-        board = fleet.board("a")
-        board.attestation.struck("b", True, "a wrong answer")
-        board.feed(Tick())
-        fleet.run_for(RTT_US)
-        assert fleet.tier("b", "a") is CONTRAINDICATED, "who knows it does not wait for the others"
-        assert fleet.tier("b", "c") is (CONTRAINDICATED if agree == 1 else WARNING)
+        for accuser, tier in zip(accusers, meanwhile, strict=True):
+            assert fleet.tier("b", "c") is tier
+            board = fleet.board(accuser)
+            board.attestation.struck("b", True, "a wrong answer")
+            board.feed(Tick())
+            fleet.run_for(RTT_US)
+            assert fleet.tier("b", accuser) is CONTRAINDICATED, "who knows it does not wait for the others"
+        assert fleet.tier("b", "c") is CONTRAINDICATED
         fleet.agree(10_000_000)
 
-    run(story, *HOUSE, ("d", SLOW), agree=agree)
+    run(story, *HOUSE, ("d", SLOW), ("e", SLOW), agree=agree)
 
 
 def test_only_named_verifiers_count_and_without_them_nothing_is_known() -> None:

@@ -271,6 +271,9 @@ def test_the_live_tier_is_what_was_agreed_and_no_more_than_one_knows_oneself() -
     watch.verifier.struck("b", exact=True, what="other bits")
     assert (watch.verifier.agreed_tier("b", HOUSE), watch.verifier.tier("b", HOUSE)) == (AFFIRMING, CONTRAINDICATED)
     watch.tell()
+    assert watch.verifier.agreed_tier("b", HOUSE) is NONE, "one alone condemns nobody for the others, and casts doubt"
+    other.verifier.struck("b", exact=True, what="other bits")
+    other.tell(watch)
     assert watch.verifier.agreed_tier("b", HOUSE) is CONTRAINDICATED
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from edge_agent.attest.settings import AttestSettings
 from edge_agent.core.values import TrustTier
 
+ACCUSERS = 2
 NEIGHBOURS = 7
 """How many members verify each, where none are named: in a house everybody verifies everybody."""
 
@@ -66,8 +67,9 @@ def never_trusted(members: Iterable[str], settings: AttestSettings) -> tuple[str
 def agreed_tier(board: str, published: Published, agree: int) -> TrustTier:
     """How far ``board`` is trusted by what was published.
 
-    Contraindicated if it is barred or proven to lie, or if ``agree`` verifiers that are not say so; else the best tier that
-    ``agree`` verifiers reach who are not contraindicated themselves; within the ceiling in any case.
+    Contraindicated if it is barred or proven to lie, or if enough verifiers that are not say so; else the best tier that
+    ``agree`` verifiers reach who are not contraindicated themselves, and none while so many accuse it; within the ceiling in
+    any case.
     """
     if is_contraindicated(board, published, agree):
         return TrustTier.CONTRAINDICATED
@@ -75,11 +77,16 @@ def agreed_tier(board: str, published: Published, agree: int) -> TrustTier:
         opinion.tier for verifier, opinion in _opinions_of(board, published) if not is_contraindicated(verifier, published, agree)
     ]
     reached = sorted(tiers, reverse=True)[agree - 1 :]
-    best = max(reached[0], TrustTier.NONE) if reached else TrustTier.NONE
+    doubted = tiers.count(TrustTier.CONTRAINDICATED) >= agree
+    best = max(reached[0], TrustTier.NONE) if reached and not doubted else TrustTier.NONE
     return min(best, published.ceiling.get(board, TrustTier.AFFIRMING))
 
 
 def is_contraindicated(board: str, published: Published, agree: int) -> bool:
+    """Is it barred, proven to lie, or accused by enough verifiers that are not?
+
+    Without proof ``ACCUSERS`` at least must say so, where a board has as many verifiers: else one that lies could stop all.
+    """
     if is_proven(board, published):
         return True
     accusers = [
@@ -87,7 +94,7 @@ def is_contraindicated(board: str, published: Published, agree: int) -> bool:
         for verifier, opinion in _opinions_of(board, published)
         if opinion.tier is TrustTier.CONTRAINDICATED and not is_proven(verifier, published)
     ]
-    return len(accusers) >= agree
+    return len(accusers) >= max(agree, min(ACCUSERS, len(published.verifiers.get(board, ()))))
 
 
 def is_proven(board: str, published: Published) -> bool:
