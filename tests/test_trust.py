@@ -448,6 +448,7 @@ def test_an_operator_revokes_a_board_while_it_serves_and_who_was_away_hears_it_l
         answered(fleet, 60_000_000)
         assert {each.answers[0].board for each in asked} == {"a"}
         assert fleet.tier("b", "a") is CONTRAINDICATED and "revoked" in fleet.board("a").node.trust.why("b")
+        fleet.run_until(lambda: "revoked" in fleet.board("b").node.trust.why("b"), RTT_US, "b says itself why it gets nothing")
         fleet.board("c").boot()
         fleet.run_for(RTT_US)
         assert fleet.tier("b", "c") is CONTRAINDICATED

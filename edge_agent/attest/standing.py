@@ -174,8 +174,7 @@ class Standing:
             self.find(judged([Finding("executables", EXECUTABLES_CONTRAINDICATED, f"a wrong answer: {what}")]))
 
     def revoked(self, by: str, reason: str) -> None:
-        why = f"revoked by operator {by}" + (f": {reason}" if reason else "")
-        self.find(judged([Finding("instance_identity", INSTANCE_UNTRUSTWORTHY, why)]))
+        self.find(revocation(by, reason))
 
     def clear(self) -> None:
         """An operator says that what was held against it until now is to be forgotten."""
@@ -264,6 +263,12 @@ class Standing:
         if to is None:
             raise RuntimeError(f"a board that is {self.state} cannot be {move}")
         self.state = to
+
+
+def revocation(by: str, reason: str) -> Verdict:
+    """What an operator's revocation makes of a board."""
+    why = f"revoked by operator {by}" + (f": {reason}" if reason else "")
+    return judged([Finding("instance_identity", INSTANCE_UNTRUSTWORTHY, why)])
 
 
 def _named(trace: QuoteTrace) -> str:

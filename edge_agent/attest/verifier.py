@@ -19,7 +19,7 @@ from edge_agent.attest.opinions import Opinions
 from edge_agent.attest.quorum import verifiers_of_all
 from edge_agent.attest.receipts import Receipt
 from edge_agent.attest.settings import AttestSettings
-from edge_agent.attest.standing import UNHEARD, Standing, State
+from edge_agent.attest.standing import UNHEARD, Standing, State, revocation
 from edge_agent.attest.telling import Telling
 from edge_agent.attest.words import Action, OperatorWord
 from edge_agent.core.errors import RefusedError
@@ -188,7 +188,7 @@ class Verifier:
         if board == self._board:
             word = self._words.get(board)
             if word is not None and word.action is Action.REVOKE:
-                return self._own.capped(TrustTier.CONTRAINDICATED, f"revoked by operator {word.operator}")
+                return revocation(word.operator, word.reason).joined(self._own)
             return self._own
         standing = self._standings.get(board)
         return standing.verdict() if standing else Verdict(TrustTier.NONE, reasons=("it is verified by others",))
