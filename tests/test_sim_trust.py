@@ -150,6 +150,7 @@ QUICK, ROUGH = LinkPlan(), LinkPlan(delay_us=5_000, jitter_us=100_000, loss_perm
     [
         (1, ("swapped_model", "equivocates", "cloned_key"), QUICK),
         (2, ("cloned_key", "rolled_back", "equivocates"), ROUGH),
+        (3, ("equivocates", "swapped_model", "rolled_back"), ROUGH),
     ],
 )
 def test_three_hostile_boards_of_thirty_are_contraindicated_by_all_within_an_epoch_and_the_round_trips(
