@@ -133,9 +133,9 @@ def _judge(story: Story, caught: Caught, results: Sequence[InferenceResult], cod
 
 
 def caught_table(caught: Caught) -> str:
-    lines = ["", f"{'board':<12} {'answers before':>15} {'after':>7}"]
+    lines = ["", f"{'board':<12} {'answers before':>15} {'after the byte was changed':>27}"]
     boards = sorted(member.board for member in BOARDS)
-    lines += [f"{board:<12} {caught.before[board]:>15} {caught.since[board]:>7}" for board in boards]
+    lines += [f"{board:<12} {caught.before[board]:>15} {caught.since[board]:>27}" for board in boards]
     return "\n".join(lines)
 
 
