@@ -24,7 +24,7 @@ BUILT = {
     TOPICS.ota_meta("timestamp"): Topic(Kind.OTA_META, role="timestamp"),
     TOPICS.ota_want("b1"): Topic(Kind.OTA_WANT, board="b1"),
     TOPICS.ota_chunk("ab" * 32): Topic(Kind.OTA_CHUNK, digest="ab" * 32),
-    TOPICS.command("b1"): Topic(Kind.COMMAND, board="b1"),
+    TOPICS.rollout("vww"): Topic(Kind.ROLLOUT, model="vww"),
     TOPICS.report("b1"): Topic(Kind.REPORT, board="b1"),
 }
 

@@ -238,6 +238,20 @@ class AttestSection:
 
 
 @dataclass(frozen=True, slots=True)
+class OtaSection:
+    """``[ota]``: what comes over the air, believed as far as the fleet's root of trust reaches."""
+
+    root: str = _setting("the fleet's TUF root, as sly fleet enroll wrote it; empty: nothing is taken over the air", "")
+    groups: tuple[str, ...] = _setting("groups of this board, besides those of the fleet's charter", (), text=BOARD_ID.pattern)
+    trial_inferences: int = _setting("clean inferences of a new model until it is confirmed", 5, low=1, high=10_000)
+    trial_s: int = _setting("after so long without enough requests golden inputs stand in for them", 60, low=1, high=86_400)
+    trial_boots: int = _setting("starts within a trial until it counts as failed", 3, low=1, high=100)
+    serve: bool = _setting("give the boards around what this one holds of a release", True)
+    max_bytes_per_s: int = _setting("how fast this board gives", 4 * 2**20, low=65_536, high=2**33)
+    url: str = _setting("an HTTP mirror of the fleet's repository, asked besides the broker", "", text=r"(https?://[^\s]+)?")
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     board: BoardSection
     state: StateSection
@@ -251,6 +265,7 @@ class AgentConfig:
     policy: PolicySection = PolicySection()
     cloud: CloudSection = CloudSection()
     attest: AttestSection = AttestSection()
+    ota: OtaSection = OtaSection()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object]) -> AgentConfig:

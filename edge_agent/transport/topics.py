@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_agent.core.errors import RefusedError, shown
-from edge_agent.core.values import BOARD_ID, CLIENT_ID, checked
+from edge_agent.core.values import BOARD_ID, CLIENT_ID, MODEL_NAME, checked
 from edge_agent.transport.link import MAX_TOPIC_BYTES
 
 PREFIX = "sly/1"
@@ -41,7 +41,7 @@ class Kind(StrEnum):
     OTA_META = "ota/meta/{role}"
     OTA_WANT = "ota/want/{board}"
     OTA_CHUNK = "ota/chunk/{digest}"
-    COMMAND = "fleet/command/{board}"
+    ROLLOUT = "ota/rollout/{model}"
     REPORT = "fleet/report/{board}"
 
 
@@ -52,6 +52,7 @@ _PART_PATTERNS = {
     "client": CLIENT_ID,
     "role": METADATA_ROLE,
     "digest": DIGEST_HEX,
+    "model": MODEL_NAME,
 }
 
 
@@ -66,6 +67,7 @@ class Topic:
     verifier: str = ""
     role: str = ""
     digest: str = ""
+    model: str = ""
 
 
 class Topics:
@@ -127,8 +129,9 @@ class Topics:
     def ota_chunk(self, digest: str) -> str:
         return self._build(Kind.OTA_CHUNK, digest=digest)
 
-    def command(self, board: str) -> str:
-        return self._build(Kind.COMMAND, board=board)
+    def rollout(self, model: str) -> str:
+        """What an operator wants of a model's release: state, kept by the broker."""
+        return self._build(Kind.ROLLOUT, model=model)
 
     def report(self, board: str) -> str:
         return self._build(Kind.REPORT, board=board)
