@@ -1,7 +1,7 @@
 """What the fleet trusts, as one signed document: who belongs to it, who may operate it, what it should measure, how it places.
 
-Owns ``Charter`` and its bytes.  Rules: no I/O; one encoding; a key that is not known is refused; a board that is not in it is none
-of the fleet's, and one that is revoked in it stays out whatever it shows.  It travels as the TUF target ``CHARTER_PATH``.
+Owns ``Charter`` and its bytes.  Rules: no I/O; one encoding; a key that is not known is refused; a board that is not in it is
+none of the fleet's, and one that is revoked in it stays out whatever it shows.  It travels as the TUF target ``CHARTER_PATH``.
 """
 
 from __future__ import annotations

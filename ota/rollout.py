@@ -51,8 +51,8 @@ class Plan:
 
     ``manifest``: SHA-256 of the release's manifest; ``boards``: the whole group, in the order in which they take it, canaries
     first.  ``canary``, ``wave``: how many boards; ``settled_permille``: of a wave so many must be done before the next begins
-    (of the canaries all); ``max_error_permille``: of the boards that have begun, so many may fail; ``rate_bytes_per_s``: of whoever
-    gives it, 0 for no limit.
+    (of the canaries all); ``max_error_permille``: of the boards that have begun, so many may fail; ``rate_bytes_per_s``: of
+    whoever gives it, 0 for no limit.
     """
 
     serial: int
