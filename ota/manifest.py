@@ -2,7 +2,8 @@
 
 Owns ``Release``, its bytes and the names of its targets.  Rules: no I/O; one encoding; a key that is not known is refused, for it
 may be one that matters; everything else of a release is found by a digest in here, so nothing of two releases can be mixed; a
-release names the model and the boards that it is for, and a number that only grows.
+release names the model and the boards that it is for, and a number that only grows; a manifest under another release's name is
+refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from edge_agent.core.errors import RefusedError
+from edge_agent.core.cbor import decode, encode, fields, list_of
+from edge_agent.core.errors import RefusedError, shown
 from edge_agent.core.values import BOARD_ID, DIGEST_BYTES, MODEL_NAME, bounded, checked
 
 CHUNK_BYTES = 65_536
@@ -21,6 +23,7 @@ MAX_FILES = 64
 MAX_RELEASE_BYTES = 3 * 2**20
 """Of an encoded manifest: it travels as one message."""
 MAX_CARD_BYTES = 256 * 2**10
+MAX_CLASSES = 64
 MAX_NUMBER = 2**31 - 1
 AGENT = "sly-agent"
 """What a release of the agent itself is called in the place of a model."""
@@ -85,6 +88,7 @@ class Release:
         bounded(f"card of {self.model}, length", len(self.card.encode()), 0, MAX_CARD_BYTES, "bytes")
         bounded(f"files of {self.model}, count", len(self.files), 1, MAX_FILES)
         checked(VERSION, f"minimum agent of {self.model}", self.min_agent)
+        bounded(f"board classes of {self.model}, count", len(self.classes), 0, MAX_CLASSES)
         for each in self.classes:
             checked(BOARD_ID, f"board class of {self.model}", each)
         names = [each.name for each in self.files]
@@ -101,3 +105,46 @@ class Release:
 def manifest_path(model: str, number: int) -> str:
     """The TUF target that a release's manifest is."""
     return f"releases/{checked(MODEL_NAME, 'released model', model)}/{number}/release.cbor"
+
+
+_RELEASE = {
+    1: ("model", str), 2: ("number", int), 3: ("kind", str), 4: ("files", list), 5: ("card", str), 6: ("classes", list),
+    7: ("min_agent", str),
+}  # fmt: skip
+_FILE = {1: ("name", str), 2: ("size_bytes", int), 3: ("digest", bytes), 4: ("chunks", bytes)}
+
+
+def encode_release(release: Release) -> bytes:
+    """The manifest, as it is signed. Raises ``RefusedError`` for one over ``MAX_RELEASE_BYTES``, which no message holds."""
+    files = [{1: each.name, 2: each.size_bytes, 3: each.digest, 4: each.chunks} for each in release.files]
+    manifest = encode(
+        {
+            1: release.model, 2: release.number, 3: release.kind.value, 4: files, 5: release.card, 6: list(release.classes),
+            7: release.min_agent,
+        }
+    )  # fmt: skip
+    if len(manifest) > MAX_RELEASE_BYTES:
+        raise RefusedError(
+            f"manifest of {release.model} {release.number}", f"{len(manifest)} bytes", f"at most {MAX_RELEASE_BYTES} bytes",
+            "release fewer or smaller files: a 64 KiB chunk takes 32 bytes of the manifest",
+        )  # fmt: skip
+    return manifest
+
+
+def decode_release(data: bytes, path: str = "") -> Release:
+    """The release in a manifest that came from outside; ``path``: the TUF target that it was signed as.
+
+    Raises ``RefusedError`` naming the field, also for a manifest of another release than its path names.
+    """
+    entry = fields(decode(data, MAX_RELEASE_BYTES, subject="manifest"), "manifest", _RELEASE)
+    kind = entry.pop("kind")
+    if kind not in list(Kind):
+        raise RefusedError("manifest kind", shown(kind), ", ".join(Kind))
+    files = [fields(each, "manifest file", _FILE) for each in list_of(entry.pop("files"), "manifest files", dict, MAX_FILES)]
+    classes = tuple(list_of(entry.pop("classes"), "manifest classes", str, MAX_CLASSES))
+    release = Release(**entry, kind=Kind(kind), files=tuple(ReleasedFile(**each) for each in files), classes=classes)
+    if path and path != manifest_path(release.model, release.number):
+        raise RefusedError(
+            f"manifest {shown(path)}", f"release {release.number} of {release.model}", "the release of its own name"
+        )
+    return release
