@@ -39,6 +39,7 @@ from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.tls import TlsFiles
 from models.catalog import catalog
 from models.language_card import RUNTIMES, built, language_catalog
+from ota.charter import Charter
 
 FIRST_RETRY_US = 500_000
 
@@ -144,6 +145,37 @@ def node_settings(
     )
 
 
+def chartered(settings: NodeSettings, config: AgentConfig, charter: Charter) -> NodeSettings:
+    """What the fleet's charter makes of these settings; what it does not say stays as it is configured.
+
+    Raises ``RefusedError`` for a charter of another fleet, or one in which this board has another key or is revoked.
+    """
+    if charter.fleet != config.fleet.name:
+        raise RefusedError("fleet's charter", f"that of fleet {charter.fleet!r}", f"that of {config.fleet.name!r}")
+    own = charter.boards.get(settings.board)
+    if own is not None and own.key != settings.signer.public_key:
+        remedy = "this board was enrolled elsewhere, or lost its identity.key: enroll it anew"
+        raise RefusedError(f"fleet's charter, {settings.board}", "another public key", settings.signer.public_key.hex(), remedy)
+    policy = charter.policy or config.policy
+    rules = Rules(policy, release_digests(config) | charter.references.models)
+    members = {**charter.members, settings.board: settings.signer.public_key}
+    attest = _chartered_attest(settings.attest, config, charter, rules) if settings.attest else None
+    return replace(settings, members=members, rules=rules, attest=attest)
+
+
+def _chartered_attest(attest: AttestSettings, config: AgentConfig, charter: Charter, rules: Rules) -> AttestSettings:
+    said, known = charter.references, attest.references
+    references = References(
+        code=known.code | said.code,
+        libraries=known.libraries | said.libraries,
+        models=rules.releases,
+        golden={**known.golden, **said.golden},
+        policy=known.policy | {policy_digest(config, rules)},
+    )
+    endorsers = {**attest.endorsers, **{board: each.endorser for board, each in charter.boards.items() if each.endorser}}
+    return replace(attest, references=references, operators=charter.operators or attest.operators, endorsers=endorsers)
+
+
 def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Rules, software: Software) -> AttestSettings:
     """What this boot attests and appraises by; its secrets are drawn here. ``software``: what was measured of this board.
 
@@ -194,7 +226,7 @@ def policy_digest(config: AgentConfig, rules: Rules) -> bytes:
     """SHA-256 of what a board places and appraises by, the same on all boards of a fleet that is configured alike."""
     attest = config.attest
     appraising = [attest.epoch_s, attest.missed, sorted(attest.verifiers), attest.agree, attest.software_keys]
-    return sha256(encode([rules_digest(rules), appraising])).digest()
+    return sha256(encode([rules_digest(Rules(rules.policy)), appraising])).digest()
 
 
 def _endorsers(config: AgentConfig) -> dict[str, bytes]:

@@ -32,6 +32,13 @@ class Opinions:
         self._tiers: dict[str, TrustTier] = {}
         self._tiers_online: frozenset[str] = frozenset()
 
+    def recast(self, verifiers: Mapping[str, tuple[str, ...]], ceiling: Mapping[str, TrustTier]) -> None:
+        """Others verify from now on; what was said by who counts no more is forgotten."""
+        self._verifiers, self._ceiling = verifiers, ceiling
+        for key in [(verifier, board) for verifier, board in self._ranks if verifier not in verifiers.get(board, ())]:
+            del self._ranks[key], self._appraisals[key], self._opinions[key]
+        self._tiers.clear()
+
     def join(self, appraisal: Appraisal) -> bool:
         """Take in an appraisal that its verifier signed; ``False`` if one at least as new is held, or it does not count."""
         key = (appraisal.verifier, appraisal.board)

@@ -26,6 +26,7 @@ class Telling:
 
     def __init__(self, verifier: str, board: str, verifiers: tuple[str, ...]) -> None:
         self._verifier, self._board = verifier, board
+        self.verifiers = verifiers
         self._place, self._count = verifiers.index(verifier), len(verifiers)
         self._told: Verdict | None = None
         self._raw: tuple[bytes, ...] = ()

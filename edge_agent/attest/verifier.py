@@ -50,7 +50,7 @@ class Verifier:
         self._endorsed, self._policy = endorsed, policy
         self.verifiers = verifiers_of_all(members, settings)
         self._standings = {each: Standing(settings.missed) for each in self.verifiers if board in self.verifiers[each]}
-        self._tellings = {each: Telling(board, each, self.verifiers[each]) for each in self._standings}
+        self._tellings = {each: self._telling_of(each) for each in self._standings}
         self._words: dict[str, OperatorWord] = {}
         self.opinions = Opinions(self.verifiers, settings.agree, ceiling or {}, self._find_key)
         self._keeper = Keeper()
@@ -58,6 +58,30 @@ class Verifier:
         self._sequence = 0
         self.epoch = 0
         self._epoch_began_us: int | None = None
+
+    def recast(self, members: Mapping[str, bytes], settings: AttestSettings, ceiling: Mapping[str, TrustTier]) -> None:
+        """The fleet has other members, or other references: what is held of those who stay goes on."""
+        self._settings = settings
+        self._keys = {each.encode(): key for each, key in members.items()}
+        self.verifiers = verifiers_of_all(members, settings)
+        self.opinions.recast(self.verifiers, ceiling)
+        mine = [each for each in self.verifiers if self._board in self.verifiers[each]]
+        kept, told = self._standings, self._tellings
+        self._standings = {each: kept[each] if each in kept else self._standing_of(each) for each in mine}
+        self._tellings = {
+            each: told[each] if each in told and told[each].verifiers == self.verifiers[each] else self._telling_of(each)
+            for each in mine
+        }
+        self._words = {each: word for each, word in self._words.items() if each in self.verifiers}
+
+    def _standing_of(self, board: str) -> Standing:
+        standing, word = Standing(self._settings.missed), self._words.get(board)
+        if word is not None and word.action is Action.REVOKE:
+            standing.revoked(word.operator, word.reason)
+        return standing
+
+    def _telling_of(self, board: str) -> Telling:
+        return Telling(self._board, board, self.verifiers[board])
 
     @property
     def boards(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ them is the same everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 
 from edge_agent.core.cbor import encode
@@ -56,6 +56,16 @@ class FleetState:
         self._signed[presence.board, Presence] = signed
         self.changes += 1
         return True
+
+    def keep_only(self, boards: Collection[str]) -> None:
+        """Forget whoever is none of ``boards``."""
+        for board in (self._records.keys() | self._presence.keys()) - set(boards):
+            self._records.pop(board, None)
+            self._heard_us.pop(board, None)
+            self._presence.pop(board, None)
+            self._signed.pop((board, BoardRecord), None)
+            self._signed.pop((board, Presence), None)
+            self.changes += 1
 
     def records(self) -> Iterator[BoardRecord]:
         """The newest record of every other board, in the order of their ids."""

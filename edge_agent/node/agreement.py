@@ -74,6 +74,14 @@ class Agreement:
         self._peers.reckon(self.table.facts_digest, self.digest, 0)
         self._kept, self.from_ledger = self.table, self.table is not EMPTY
 
+    def recharter(self, now_us: int) -> None:
+        """The settings have other members or rules: the table is made anew."""
+        self._rules = rules_digest(self._settings.rules)
+        self._maker = TableMaker(self._settings.rules)
+        self._peers.rule(self._rules, now_us)
+        self._rounded.clear()
+        self._facts, self._seen_changes, self._owes_word = None, -1, True
+
     @property
     def alone(self) -> bool:
         """No other board is known, by a record or by the table: this one is a fleet of its own."""

@@ -60,7 +60,7 @@ class Attestation:
     ) -> None:
         self._settings, self._attest, self._fleet, self._ledger, self._voice = settings, attest, fleet, ledger, voice
         self._board, self._proofs = settings.board, proofs
-        members = {settings.board: settings.signer.public_key, **settings.members}
+        members = self._members()
         self._keys = {board.encode(): key for board, key in members.items()}
         self.verifier = Verifier(settings.board, settings.boot_epoch, members, attest, check_endorsement, ceiling=settings.trust)
         self._verified = frozenset(self.verifier.boards)
@@ -84,6 +84,25 @@ class Attestation:
         self._stale, self._urgent, self._looked_us = True, True, -LOOK_PERIOD_US
         self._notes: list[str] = []
         self._recall()
+
+    def recharter(self) -> None:
+        """The settings have other members or references: what is known of those who stay goes on."""
+        assert self._settings.attest is not None
+        self._attest, members = self._settings.attest, self._members()
+        self._keys = {board.encode(): key for board, key in members.items()}
+        self.verifier.recast(members, self._attest, self._settings.trust)
+        self._verified = frozenset(self.verifier.boards)
+        self.attester.verifiers = frozenset(self.verifier.verifiers[self._board])
+        self.shown = {board: shown for board, shown in self.shown.items() if board in self._verified}
+        for key in [key for key in self.said if key[0] not in members or key[1] not in members]:
+            self._said_bytes -= len(self.said.pop(key))
+            self.heard_us.pop(key, None)
+        self._online_of = -1
+        self._owes_all = True
+        self._turned(urgent=True)
+
+    def _members(self) -> dict[str, bytes]:
+        return {self._board: self._settings.signer.public_key, **self._settings.members}
 
     # how far boards are trusted
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from edge_agent.attest.evidence import Measurements
 from edge_agent.core.kv import KvAsk, KvItem, KvState
 from edge_agent.core.values import AnswerPart, InferenceRequest, InferenceResult, ModelOffer
+from edge_agent.node.settings import NodeSettings
 from edge_agent.transport.link import LinkEvent, Message
 
 
@@ -115,6 +116,13 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Chartered:
+    """The fleet's charter says something new: what ``NodeSettings.adopt`` takes of these settings."""
+
+    settings: NodeSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Endorsed:
     """Answer to ``Endorse``: what hardware says of it; empty, with the reason, if it could not."""
 
@@ -138,6 +146,7 @@ class Drain:
 
 Event = (
     LinkEvent
+    | Chartered
     | Submitted
     | Abandoned
     | Partial

@@ -22,7 +22,7 @@ from edge_agent.transport.link import MAX_PAYLOAD_BYTES, Message
 
 class Moves:
     def __init__(self, board: str, policy: PolicySection, execution: Execution, voice: Voice, tickets: Iterator[int]) -> None:
-        self._board, self._policy, self._execution, self._voice, self._tickets = board, policy, execution, voice, tickets
+        self._board, self.policy, self._execution, self._voice, self._tickets = board, policy, execution, voice, tickets
         self._moving = Moving()
         self._held: dict[str, Execute] = {}
         self.link_up = False
@@ -56,7 +56,7 @@ class Moves:
         if job.request.task != CHAT or not job.request.session:
             return ""
         held = holdings(session_hash(job.request.session), [(self._board, state), *others])
-        plan = plan_kv(self._board, state, job.request.size_bytes, held, self._policy)
+        plan = plan_kv(self._board, state, job.request.size_bytes, held, self.policy)
         return plan.source if plan.action is KvAction.PEER else ""
 
     def break_off(self, key: str) -> bool:

@@ -26,6 +26,7 @@ from edge_agent.node.arrivals import Arrivals
 from edge_agent.node.events import (
     Abandoned,
     Cancel,
+    Chartered,
     Drain,
     Effect,
     Endorsed,
@@ -105,7 +106,7 @@ class Node:
             Submitted: self._submitted, Abandoned: self._abandoned, Partial: self._partial, Executed: self._executed,
             KvFound: self._kv, KvStored: self._kv, KvGave: self._kv, KvChanged: self._kv_changed,
             Hosted: self._hosted, Withdrawn: self._withdrawn, Sensed: self._sense,
-            Measured: self._measured, Endorsed: self._endorsed,
+            Measured: self._measured, Endorsed: self._endorsed, Chartered: self._chartered,
             Tick: self._tick, Drain: self._drain,
             LinkUp: self._link_up, LinkDown: self._link_down, Delivered: self._delivered, Published: self._published,
             Rejected: self._rejected,
@@ -314,6 +315,25 @@ class Node:
     def _endorsed(self, event: Endorsed, now_us: int) -> Iterator[Effect]:
         yield from self.trust.endorsed(event, now_us)
 
+    def _chartered(self, event: Chartered, now_us: int) -> Iterator[Effect]:
+        """Who belongs to the fleet may have changed: what newcomers said before is asked of the broker again."""
+        newcomers = sorted(event.settings.members.keys() - self.settings.members.keys())
+        gone = sorted(self.settings.members.keys() - event.settings.members.keys())
+        self.settings.adopt(event.settings)
+        self.moves.policy = self.settings.rules.policy
+        self.fleet.keep_only({*self.settings.members, self.board})
+        self.trust.recharter()
+        self.agreement.recharter(now_us)
+        self._announcer.repeat()
+        for board in gone:
+            yield Log(f"{board} does not belong to the fleet any more")
+            self.moves.lose(board, now_us)
+            yield from self.router.distrust(board, "it does not belong to the fleet any more", now_us)
+        if newcomers:
+            yield Log(f"new in the fleet: {', '.join(newcomers)}")
+            if self.link_up:
+                yield from self._listen()
+
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
         self.trust.told_wall_us(event.wall_us, now_us)
         self.mailbox.retry()
@@ -334,8 +354,11 @@ class Node:
         self._announcer.connected()
         self.agreement.connected(now_us)
         self.trust.connected()
-        topics = self._voice.topics
         yield Log("connected to the broker")
+        yield from self._listen()
+
+    def _listen(self) -> Iterator[Effect]:
+        topics = self._voice.topics
         yield Subscribe(topics.every(Kind.ONLINE))
         yield Subscribe(topics.every(Kind.RECORD))
         yield Subscribe(topics.every(Kind.DIGEST))

@@ -44,6 +44,12 @@ class Peers:
         for board in self._heard:
             self._compare(board, now_us)
 
+    def rule(self, rules: bytes, now_us: int) -> None:
+        """The fleet places by other rules: their digest."""
+        self._rules = rules
+        for board in self._heard:
+            self._compare(board, now_us)
+
     def restart(self) -> None:
         """A new connection: whoever differs has its time again."""
         self._differs_us.clear()

@@ -21,7 +21,7 @@ class Proofs:
 
     def __init__(self, settings: NodeSettings, ledger: Ledger) -> None:
         self.chain = Chain(ledger, settings.board, settings.boot_epoch, settings.signer)
-        self._board, self._members = settings.board, settings.members
+        self._board, self._settings = settings.board, settings
         self.wall_offset_us: int | None = None
 
     def signed(self, request: InferenceRequest, result: InferenceResult, quote: int, began_us: int) -> InferenceResult:
@@ -52,4 +52,4 @@ class Proofs:
         return why_not(receipt, request, result)
 
     def _key_of(self, kid: bytes) -> bytes | None:
-        return self._members.get(kid.decode("utf-8", "replace"))
+        return self._settings.members.get(kid.decode("utf-8", "replace"))

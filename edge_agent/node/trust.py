@@ -41,6 +41,11 @@ class Trust:
             self.attestation = Attestation(settings, settings.attest, fleet, ledger, voice, self._proofs)
             self.rechecks = Rechecks(settings.board, settings.attest, execution)
 
+    def recharter(self) -> None:
+        """The settings have other members or references."""
+        if self.attestation is not None:
+            self.attestation.recharter()
+
     # how far boards are trusted
 
     def tier(self, board: str) -> TrustTier:
