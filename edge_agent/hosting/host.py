@@ -25,20 +25,18 @@ from edge_agent.core.chat import CHAT, Tier, TurnEnd
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.digests import tensors_digest
-from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.kv import MAX_REFUSAL_CHARS
 from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.core.wanted import Wanted
+from edge_agent.hosting.files import language_models, model_files, models_folder
 from edge_agent.node.events import Execute, KvFind, KvFound, KvGave, KvGive, KvPut, KvStored
 from edge_agent.node.streams import end_tensor, turn_of
 from edge_agent.placement.options import Rules, why_not_model
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor, Loaded
 from edge_agent.store.blobs import BlobStore
-from models.card import Card
-from models.catalog import card as card_named
-from models.fetch import default_folder
-from models.language_card import LanguageCard, find, is_language_model, language_digest
+from models.language_card import language_digest
 
 if TYPE_CHECKING:
     from edge_agent.speaking import Speaker
@@ -283,42 +281,3 @@ async def _heard_out(speaker: Speaker, job: Execute, emit: Callable[[AnswerPart]
                 emit(AnswerPart(job.request.request_id, offset, text, tokens))
                 offset += len(text)
     raise RuntimeError(f"a turn of {job.model} ended without its end")
-
-
-def models_folder(config: AgentConfig) -> Path:
-    return Path(config.models.folder).expanduser() if config.models.folder else default_folder()
-
-
-def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
-    """The card and file of every picture model that the configuration names. Raises ``ConfigError`` for one that is not there."""
-    folder, files = models_folder(config), {}
-    for name in config.models.serve:
-        if is_language_model(name, folder):
-            continue
-        card = card_named(name)
-        path = folder / card.filename
-        if not path.is_file():
-            remedy = f"fetch it with: sly models fetch {name}{_into(folder)}"
-            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", remedy)
-        files[name] = (card, path)
-    return files
-
-
-def language_models(config: AgentConfig) -> dict[str, LanguageCard]:
-    """The card of every language model that the configuration names. Raises ``ConfigError`` for one that was not built."""
-    folder = models_folder(config)
-    return {name: built_model(name, folder) for name in config.models.serve if is_language_model(name, folder)}
-
-
-def built_model(name: str, folder: Path) -> LanguageCard:
-    card = find(name, folder)
-    for entry in card.entries():
-        if not (folder / entry.filename).is_file():
-            where = f"no file {folder / entry.filename}"
-            raise ConfigError(f"[models] serve {name}", where, "", f"build it with: sly models build {name}{_into(folder)}")
-    return card
-
-
-def _into(folder: Path) -> str:
-    """What a command needs besides the name, to write where the configuration looks."""
-    return "" if folder == default_folder() else f" --folder {folder}"

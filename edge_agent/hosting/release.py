@@ -1,0 +1,66 @@
+"""One release of a model, loaded: what every kind of model has of it.
+
+Rules: it counts who works with it, so that it can go when the last job has ended; what its files are in the cache stays pinned
+until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edge_agent.attest.measure import MappedModel
+from edge_agent.core.values import ModelOffer
+
+
+class Release(ABC):
+    """``number`` 0 is the factory's."""
+
+    def __init__(self, offer: ModelOffer, number: int) -> None:
+        self.offer, self.number = offer, number
+        self.spoiled = ""
+        """What went wrong with it in its trial: nothing more is tried on it."""
+        self._jobs = 0
+        self._rests = asyncio.Event()
+        self._rests.set()
+
+    @property
+    def name(self) -> str:
+        return self.offer.model
+
+    @property
+    def digest(self) -> bytes:
+        return self.offer.digest
+
+    def __str__(self) -> str:
+        return f"release {self.number} of {self.name}" if self.number else f"{self.name} as it was set up"
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Whoever is in here may use it."""
+        self._jobs += 1
+        self._rests.clear()
+        try:
+            yield
+        finally:
+            self._jobs -= 1
+            if not self._jobs:
+                self._rests.set()
+
+    async def at_rest(self) -> None:
+        """Wait until nobody uses it."""
+        await self._rests.wait()
+
+    @abstractmethod
+    async def golden(self) -> tuple[bytes, str]:
+        """SHA-256 of what it gives for its golden input, and why that is bad, empty if it is not."""
+
+    @abstractmethod
+    def mapped(self, slot: str) -> MappedModel | None:
+        """Its files as they are held now; ``slot``: its part in an update."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End its engine and let its files go; jobs that it still has fail."""
