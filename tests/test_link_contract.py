@@ -15,6 +15,7 @@ from edge_agent.transport.link import (
     RECEIVE_MAXIMUM,
     LinkUp,
     Message,
+    Rejected,
     Will,
     is_filter,
     matches,
@@ -111,6 +112,35 @@ def test_a_token_of_an_ended_connection_acknowledges_nothing(world: World) -> No
     assert receiver.payloads == [b"one"] * 3
 
 
+def test_nothing_comes_of_a_subscription_that_was_taken_back_and_the_others_stay(world: World) -> None:
+    receiver, sender = world.subscribed("back-r", "back/a"), world.station("back-s")
+    receiver.link.subscribe("back/b")
+    receiver.link.unsubscribe("back/a")
+    receiver.link.unsubscribe("back/never-asked-for")
+    world.fence(receiver)
+    sender.link.publish(Message("back/a", b"not wanted any more"))
+    sender.link.publish(Message("back/b", b"wanted"))
+    world.wait(lambda: receiver.messages, "what is still asked for")
+    world.fence(receiver)
+    assert receiver.payloads == [b"wanted"]
+    assert not receiver.downs
+    assert not any(isinstance(event, Rejected) for event in receiver.events)
+
+
+def test_a_subscription_that_was_taken_back_stays_so_when_the_session_goes_on(world: World) -> None:
+    receiver, sender = world.subscribed("backed-r", "backed/a"), world.station("backed-s")
+    receiver.link.unsubscribe("backed/a")
+    world.fence(receiver)
+    world.cut("backed-r")
+    world.wait(lambda: receiver.downs, "the break is noticed")
+    sender.link.publish(Message("backed/a", b"while away"), ticket=1)
+    world.wait(lambda: sender.tickets, "the broker has it")
+    world.mend("backed-r")
+    world.wait(lambda: receiver.link.up, "it is back")
+    world.fence(receiver)
+    assert receiver.payloads == []
+
+
 def test_a_message_that_came_while_away_is_delivered_on_return(world: World) -> None:
     receiver, sender = world.subscribed("away-r", "away/#"), world.station("away-s")
     world.cut("away-r")
@@ -180,6 +210,8 @@ def test_publish_and_subscribe_while_down_raise_and_lose_nothing_silently(world:
         station.link.publish(Message("down/1", b""))
     with pytest.raises(UnavailableError, match="not connected"):
         station.link.subscribe("down/#")
+    with pytest.raises(UnavailableError, match="not connected"):
+        station.link.unsubscribe("down/#")
 
 
 def test_a_restarted_broker_is_found_again_without_help(world: World) -> None:
@@ -323,6 +355,8 @@ def test_a_malformed_filter_is_the_callers_bug(topic_filter: str) -> None:
     link = LoopbackWorld().station("filter").link
     with pytest.raises(ValueError, match="topic filter"):
         link.subscribe(topic_filter)
+    with pytest.raises(ValueError, match="topic filter"):
+        link.unsubscribe(topic_filter)
 
 
 def test_filters_match_as_the_standard_says() -> None:

@@ -64,7 +64,7 @@ class Connection:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_answer
-        self._client.on_subscribe = self._on_suback
+        self._client.on_subscribe = self._client.on_unsubscribe = self._on_suback
         self.up = self.was_up = False
         self.broker_is_trusted = True
         """Until its certificate is found wrong."""
@@ -91,6 +91,10 @@ class Connection:
     def subscribe(self, topic_filter: str, qos: int) -> None:
         self._admit(topic_filter, len(topic_filter))
         self._command(lambda: self._ask(topic_filter, qos))
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        self._admit(topic_filter, len(topic_filter))
+        self._command(lambda: self._take_back(topic_filter))
 
     def acknowledge(self, token: int) -> None:
         """A token of another connection is ignored."""
@@ -168,6 +172,11 @@ class Connection:
 
     def _ask(self, topic_filter: str, qos: int) -> None:
         _, packet_id = self._client.subscribe(topic_filter, options=SubscribeOptions(qos))
+        if packet_id is not None:
+            self._sent[packet_id] = -1, len(topic_filter), topic_filter
+
+    def _take_back(self, topic_filter: str) -> None:
+        _, packet_id = self._client.unsubscribe(topic_filter)
         if packet_id is not None:
             self._sent[packet_id] = -1, len(topic_filter), topic_filter
 

@@ -176,6 +176,16 @@ class Link(ABC):
         self._must_be_up(topic_filter)
         self._subscribe(topic_filter, qos)
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Take a subscription back; one that is not there changes nothing. What is under way may still come, also after that.
+
+        Raises ``UnavailableError`` while down.
+        """
+        if not is_filter(topic_filter):
+            raise ValueError(f"not a topic filter of at most {MAX_TOPIC_BYTES} bytes: {topic_filter!r}")
+        self._must_be_up(topic_filter)
+        self._unsubscribe(topic_filter)
+
     def publish(self, message: Message, ticket: int = 0) -> None:
         """Send. A QoS 1 message is answered by ``Published(ticket)``, or by ``Rejected``.
 
@@ -217,6 +227,9 @@ class Link(ABC):
 
     @abstractmethod
     def _subscribe(self, topic_filter: str, qos: int) -> None: ...
+
+    @abstractmethod
+    def _unsubscribe(self, topic_filter: str) -> None: ...
 
     @abstractmethod
     def _publish(self, message: Message, ticket: int) -> None: ...

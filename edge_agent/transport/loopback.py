@@ -60,6 +60,15 @@ class LoopbackLink(Link):
 
         send()
 
+    def _unsubscribe(self, topic_filter: str) -> None:
+        connection = self._connection
+
+        def send() -> None:
+            if connection == self._connection:
+                self._carry(lambda: self._broker.unsubscribe(self, connection, topic_filter), send)
+
+        send()
+
     def _publish(self, message: Message, ticket: int) -> None:
         connection = self._connection
         if not message.qos:

@@ -194,6 +194,11 @@ class LoopbackBroker:
             if matches(topic_filter, topic):
                 self._enqueue(session, kept, min(qos, kept.message.qos))
 
+    def unsubscribe(self, link: Client, connection: int, topic_filter: str) -> None:
+        session = self._current(link, connection)
+        if session is not None and session.subscriptions.pop(topic_filter, None) is not None:
+            self._routes.clear()
+
     def publish(self, link: Client, connection: int, packet_id: int, message: Message) -> None:
         if self._current(link, connection) is None:
             return

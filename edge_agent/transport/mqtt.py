@@ -65,6 +65,9 @@ class MqttLink(Link):
     def _subscribe(self, topic_filter: str, qos: int) -> None:
         self._connection(topic_filter).subscribe(topic_filter, qos)
 
+    def _unsubscribe(self, topic_filter: str) -> None:
+        self._connection(topic_filter).unsubscribe(topic_filter)
+
     def _publish(self, message: Message, ticket: int) -> None:
         self._connection(message.topic).publish(message, ticket)
 

@@ -38,7 +38,9 @@ from edge_agent.transport.tls import HUNG_UP, connect_fault
 MAX_CONTROL_PACKET_BYTES = 4096
 MAX_PROPERTIES_BYTES = 4096
 MAX_UNSENT_PACKETS = 2048
-PACKETS_FOR_A_CLIENT = (paho.CONNACK, paho.PUBLISH, paho.PUBACK, paho.SUBACK, paho.PINGRESP, paho.DISCONNECT)
+PACKETS_FOR_A_CLIENT = (
+    paho.CONNACK, paho.PUBLISH, paho.PUBACK, paho.SUBACK, paho.UNSUBACK, paho.PINGRESP, paho.DISCONNECT
+)  # fmt: skip
 QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
 READ_BYTES = 64 * 2**10
 PARSE_FAULTS = (MQTTException, LookupError, ValueError, TypeError, AttributeError, struct.error)
