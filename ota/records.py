@@ -103,7 +103,7 @@ class Records:
         """Counter and content of the newest valid copy."""
         copies = [self._copy(name, which, read) for which in (0, 1)]
         valid = [each for each in copies if each is not None]
-        if not valid and any(self._books.document(f"{name}/{which}") for which in (0, 1)):
+        if not valid and any(self._books.document(f"{name}/{which}") is not None for which in (0, 1)):
             self._notes[f"record {name}: no valid copy is left; it counts as never written: the factory's release runs"] = None
         return max(valid, key=lambda each: each[0], default=None)
 
