@@ -1,7 +1,8 @@
 """A disk in memory that forgets: it keeps apart what was written and what was made durable, and its power can be cut.
 
 It models the worst that POSIX allows between two fsyncs: data that was not fsynced survives by any subset of its 512-byte
-sectors, with any length; creations, renames and removals in a folder survive by any subset until the folder is fsynced.
+sectors, with any length; creations, renames and removals in a folder survive by any subset until the folder is fsynced. A rename
+from one folder to another is two such changes: the file may be found in both, or in neither.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Inode:
     mtime_s: int = 0
     durable_mtime_s: int = 0
     mode: int = 0o600
+
+    def put(self, data: bytes | memoryview, offset: int) -> None:
+        self.data.extend(bytes(max(0, offset - len(self.data))))
+        self.data[offset : offset + len(data)] = data
 
     def survivor(self, keeps: Keeps) -> Inode:
         """What is found after the power came back; ``keeps`` is asked for each thing that was not fsynced."""
@@ -103,6 +108,10 @@ class VirtualDisk(Disk):
         self._operation()
         return self._descriptor(self._inode(path))
 
+    def open_write(self, path: Path) -> int:
+        self._operation()
+        return self._descriptor(self._inode(path))
+
     def open_read(self, path: Path) -> int:
         self._operation()
         return self._descriptor(self._inode(path))
@@ -123,6 +132,15 @@ class VirtualDisk(Disk):
         self._change(lambda: inode.data.extend(data[: len(data) // 2]))
         inode.data.extend(data)
 
+    def read_at(self, fd: int, max_bytes: int, offset: int) -> bytes:
+        self._operation()
+        return bytes(self.open_files[fd][0].data[offset : offset + max_bytes])
+
+    def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        inode = self.open_files[fd][0]
+        self._change(lambda: inode.put(data[: len(data) // 2], offset))
+        inode.put(data, offset)
+
     def chmod(self, fd: int, mode: int) -> None:
         self._change()
         self.open_files[fd][0].mode = mode
@@ -130,6 +148,9 @@ class VirtualDisk(Disk):
     def set_mtime(self, fd: int, mtime_s: int) -> None:
         self._change()
         self.open_files[fd][0].mtime_s = mtime_s
+
+    def forget_cached(self, fd: int) -> None:
+        self._operation()
 
     def fsync(self, fd: int) -> None:
         self._change()
@@ -145,12 +166,19 @@ class VirtualDisk(Disk):
         self._change()
         inode = self._inode(source)
 
-        def move(names: Names) -> None:
+        def leave(names: Names) -> None:
             if names.get(source) is inode:
                 del names[source]
+
+        def move(names: Names) -> None:
+            leave(names)
             names[target] = inode
 
-        self._rename_in(source.parent, move)
+        if source.parent == target.parent:
+            self._rename_in(source.parent, move)
+        else:
+            self._rename_in(target.parent, lambda names: names.__setitem__(target, inode))
+            self._rename_in(source.parent, leave)
 
     def unlink(self, path: Path) -> None:
         self._change()

@@ -7,7 +7,8 @@ Rules:
 * What is used is what was checked: ``open_verified`` hashes through the descriptor that it returns.  A blob that rotted is
   set aside, never served.
 * The folder never holds more than its budget: before bytes are written, room is made for them, first of what was set
-  aside, then of the least recently used blob (ties: smaller name).  A pinned blob is never removed.
+  aside, then of the least recently used blob (ties: smaller name).  A pinned blob is never removed.  What is fetched in
+  another folder, to be adopted, counts from the moment at which room was reserved for it.
 * The modification time of a blob is no time but the number of its last use, in seconds since 1970: an order that survives
   a restart, needs no clock and is the same on every file system.
 * Pins live in memory: whoever needs a blob over a restart pins it again before anything is added.
@@ -112,6 +113,44 @@ class BlobStore:
             size_bytes = path.stat().st_size
         return self._receive(_chunks_of(path), digest, size_bytes)
 
+    def reserve(self, subject: str, size_bytes: int) -> None:
+        """Make room for bytes that will be written beside this folder, and count them until ``release``.
+
+        Raises ``RefusedError`` for more than the budget, ``UnavailableError`` when there is no room; then nothing is evicted.
+        """
+        self._must_fit(subject, size_bytes)
+        with reaching(self._folder):
+            self._make_room(subject, size_bytes)
+        self._arriving_bytes += size_bytes
+
+    def count(self, size_bytes: int) -> None:
+        """Count bytes that lie beside this folder already, until ``release``; nothing is evicted for them."""
+        self._arriving_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """What was reserved or counted is not there any more."""
+        if size_bytes > self._arriving_bytes:
+            raise RuntimeError(f"{size_bytes} bytes were not reserved; {self._arriving_bytes} are")
+        self._arriving_bytes -= size_bytes
+
+    def adopt(self, path: Path, digest: bytes, size_bytes: int) -> None:
+        """Take the file ``path``, of a folder on the same file system, in without a copy; durable on return.
+
+        The caller has hashed its content, made that durable, and reserved its room, which becomes the blob's. If the blob is
+        here already, the file is removed. Raises ``UnavailableError`` when the disk fails; then the file is still ``path``,
+        or (if not even that can be had) gone.
+        """
+        name = _name(digest)
+        with reaching(path):
+            if name in self._entries:
+                self._disk.unlink(path)
+            else:
+                self._make_room(f"blob {name}", 0)
+                self._last_use += 1
+                self._move_in(path, self._folder / name)
+                self._entries[name] = _Entry(size_bytes, self._last_use)
+        self.release(size_bytes)
+
     def open_verified(self, digest: bytes) -> int:
         """A read-only descriptor, at offset 0, through which the bytes were hashed and found to be ``digest``'s.
 
@@ -191,6 +230,24 @@ class BlobStore:
                     self._disk.unlink(target)
                 raise
         self._entries[name] = _Entry(size_bytes, self._last_use)
+
+    def _move_in(self, path: Path, target: Path) -> None:
+        fd = self._disk.open_read(path)
+        try:
+            self._disk.chmod(fd, BLOB_MODE)
+            self._disk.set_mtime(fd, self._last_use)
+            self._disk.fsync(fd)
+        finally:
+            self._disk.close(fd)
+        self._disk.rename(path, target)
+        try:
+            self._disk.fsync_folder(self._folder)
+        except OSError:
+            with suppress(OSError):
+                self._disk.rename(target, path)
+            raise
+        with suppress(OSError):  # a name that is left behind there is removed at the next start
+            self._disk.fsync_folder(path.parent)
 
     def _must_fit(self, subject: str, size_bytes: int) -> None:
         if size_bytes > self._budget_bytes:

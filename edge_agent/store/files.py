@@ -74,6 +74,10 @@ class Disk:
         """A descriptor for writing at the end of a file that exists."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
 
+    def open_write(self, path: Path) -> int:
+        """A descriptor for reading and writing anywhere in a file that exists."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
     def open_read(self, path: Path) -> int:
         """A read-only descriptor of a regular file, at its start. ``OSError`` EINVAL for a device, a pipe, a socket."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -96,11 +100,26 @@ class Disk:
         while view:
             view = view[os.write(fd, view) :]
 
+    def read_at(self, fd: int, max_bytes: int, offset: int) -> bytes:
+        """1 to ``max_bytes`` bytes from ``offset`` on; empty at the end of the file."""
+        return os.pread(fd, max_bytes, offset)
+
+    def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """All of ``data`` from ``offset`` on; what lies between the old end and ``offset`` becomes zeros."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(fd, view, offset)
+            view, offset = view[written:], offset + written
+
     def chmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
 
     def set_mtime(self, fd: int, mtime_s: int) -> None:
         os.utime(fd, (mtime_s, mtime_s))
+
+    def forget_cached(self, fd: int) -> None:
+        """What is read next comes from the storage, as far as it was written there (posix_fadvise, POSIX_FADV_DONTNEED)."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
