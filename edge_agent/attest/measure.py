@@ -77,13 +77,16 @@ class MappedFile:
 
 @dataclass(frozen=True, slots=True)
 class MappedModel:
-    """A model that is loaded now. ``digest_of``: what it is called, of the digests of its ``files``."""
+    """A model that is loaded now. ``digest_of``: what it is called, of the digests of its ``files``; ``version``, ``slot``: of its
+    release, 0 and empty for what set-up brought."""
 
     name: str
     offered: bytes
     files: tuple[MappedFile, ...]
     digest_of: Callable[..., bytes]
     delegated_permille: int | None = None
+    version: int = 0
+    slot: str = ""
 
 
 def measured_software(runtime: str, root: Path = ROOT) -> Software:

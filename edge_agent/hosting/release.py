@@ -10,18 +10,26 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from edge_agent.attest.measure import MappedModel
 from edge_agent.core.values import ModelOffer
+
+if TYPE_CHECKING:
+    from edge_agent.speaking import Speaker
 
 
 class Release(ABC):
     """``number`` 0 is the factory's."""
 
+    speaker: Speaker | None = None
+    """Of a language model."""
+
     def __init__(self, offer: ModelOffer, number: int) -> None:
         self.offer, self.number = offer, number
         self.spoiled = ""
         """What went wrong with it in its trial: nothing more is tried on it."""
+        self._closed = False
         self._jobs = 0
         self._rests = asyncio.Event()
         self._rests.set()
@@ -36,6 +44,11 @@ class Release(ABC):
 
     def __str__(self) -> str:
         return f"release {self.number} of {self.name}" if self.number else f"{self.name} as it was set up"
+
+    @property
+    def there(self) -> bool:
+        """Whether it has an engine, be it a dead one that is started again."""
+        return not self._closed
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -61,6 +74,12 @@ class Release(ABC):
     def mapped(self, slot: str) -> MappedModel | None:
         """Its files as they are held now; ``slot``: its part in an update."""
 
-    @abstractmethod
     async def close(self) -> None:
-        """End its engine and let its files go; jobs that it still has fail."""
+        """End its engine and let its files go; jobs that it still has fail. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            await self.end()
+
+    @abstractmethod
+    async def end(self) -> None:
+        """What ``close`` does, once."""

@@ -111,6 +111,10 @@ class Supervised:
         sandbox = self._sandbox
         return self.state is EngineState.READY and not self._waiting and sandbox is not None and not sandbox.busy
 
+    @property
+    def deaths(self) -> tuple[str, ...]:
+        return self._record.reasons
+
     async def invoke(self, inputs: Mapping[str, Tensor], budget_us: int) -> Invocation:
         whole_task = self._checked(inputs)
         if self._waiting >= self._settings.max_waiting:

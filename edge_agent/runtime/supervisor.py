@@ -59,6 +59,10 @@ class EngineSupervisor:
     def state(self, name: str) -> EngineState:
         return self._named(name).state
 
+    def deaths(self, name: str) -> tuple[str, ...]:
+        """How the children of ``name`` ended that are held against it, the last one last."""
+        return self._named(name).deaths
+
     def idle(self, name: str) -> bool:
         """Whether a request to ``name`` would run at once."""
         return self._named(name).idle

@@ -130,8 +130,9 @@ class Measuring:
 
     def _measured(self, model: MappedModel) -> ModelMeasurement:
         found = [self._digest(_model_key(model.name, place), file.digest) for place, file in enumerate(model.files)]
-        golden = self.goldens.digests.get(model.name, b"")
-        return ModelMeasurement(model.name, model.offered, model.digest_of(*found), golden, model.delegated_permille)
+        golden = self.goldens.digest_of(model.name, model.offered)
+        mapped = model.digest_of(*found)
+        return ModelMeasurement(model.name, model.offered, mapped, golden, model.delegated_permille, model.version, model.slot)
 
     async def _measure_code(self) -> None:
         try:
