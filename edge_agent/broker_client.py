@@ -35,7 +35,7 @@ from edge_agent.transport.link import (
     Published,
     Rejected,
 )
-from edge_agent.transport.topics import Kind, Topic, Topics
+from edge_agent.transport.topics import TOOL, Kind, Topic, Topics
 
 MAX_OUTSTANDING = 1024
 GRACE_S = 3.0
@@ -246,8 +246,9 @@ async def ask_over_broker(config: AgentConfig, request: InferenceRequest, boards
     keys = {board: bytes.fromhex(key) for board, key in config.fleet.members.items()}
     keys.setdefault(config.board.id, signer_of(config).public_key)
     limit_s = request.limits.deadline_us / 1e6 + GRACE_S
+    waiting_name = f"{config.board.id}{TOOL}{client_name}"
     try:
-        async with asyncio.timeout(limit_s), BrokerClient(link, config.fleet.name, client_name, keys) as client:
+        async with asyncio.timeout(limit_s), BrokerClient(link, config.fleet.name, waiting_name, keys) as client:
             return await client.ask(request, *boards)
     except TimeoutError:
         reason = f"no answer over {address} within {limit_s:g} s"

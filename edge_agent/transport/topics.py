@@ -21,6 +21,9 @@ PREFIX = "sly/1"
 FLEET_ID = BOARD_ID
 DIGEST_HEX = re.compile(r"[0-9a-f]{64}")
 METADATA_ROLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TOOL = "-ASK-"
+"""Between a board's id and the MQTT client id of a program that asks on its behalf, in the name under which that waits for
+answers: a broker's access list can grant such a name to that board alone, and no board can be called so."""
 
 
 class Kind(StrEnum):
