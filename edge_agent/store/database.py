@@ -36,7 +36,9 @@ HOLDER_BYTES = 128
 HEADER_BYTES = 100
 
 Migrations = Sequence[Sequence[str]]
-"""Steps of the schema, each a list of statements; ``user_version`` counts the steps that a file has taken."""
+"""Steps of the schema, each a list of statements.  ``user_version`` counts in its low half the steps that a file has taken; its
+high half is the oldest schema whose programs can use it, 0 where that is the schema itself."""
+SCHEMA_BITS = 16
 
 _MADE = b"A database was made beside this lock.\n"
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
@@ -69,11 +71,12 @@ class Database:
     """The SQLite file ``path``, brought to the newest of ``migrations``.
 
     ``moved_aside`` is where the bad file went if ``unsafe_start_over`` had to begin anew. Raises ``RefusedError`` when the file
-    is damaged, gone, foreign or of a newer version, ``UnavailableError`` when it cannot be reached or another process has it.
+    is damaged, gone, foreign or of a schema too new, ``UnavailableError`` when it cannot be reached or another process has it.
     """
 
-    def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False) -> None:
+    def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False, usable_from: int = 0) -> None:
         self._path, self._migrations, self._disk = path, migrations, Disk()
+        self._usable_from = usable_from or len(migrations)
         self._open_transaction = self._begun = self._fold_is_due = False
         self._failure: Exception | None = None
         self.moved_aside: Path | None = None
@@ -239,8 +242,9 @@ class Database:
             raise _DamagedError(str(self._path), f"a damaged file ({findings})", "a whole one", _KEEP_IT)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(self._migrations):
+        mark = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = mark & ((1 << SCHEMA_BITS) - 1)
+        if (mark >> SCHEMA_BITS or version) > len(self._migrations):
             allowed = f"schema version {len(self._migrations)} or older"
             raise RefusedError(str(self._path), f"schema version {version}", allowed, "run the newer agent that wrote it")
         for step in range(version, len(self._migrations)):
@@ -248,8 +252,11 @@ class Database:
             for statement in self._migrations[step]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={step + 1}")
+            connection.execute(f"PRAGMA user_version={self._mark(step + 1)}")
             connection.execute("COMMIT")
+
+    def _mark(self, version: int) -> int:
+        return version if version <= self._usable_from else self._usable_from << SCHEMA_BITS | version
 
     def _move_aside(self) -> None:
         number = 1

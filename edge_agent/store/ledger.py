@@ -62,6 +62,10 @@ _SCHEMA_1 = (
 )
 MIGRATIONS = (_SCHEMA_1, _SCHEMA_2)
 """Never change a step that was released: add one."""
+SCHEMA = len(MIGRATIONS)
+USABLE_FROM = 2
+"""The oldest schema whose agents can use a ledger of this one.  A step that only adds (tables, columns with a default), and bears
+that an agent which does not know it writes meanwhile, leaves it; any other raises it to its own number (docs/self-update.md)."""
 
 _USAGE = (
     ("unanswered", "inbox", "envelope"),
@@ -81,7 +85,7 @@ class Ledger:
 
     def __init__(self, path: Path, bounds: Bounds | None = None, unsafe_start_over: bool = False) -> None:
         self._bounds = bounds or Bounds()
-        self._database = Database(path, MIGRATIONS, unsafe_start_over)
+        self._database = Database(path, MIGRATIONS, unsafe_start_over, USABLE_FROM)
         self._usage: dict[str, tuple[int, int]] = {}
         self.receipts = Receipts(self._database, self._bounds.receipts_count)
 
