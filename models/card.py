@@ -16,8 +16,10 @@ from types import MappingProxyType
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import DTYPE_BYTES, MAX_RANK, MAX_TENSOR_BYTES, MODEL_NAME, TASK_NAME, TensorSpec, bounded, checked
+from models.toml_text import toml_text
 
 MAX_MEMBER_BYTES = 128 * 2**20
+MAX_OWN_BYTES = 4 * 2**30
 MAX_LABELS = 4096
 MAX_LABEL_CHARS = 128
 MAX_TEXT_CHARS = 400
@@ -36,6 +38,7 @@ WHEEL_TAG = re.compile(r"py3-none-any|cp3\d+-cp3\d+-[a-z0-9_]{1,60}")
 FREE_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause", "Zlib", "CC0-1.0", "CC-BY-4.0", "public domain")
 RESIZES = ("letterbox", "stretch")
 SUPPRESSIONS = ("weighted", "plain")
+OWN_SUFFIX = ".tflite"
 NESTED = "!"
 """Separates a member of a wheel that is a ZIP itself from the member within: ``models/a.zip!a.tflite``."""
 
@@ -69,6 +72,23 @@ class Source:
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSource:
+    """A file of an operator's own: it comes as a release and is fetched from nowhere. ``url``: its origin, empty for none."""
+
+    sha256: str
+    size_bytes: int
+    licence: str
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        checked(SHA256_HEX, "source sha256", self.sha256)
+        bounded("source size_bytes", self.size_bytes, 1, MAX_OWN_BYTES, "bytes")
+        checked_texts("source licence", (self.licence,), 1)
+        if self.url:
+            checked_texts("source url", (self.url,), 1, MAX_TEXT_CHARS)
 
 
 def _check_member(path: str) -> None:
@@ -174,7 +194,7 @@ class Card:
     summary: str
     quality_permille: int
     quality_source: str
-    source: Source
+    source: Source | OwnSource
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     prepare: Preparation
@@ -209,14 +229,25 @@ class Card:
 
     @property
     def filename(self) -> str:
-        return self.name + PurePosixPath(self.source.member.split(NESTED)[-1]).suffix
+        return self.name + (OWN_SUFFIX if isinstance(self.source, OwnSource) else suffix_of(self.source))
+
+    def wheel_source(self) -> Source:
+        """Where it is fetched from; raises ``RefusedError`` for a model of an operator's own."""
+        if isinstance(self.source, OwnSource):
+            remedy = f"push it: sly ota push {self.filename} --to GROUP"
+            raise RefusedError(f"model {self.name}", "a model of your own", "one that a package of the index ships", remedy)
+        return self.source
+
+    def to_toml(self) -> str:
+        """The card as a TOML file."""
+        return toml_text(self.to_mapping())
 
     def to_mapping(self) -> dict[str, object]:
         """The card as plain values that CBOR and TOML can hold."""
         return {
             "name": self.name, "version": self.version, "task": self.task, "summary": self.summary,
             "quality_permille": self.quality_permille, "quality_source": self.quality_source,
-            "source": {key: getattr(self.source, key) for key in _SOURCE},
+            "source": {key: getattr(self.source, key) for key in type(self.source).__slots__},
             "inputs": [_tensor_mapping(tensor) for tensor in self.inputs],
             "outputs": [_tensor_mapping(tensor) for tensor in self.outputs],
             "prepare": {key: getattr(self.prepare, key) for key in _PREPARE},
@@ -232,7 +263,7 @@ class Card:
         fields = typed("card", mapping, _CARD | ({"golden": dict} if with_golden else {}))
         return cls(
             **{key: fields[key] for key in ("name", "version", "task", "summary", "quality_permille", "quality_source")},
-            source=source_from_mapping(fields["source"]),
+            source=_either_source(fields["source"]),
             inputs=tuple(_tensor(item) for item in fields["inputs"]),
             outputs=tuple(_tensor(item) for item in fields["outputs"]),
             prepare=Preparation(**typed("card prepare", fields["prepare"], _PREPARE)),
@@ -250,6 +281,7 @@ _SOURCE = {
     "package": str, "version": str, "wheel_tag": str, "wheel_sha256": str,
     "member": str, "sha256": str, "size_bytes": int, "licence": str, "url": str,
 }  # fmt: skip
+_OWN_SOURCE = {"sha256": str, "size_bytes": int, "licence": str, "url": str}
 _TENSOR = {"name": str, "dtype": str, "shape": list}
 _PREPARE = {"resize": str, "low": int, "high": int, "margin_permille": int}
 _BOXES = {
@@ -262,6 +294,17 @@ _POINTS = {"kind": str, "points": str, "score": str, "score_permille": int}
 
 def source_from_mapping(mapping: object) -> Source:
     return Source(**typed("source", mapping, _SOURCE))
+
+
+def _either_source(mapping: object) -> Source | OwnSource:
+    if isinstance(mapping, Mapping) and "package" not in mapping:
+        return OwnSource(**typed("source", mapping, _OWN_SOURCE))
+    return source_from_mapping(mapping)
+
+
+def suffix_of(source: Source) -> str:
+    """Of the file within the wheel, with its dot."""
+    return PurePosixPath(source.member.split(NESTED)[-1]).suffix
 
 
 def typed(subject: str, mapping: object, types: Mapping[str, type]) -> dict:  # type: ignore[type-arg]

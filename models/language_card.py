@@ -8,7 +8,6 @@ model lies in the models folder as ``NAME.card.toml`` beside the files that it n
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from edge_agent.core.model_shape import ModelShape
 from edge_agent.core.values import MODEL_NAME, bounded, checked
 from models.card import MAX_TEXT_CHARS, SHA256_HEX, Source, checked_texts, source_from_mapping, typed
 from models.catalog import FOLDER, LANGUAGE
+from models.toml_text import toml_text
 
 CARD_SUFFIX = ".card.toml"
 MAX_CARD_BYTES = 2**16
@@ -151,7 +151,7 @@ class LanguageCard:
 
     def to_toml(self) -> str:
         """The card as a TOML file that ``read_language_card`` reads."""
-        return "".join(_toml("", self.to_mapping()))
+        return toml_text(self.to_mapping())
 
 
 _CARD = {
@@ -167,17 +167,6 @@ def _entry_mapping(entry: FileEntry) -> dict[str, object]:
 
 def _entry(mapping: object) -> FileEntry:
     return FileEntry(**typed("card file", mapping, _FILE))
-
-
-def _toml(prefix: str, table: Mapping[str, object]) -> list[str]:
-    """Integers, printable texts and lists of them are written alike in JSON and TOML; tables come last."""
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            deeper = _toml(f"{prefix}{key}.", value)
-            header = [f"\n[{prefix}{key}]\n"] if not deeper[0].startswith("\n") else []
-            lines += header + deeper
-    return lines
 
 
 def read_language_card(path: Path) -> LanguageCard:

@@ -121,7 +121,7 @@ def run_show(args: argparse.Namespace) -> int:
     if is_language_model(args.name, _folder(args)):
         return _show_language(find(args.name, _folder(args)), _folder(args))
     shown, folder = card(args.name), _folder(args)
-    source, facts = shown.source, _facts(shown, folder)
+    source, facts = shown.wheel_source(), _facts(shown, folder)
     lines = {
         "model": f"{shown.name} (card {shown.version})",
         "task": shown.task,
