@@ -50,6 +50,10 @@ class Heard:
         """The newest of every board, with its earlier losses: what ``judge`` and ``move`` take."""
         return MappingProxyType(self._reports)
 
+    def losses(self, board: str) -> tuple[Loss, ...]:
+        """What a board ever said that it lost, sorted; the ``MAX_LOSSES`` newest."""
+        return self._told[board].losses if board in self._told else ()
+
     def rollout(self, model: str) -> Rollout | None:
         return self._rollouts[model][0] if model in self._rollouts else None
 

@@ -146,6 +146,21 @@ def test_a_new_plan_begins_without_the_losses_of_the_old() -> None:
     assert heard_again and after is not None and after.state is Standing.RUNNING and not after.lost
 
 
+@pytest.mark.parametrize("lost", [Step.FAILED, Step.RETURNED])
+@pytest.mark.parametrize("after", [Step.WAITING, Step.CONFIRMED, None])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_board_that_takes_its_loss_back_is_still_counted(lost: Step, after: Step | None, backwards: bool) -> None:
+    heard = Heard()
+    heard.hear_rollout(a_rollout())
+    said = a_report("b00", lost), a_report("b00", after, number=2) if after else Report("b00", 1, 2)
+    for report in reversed(said) if backwards else said:
+        heard.hear_report(report)
+    verdict = heard.verdict(MODEL)
+    assert verdict is not None and verdict.state is Standing.STOPPED and verdict.lost == ("b00",)
+    (told,) = heard.reports["b00"].progress
+    assert told.failed == (lost is Step.FAILED)
+
+
 def test_a_failure_stays_told_when_the_board_goes_back_with_the_others() -> None:
     failed = Progress(MODEL, SERIAL, Step.FAILED, why="golden digest differs")
     assert failed.failed and failed.at(Step.RETURNED).failed and failed.at(Step.RETURNED).at(Step.WAITING).lost
@@ -416,11 +431,11 @@ def test_a_flood_of_boards_or_models_finds_the_tables_full() -> None:
 
 def test_a_board_that_invents_losses_without_end_costs_no_more_than_its_newest() -> None:
     heard = Heard()
-    for i in range(4 * MAX_LOSSES):
-        said = Progress(MODEL, SERIAL + i, Step.RETURNED, failed=True)
-        heard.hear_report(Report("liar", 1, i, progress=(said,)))
-    told = heard.reports["liar"].progress
-    assert len(told) == MAX_ROLLOUTS and told[-1].serial == SERIAL + 4 * MAX_LOSSES - 1
+    for i in range(3 * MAX_LOSSES):
+        heard.hear_report(Report("liar", 1, i, progress=(Progress(MODEL, SERIAL + i, Step.FAILED),)))
+    told = [each.serial for each in heard.reports["liar"].progress]
+    assert told == list(range(SERIAL + 3 * MAX_LOSSES - MAX_ROLLOUTS, SERIAL + 3 * MAX_LOSSES))
+    assert len(heard.losses("liar")) == MAX_LOSSES
 
 
 @pytest.mark.parametrize(
