@@ -21,6 +21,7 @@ can use the ledger afterwards, so a roll back loses nothing that was written mea
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -162,7 +163,7 @@ class AgentSlots:
             _must_be(record, "confirm", State.TRIAL)
             if record.candidate is None or record.candidate.folder != self.environment:
                 raise IllegalMoveError(f"agent: {self.environment or 'the factory agent'} cannot confirm {record.candidate}")
-            return _emptied(replace(record, confirmed=record.candidate, previous=record.confirmed))
+            return replace(_emptied(record), confirmed=record.candidate, previous=record.confirmed)
 
         self._move(confirmed)
 
@@ -193,18 +194,23 @@ class AgentSlots:
             if record.previous is None:
                 raise IllegalMoveError("agent: cannot go back: nothing was confirmed before")
             check_ledger(f"{record.confirmed}, to be left for {record.previous}", record.needs, record.previous.reads)
-            left = replace(record, confirmed=record.previous, previous=None, candidate=record.confirmed)
-            return replace(left, state=State.ROLLED_BACK, boots=0, why=why[:MAX_WHY_CHARS])
+            left = None if record.confirmed.folder == FACTORY else record.confirmed
+            state = State.ROLLED_BACK if left else State.EMPTY
+            back = replace(_emptied(record), confirmed=record.previous, previous=None)
+            return replace(back, candidate=left, state=state, why=why[:MAX_WHY_CHARS])
 
         self._move(gone_back)
 
     def sweep(self) -> None:
-        """Remove the environments that no record names, but never the one that runs. Raises ``UnavailableError``."""
+        """Remove the environments that no record names, but never the one that runs. Raises ``UnavailableError``.
+
+        One into which a child of a killed agent still writes may stay until the next time.
+        """
         with reaching(self.folder):
             kept = self.record.folders | {self.environment}
             for path in self.folder.glob("env-*"):
                 if path.name not in kept:
-                    shutil.rmtree(path)
+                    _remove(path)
 
     def _staged(self, record: Record, staged: Environment) -> Record:
         """Only two slots: what was confirmed before makes room, unless it is the factory's or runs now."""
@@ -243,6 +249,14 @@ def check_ledger(subject: str, needs: int, reads: int) -> None:
         got = f"a ledger that agents before schema {needs} cannot use"
         remedy = "release an agent between the two that knows the new schema and does not write it yet: docs/self-update.md"
         raise RefusedError(subject, got, f"schema {reads or 'not known'} or older, so that a roll back loses nothing", remedy)
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise
 
 
 def _must_be(record: Record, event: str, *states: State) -> None:
