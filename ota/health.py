@@ -1,16 +1,16 @@
 """Is a release on trial sound?  First its golden input, then so many clean real inferences; one bad sign is enough.
 
-Owns ``Trial``, and what is an unclean result.  Rules: pure, no NumPy, each pass over a tensor at the speed of a copy; the verdict
-stands once it is reached; a sound release never becomes so by silence, and a request that is itself at fault is no sign at all.
+Owns ``Trial``, and what is an unclean result.  Rules: pure, no NumPy; the verdict stands once it is reached; no release becomes sound by
+silence, and a request that is itself at fault is no sign at all.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edge_agent.core.values import DIGEST_BYTES, InferenceResult, Status, Tensor, bounded
+from edge_agent.runtime.signature import first_non_finite
 from ota.slots import MAX_WHY_CHARS
 
 MAX_NEEDED = 10_000
@@ -32,7 +32,8 @@ class Trial:
 
     needed: int
     expected_golden: frozenset[bytes] = frozenset()
-    golden: bytes = b""
+    answered: bool = False
+    """The golden input, well."""
     clean: int = 0
     why: str = ""
 
@@ -45,17 +46,18 @@ class Trial:
     def verdict(self) -> Health:
         if self.why:
             return Health.BAD
-        return Health.SOUND if self.golden and self.clean >= self.needed else Health.OPEN
+        return Health.SOUND if self.answered and self.clean >= self.needed else Health.OPEN
 
     def heard_golden(self, digest: bytes, why: str = "") -> Trial:
-        """The answer to the golden input, or ``why`` there is none: a crash, a hang, NaN.
+        """The answer to the golden input, or ``why`` it is bad: a crash, a hang, NaN. No digest and no reason: the model has no
+        golden input.
 
-        One after the first stands for a real inference, on a board that has too few requests.
+        An answer after the first stands for a real inference, on a board that has too few requests.
         """
         flaw = why or self._golden_flaw(digest)
-        if self.golden or flaw:
-            return self.ran(flaw)
-        return self if self.verdict is Health.BAD else replace(self, golden=digest)
+        if self.verdict is Health.OPEN and not self.answered and not flaw:
+            return replace(self, answered=True)
+        return self.ran(flaw) if digest or flaw else self
 
     def ran(self, why_unclean: str = "") -> Trial:
         """A real inference ended. What ran before the golden answer may condemn the release, and does not count for it."""
@@ -63,12 +65,14 @@ class Trial:
             return self
         if why_unclean:
             return replace(self, why=why_unclean[:MAX_WHY_CHARS])
-        return replace(self, clean=self.clean + 1) if self.golden else self
+        return replace(self, clean=self.clean + 1) if self.answered else self
 
     def _golden_flaw(self, digest: bytes) -> str:
-        if len(digest) != DIGEST_BYTES:
-            return "no answer to the golden input"
+        if len(digest) not in (0, DIGEST_BYTES):
+            return f"an answer to the golden input of {len(digest)} bytes, not {DIGEST_BYTES}"
         if self.expected_golden and digest not in self.expected_golden:
+            if not digest:
+                return "no answer to the golden input"
             known = " or ".join(sorted(each.hex()[:16] for each in self.expected_golden))
             return f"wrong answer to the golden input: {digest.hex()[:16]}…, right is {known}…"
         return ""
@@ -93,28 +97,8 @@ def tells_of_model(result: InferenceResult) -> bool:
     return result.status in (Status.OK, Status.FAILED)
 
 
-_EXPONENT_OF_ALL_ONES = {
-    "float16": (2, re.compile(rb"[\x7c-\x7f\xfc-\xff]"), 0),
-    "float32": (4, re.compile(rb"[\x7f\xff]"), 0x80),
-    "float64": (8, re.compile(rb"[\x7f\xff]"), 0xF0),
-}
-"""NaN and infinity (IEEE 754-2019, 3.4): bytes of an element, what its last byte then is, bits that are set in the one before."""
-
-
 def _flaw(name: str, tensor: Tensor) -> str:
     if 0 in tensor.shape[1:]:
         return f"output {name}: {tensor} is empty"
-    at = _not_finite(tensor)
+    at = first_non_finite(tensor)
     return "" if at is None else f"output {name}: element {at} of {tensor} is NaN or infinite"
-
-
-def _not_finite(tensor: Tensor) -> int | None:
-    """The index of the first element that is no finite number."""
-    if tensor.dtype not in _EXPONENT_OF_ALL_ONES:
-        return None
-    size_bytes, last, before = _EXPONENT_OF_ALL_ONES[tensor.dtype]
-    data = memoryview(tensor.data).cast("B")
-    for found in last.finditer(bytes(data[size_bytes - 1 :: size_bytes])):
-        if data[found.start() * size_bytes + size_bytes - 2] & before == before:
-            return found.start()
-    return None

@@ -1,9 +1,9 @@
 """A board takes releases, and its power is cut at every change of its disk, and again while it recovers: nothing may be lost.
 
 The disk is ``tests.virtual_disk`` (what was not fsynced is dropped, torn and reordered); over it run the real ``BlobStore``, the
-real ``Staging`` and the real ``Records``.  ``Journal`` stands in for the ledger and assumes of SQLite (WAL,
-``synchronous=FULL``) what ``store.database`` rests on: a transaction is all or nothing; when its commit returned it is durable; cut during the commit it is
-found whole or not at all; nothing of it survives a cut before.  (That of SQLite itself is shown by killing real processes:
+real ``Staging`` and the real ``Records``.  ``Journal`` stands in for the ledger and assumes of SQLite (WAL, ``synchronous=FULL``)
+what ``store.database`` rests on: a transaction is all or nothing; when its commit returned it is durable; cut during the commit
+it is found whole or not at all; nothing of it survives a cut before.  (That of SQLite itself is shown by killing real processes:
 ``tests/test_power.py`` and ``tests/test_kill.py``.)
 
 A *state* is a disk that may be found after a cut, on which a board was started and everything was checked: what had been

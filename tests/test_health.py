@@ -51,6 +51,7 @@ def test_a_golden_answer_alone_is_not_enough_and_a_later_one_stands_for_an_infer
     [
         (WRONG, "", "wrong answer to the golden input: 7777777777777777…, right is 7272727272727272…"),
         (b"", "", "no answer to the golden input"),
+        (b"short", "", "an answer to the golden input of 5 bytes, not 32"),
         (b"", "engine died: SIGSEGV", "engine died: SIGSEGV"),
         (RIGHT, "no answer within 10 s", "no answer within 10 s"),
     ],
@@ -62,7 +63,12 @@ def test_a_wrong_golden_answer_a_crash_and_a_hang_condemn_it(digest: bytes, why:
 
 def test_without_an_expected_answer_any_clean_one_will_do() -> None:
     assert Trial(1).heard_golden(WRONG).ran().verdict is Health.SOUND
-    assert Trial(1).heard_golden(b"").verdict is Health.BAD
+
+
+def test_a_model_without_a_golden_input_is_judged_by_its_inferences_alone() -> None:
+    trial = Trial(2).heard_golden(b"").heard_golden(b"").ran()
+    assert trial.verdict is Health.OPEN
+    assert trial.ran().verdict is Health.SOUND
 
 
 def test_case_22_health_check_regresses_later_within_the_trial() -> None:
