@@ -142,7 +142,6 @@ def encode_answer(checked: Checked) -> bytes:
 
 
 def encode_refused(error: RefusedError) -> bytes:
-    """A refusal as an answer."""
     got = "" if error.got is None else str(error.got)
     return encode({_REFUSED: [each[:MAX_NOTE_CHARS] for each in (error.subject, got, error.allowed, error.remedy)]})
 
