@@ -1,4 +1,7 @@
-"""``sly status``, ``sly fleet`` and ``sly explain``: what a board knows of the fleet, and why a request went where it went."""
+"""``sly status``, ``sly explain`` and ``sly fleet table``: what a board knows of the fleet, and why a request went where it went.
+
+Owns the parser of ``sly fleet``; what an operator does is in ``fleet_setup``, ``fleet_change`` and ``fleet_watch``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_agent.commands import fleet_change, fleet_setup, fleet_watch
 from edge_agent.commands.terminal import WIDTH, clipped
 
 MAX_BOARD, MAX_HARDWARE = 20, 36
 NUMBERS = (2, 3, 5)
 """Columns of ``sly status`` that hold figures."""
+FLEET = """\
+What an operator does: make a fleet and its keys, let boards in and put them out, look at all of them at once.
+"""
+EXAMPLES = """\
+sly fleet init ~/fleet --name home --broker-host 192.168.1.10
+export SLY_FLEET=~/fleet
+mosquitto -c ~/fleet/broker/mosquitto.conf                  # as sly fleet broker says
+sly fleet enroll kitchen --backend raspberry_pi --group indoors --serve blazeface-short
+sly fleet watch
+sly fleet revoke barn --reason stolen
+"""
 TABLE = """\
 The table that the boards have agreed on: where requests of each class go that come in at each board, for how much of the coming
 seconds each board is booked, and which boards hold the same table. Exit code 0: all boards that are there hold it; 1: one holds
@@ -23,8 +38,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     status = subparsers.add_parser("status", help="show the fleet as one board sees it")
     explain = subparsers.add_parser("explain", help="show why a request went where it went")
     explain.add_argument("request", help="the request's id, as sly ask prints it; or: last, the one placed last here")
-    fleet = subparsers.add_parser("fleet", help="what the boards have agreed on", description="What the boards have agreed on.")
+    fleet = subparsers.add_parser(
+        "fleet", help="make a fleet, enroll its boards, watch it", description=FLEET, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     below = fleet.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for room in (fleet_setup, fleet_watch, fleet_change):
+        room.add(below)
     table = below.add_parser("table", help="show the agreed table, and who holds another one", description=TABLE)
     for parser, run in ((status, _status), (explain, _explain), (table, _table)):
         parser.add_argument("--socket", type=Path, required=True, metavar="PATH", help="the agent's socket (STATE/agent.sock)")

@@ -98,7 +98,7 @@ class Authority:
         if not 0 < len(names) <= MAX_NAMES:
             raise ConfigError("broker's names", f"{len(names)}", f"1 to {MAX_NAMES}")
         alternative = x509.SubjectAlternativeName([_host(name) for name in dict.fromkeys(names)])
-        return self._issue(names[0][:64], BROKER_DAYS, ExtendedKeyUsageOID.SERVER_AUTH, alternative)
+        return self._issue(f"broker.{names[0]}"[:64], BROKER_DAYS, ExtendedKeyUsageOID.SERVER_AUTH, alternative)
 
     def issue_client(self, name: str) -> Issued:
         """For the client that the broker shall know as ``name``: a board's id, or an operator's name as its ACL has it."""

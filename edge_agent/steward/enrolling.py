@@ -16,6 +16,7 @@ from pathlib import Path
 from board_support.device_root import DeviceRoot
 from board_support.registry import board_classes
 from edge_agent.attest.keys import kind_of_key
+from edge_agent.attest.words import MAX_WORD_REASON_CHARS
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer, check_public_key
 from edge_agent.core.errors import ConfigError, RefusedError
@@ -129,10 +130,19 @@ def revoke(folder: OperatorFolder, board: str, reason: str) -> Charter:
     """Put a board out of the fleet: charter, certificates, access list. Raises ``RefusedError`` for one that is out."""
     charter = folder.charter
     held = known(charter, board)
+    if not reason:
+        raise ConfigError("--reason", "nothing", "why, for whoever asks later")
     if held.revoked:
         raise RefusedError(f"board {board}", f"revoked: {held.revoked}", "a board that is not revoked yet")
     folder.authority.revoke(board)
     return folder.put_charter(replace(charter, boards={**charter.boards, board: replace(held, revoked=reason)}))
+
+
+def check_reason(reason: str) -> str:
+    """Raises ``ConfigError`` for a reason that a word or a charter cannot hold."""
+    if len(reason) > MAX_WORD_REASON_CHARS or not reason.isprintable():
+        raise ConfigError("--reason", reason, f"at most {MAX_WORD_REASON_CHARS} printable characters on one line")
+    return reason
 
 
 def known(charter: Charter, board: str) -> Enrolled:
@@ -163,7 +173,7 @@ def agent_toml(folder: OperatorFolder, wanted: Enrolment, charter: Charter) -> s
         "fleet.endorsers": endorsers,
     }  # fmt: skip
     head = f"# {wanted.board} of the fleet {settings.name}, written by: sly fleet enroll. Every setting: sly settings\n"
-    return head + "\n".join(_section(name, entries) for name, entries in sections.items() if entries)
+    return f"{head}\n" + "\n".join(_section(name, entries) for name, entries in sections.items() if entries)
 
 
 def check_agent_toml(text: str) -> AgentConfig:
@@ -195,4 +205,4 @@ def _enrolled(wanted: Enrolment, target: Path, disk: Disk) -> Enrolled:
 def _section(name: str, entries: Mapping[str, object]) -> str:
     """TOML's basic strings, whole numbers and lists of them are written as JSON has them."""
     lines = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in entries.items())
-    return f"\n[{name}]\n{lines}"
+    return f"[{name}]\n{lines}"

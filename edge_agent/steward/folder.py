@@ -26,6 +26,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from edge_agent.attest.words import Action, OperatorWord, sign_word
@@ -40,8 +41,9 @@ from edge_agent.store.identity import load_or_make_seed, load_seed
 from edge_agent.transport.endpoint import BrokerAddress
 from edge_agent.transport.link import Message
 from edge_agent.transport.tls import TlsFiles
-from edge_agent.transport.topics import FLEET_ID, Topics
-from ota.charter import Charter
+from edge_agent.transport.topics import DIGEST_HEX, FLEET_ID, Topics
+from ota.charter import Charter, encode_charter
+from ota.chunks import encode_chunk
 from ota.repository import Repository
 
 FLEET_FILE, OPERATOR_KEY = "fleet.toml", "operator.key"
@@ -197,8 +199,10 @@ class OperatorFolder:
         """Have a Mosquitto that runs here with this configuration read its lists again; ``False`` if none does."""
         try:
             pid = int((self.broker_folder / mosquitto.DATA_FOLDER / mosquitto.PID_FILE).read_text())
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if os.fsencode(self.broker_folder / mosquitto.CONFIGURATION) not in arguments:
+            process = Path(f"/proc/{pid}")
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+            files = {(process / "cwd").resolve() / os.fsdecode(each) for each in arguments}
+            if (self.broker_folder / mosquitto.CONFIGURATION).resolve() not in {each.resolve() for each in files}:
                 return False
             os.kill(pid, signal.SIGHUP)
         except (OSError, ValueError):
@@ -220,13 +224,29 @@ class OperatorFolder:
         return {name: read_bounded(self._disk, folder / name, MAX_WORD_BYTES) for name in sorted(names)}
 
     async def publish(self, session: OperatorSession, over: bool = False) -> int:
-        """Bring the broker what it lacks of this fleet: metadata, and words on boards. How many messages that took."""
+        """Bring the broker what it lacks of this fleet: words on boards, metadata and the charter. How many messages that took.
+
+        The charter is small, and boards need it when no operator is there to give it: it is the one artefact that is kept on the
+        broker, and the one before it is taken away.
+        """
         session.admit(self.charter)
         lacking = {board: word for board, word in self.words().items() if session.words.get(board) != word}
         for board, word in lacking.items():
             await session.say(Message(self.topics.word(board), word, retain=True))
             session.words[board] = word
-        return len(lacking) + await session.publish_repository(self.repository, over)
+        session.must_not_be_ahead(self.repository, over)
+        data = encode_charter(self.charter)
+        await session.say(Message(self.topics.ota_chunk(sha256(data).hexdigest()), encode_chunk(0, data), retain=True))
+        published = await session.publish_repository(self.repository, over)
+        for digest in self._old_charters(data):
+            await session.say(Message(self.topics.ota_chunk(digest), b"", retain=True))
+        return len(lacking) + published
+
+    def _old_charters(self, data: bytes) -> list[str]:
+        """SHA-256 of the charters before this one whose files the repository still has."""
+        names = self._disk.names(self.repository.folder / "targets" / "fleet")
+        digests = {name.split(".")[0] for name in names} - {sha256(data).hexdigest()}
+        return sorted(each for each in digests if DIGEST_HEX.fullmatch(each))
 
 
 BROKER = "broker"

@@ -102,6 +102,7 @@ class OperatorSession:
         self._last_ticket = 0
         self._echo = b""
         self._news = asyncio.Event()
+        self.events = 0
         self.ready = asyncio.Event()
         """Connected, and all that was kept was heard."""
         self.down = ""
@@ -154,6 +155,13 @@ class OperatorSession:
             return predicate()
         return True
 
+    async def news(self, since: int) -> int:
+        """Return when more than ``since`` events came in, and how many they are now."""
+        while self.events <= since:
+            self._news.clear()
+            await self._news.wait()
+        return self.events
+
     async def say(self, message: Message, limit_s: float = SAY_LIMIT_S) -> None:
         """Publish, and return when the broker has it, also over connections that end meanwhile.
 
@@ -178,21 +186,24 @@ class OperatorSession:
     async def publish_repository(self, repository: Documents, over: bool = False) -> int:
         """Put the repository's metadata on the broker, as far as it differs; the number of messages that took.
 
-        Raises ``RefusedError`` if the broker keeps a later timestamp than this repository's, unless it is to be published
-        ``over`` that.
+        Raises as ``must_not_be_ahead`` and ``say`` do.
         """
+        self.must_not_be_ahead(repository, over)
         documents = repository.documents()
-        there, here = timestamp_version(self.metadata), timestamp_version(documents)
-        if there > here and not over:
-            allowed = f"at least version {there}, which the broker keeps"
-            remedy = "somebody published from another copy of this folder: use that one (or --over, if you know why)"
-            raise RefusedError("timestamp of this repository", f"version {here}", allowed, remedy)
         changed = [name for name in in_order(documents) if self.metadata.get(name) != documents[name]]
         old = [name for name in in_order(self.metadata) if name not in documents]
         await self.say_all(self._document(name, documents[name]) for name in changed)
         await self.say_all(self._document(name, b"") for name in old)
         self.metadata = dict(documents)
         return len(changed) + len(old)
+
+    def must_not_be_ahead(self, repository: Documents, over: bool = False) -> None:
+        """Raises ``RefusedError`` if the broker keeps a later timestamp than this repository's, unless ``over`` that."""
+        there, here = timestamp_version(self.metadata), timestamp_version(repository.documents())
+        if there > here and not over:
+            allowed = f"at least version {there}, which the broker keeps"
+            remedy = "somebody published from another copy of this folder: use that one (or --over, if you know why)"
+            raise RefusedError("timestamp of this repository", f"version {here}", allowed, remedy)
 
     def _document(self, name: str, payload: bytes) -> Message:
         return Message(self.topics.ota_meta(name), payload, retain=True)
@@ -236,6 +247,7 @@ class OperatorSession:
                 self._take(message)
                 if self.link is not None:
                     self.link.acknowledge(token)
+        self.events += 1
         self._news.set()
 
     def _begin(self) -> None:

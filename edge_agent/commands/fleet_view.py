@@ -1,0 +1,149 @@
+"""The fleet on a terminal: its boards and rollouts as tables, and as single lines for a log.
+
+Rules: at most ``WIDTH`` columns; what boards say is shown, not obeyed; JSON keeps what is left out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_agent.commands.terminal import WIDTH, clipped, wrapped
+from edge_agent.core.printable import on_one_line
+
+MAX_BOARD, MAX_GROUPS, MAX_MODELS, MAX_TRUST = 20, 36, 36, 24
+LOUD = ("contraindicated", "failed", "refused")
+
+
+def charter_table(boards: Sequence[Mapping[str, Any]]) -> str:
+    """What ``sly fleet list`` shows: the registry, without asking anybody."""
+    if not boards:
+        return "no board is enrolled yet: see sly fleet enroll --help"
+    heads = ("board", "backend", "groups", "key", "state")
+    rows = [
+        (each["board"], each["backend"] or "auto", ", ".join(each["groups"]) or "-", each["key"][:16], _state(each))
+        for each in boards
+    ]
+    return "\n".join(_table(heads, rows, (MAX_BOARD, 16, MAX_GROUPS, 16)))
+
+
+def watch_table(status: Mapping[str, Any]) -> str:
+    """What ``sly fleet watch`` shows: every board in a line, every rollout below."""
+    heads = ("board", "standing", "trust", "release", "update and notes")
+    rows = [_watched(each) for each in status["boards"]]
+    there = sum(each["standing"] == "online" for each in status["boards"])
+    first = (
+        f"fleet {status['fleet']}: {there} of {len(rows)} boards online; charter {status['charter']}; broker: {status['broker']}"
+    )
+    lines = [clipped(on_one_line(first), WIDTH), ""]
+    lines += _table(heads, rows, (MAX_BOARD, 12, MAX_TRUST, MAX_MODELS)) if rows else ["no board is enrolled yet"]
+    for rollout in status["rollouts"]:
+        lines += ["", *rollout_lines(rollout)]
+    return "\n".join(lines)
+
+
+def watch_line(board: Mapping[str, Any]) -> str:
+    """One board on one line, for a log."""
+    return on_one_line(" | ".join(cell for cell in _watched(board) if cell))
+
+
+def rollout_lines(rollout: Mapping[str, Any]) -> list[str]:
+    """A rollout: how it stands and why, and a bar for each wave that has begun."""
+    name = f"rollout of {rollout['model']} {rollout['number']}"
+    lines = wrapped(f"{name}: {rollout['state']}; {rollout['why']}", below="  ")
+    for at, wave in enumerate(rollout["waves"]):
+        begun = at <= rollout["wave"]
+        lines.append(clipped(_wave(f"wave {at}" if at else "canaries", wave, begun), WIDTH))
+    return lines
+
+
+def board_page(board: Mapping[str, Any]) -> str:
+    """What ``sly fleet show`` shows of one board."""
+    said = {
+        "state": _state(board), "standing": board.get("standing"), "hardware": _hardware(board), "agent": board.get("agent"),
+        "backend": board["backend"] or "auto", "groups": ", ".join(board["groups"]) or "none", "key": board["key"],
+        "endorsed": "by hardware" if board["endorsed"] else "no", "trust": _trust(board), "note": board.get("note"),
+    }  # fmt: skip
+    lines = [board["board"]]
+    for name, value in said.items():
+        if value:
+            lines += wrapped(f"{name}: {value}", "  ", "  ")
+    for slots in board.get("models", ()):
+        lines += wrapped(f"release: {_release(slots)}{_because(slots['why'])}", "  ", "  ")
+    for update in board.get("updates", ()):
+        lines += wrapped(f"update: {_update(update)}", "  ", "  ")
+    for word in (board.get("trust") or {}).get("said", ()):
+        lines += wrapped(f"{word['verifier']} says: {word['tier']}{_because('; '.join(word['reasons']))}", "  ", "  ")
+    return "\n".join(lines)
+
+
+def trust_lines(boards: Sequence[Mapping[str, Any]]) -> str:
+    """What ``sly fleet trust`` shows: each board's tiers, and what is held against it."""
+    lines = []
+    for board in boards:
+        lines.append(clipped(f"{board['board']:<{MAX_BOARD}}  {_trust(board) or 'nobody has said anything'}", WIDTH))
+        reasons: dict[str, list[str]] = {}
+        for word in board["trust"]["said"]:
+            for reason in word["reasons"]:
+                reasons.setdefault(reason, []).append(word["verifier"])
+        for reason, verifiers in reasons.items():
+            lines += wrapped(f"- {reason} (says {', '.join(verifiers)})", "    ", "  ")
+    return "\n".join(lines)
+
+
+def _watched(board: Mapping[str, Any]) -> tuple[str, ...]:
+    releases = ", ".join(_release(each) for each in board["models"]) or ", ".join(board["offers"]) or "-"
+    notes = [_update(each) for each in board["updates"]]
+    notes += [f"REVOKED: {board['revoked']}"] if board["revoked"] else []
+    notes += [board["note"]] if board["note"] else []
+    return board["board"], board["standing"], _trust(board) or "-", releases, "; ".join(notes)
+
+
+def _release(slots: Mapping[str, Any]) -> str:
+    number = slots["running"] or "factory"
+    beside = f" > {slots['candidate']} {slots['state']}" if slots["candidate"] else ""
+    return f"{slots['model']} {number}{beside}"
+
+
+def _update(update: Mapping[str, Any]) -> str:
+    step = update["step"].upper() if update["step"] in LOUD else update["step"]
+    percent = f" {update['permille'] // 10} %" if update["step"] == "fetching" else ""
+    return f"{update['model']} {update['number']} {step}{percent}{_because(update['why'])}"
+
+
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
+
+
+def _trust(board: Mapping[str, Any]) -> str:
+    tiers = (board.get("trust") or {}).get("tiers", {})
+    return ", ".join(f"{tier.upper() if tier in LOUD else tier} {count}" for tier, count in tiers.items())
+
+
+def _state(board: Mapping[str, Any]) -> str:
+    return f"REVOKED: {board['revoked']}" if board["revoked"] else "enrolled"
+
+
+def _hardware(board: Mapping[str, Any]) -> str:
+    text = board.get("hardware") or ""
+    return f"{text} (emulated)" if text and board.get("emulated") else text
+
+
+def _wave(name: str, wave: Mapping[str, Any], begun: bool) -> str:
+    count = len(wave["boards"])
+    full = 30 * wave["permille"] // 1000
+    bar = f"[{'#' * full}{'-' * (30 - full)}] {wave['permille'] // 10:3d} % here" if begun else "not begun"
+    lost = f", {wave['lost']} LOST" if wave["lost"] else ""
+    return f"  {name:10} {bar}, {wave['confirmed']} of {count} confirmed{lost}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: Sequence[int]) -> list[str]:
+    """Columns as wide as what is in them, up to ``most``; the last one has the rest of the line."""
+    shown = [heads, *([on_one_line(cell) for cell in row] for row in rows)]
+    widths = [min(limit, max(len(row[at]) for row in shown)) for at, limit in enumerate(most)]
+    left = WIDTH - sum(widths) - 2 * len(widths)
+    lines = []
+    for row in shown:
+        cells = [f"{clipped(cell, width):<{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, clipped(row[-1], left)]).rstrip())
+    return lines
