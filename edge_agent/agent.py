@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,17 @@ from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
 from edge_agent.shell.tasks import Tasks
+from edge_agent.shell.updating import Updating
 from edge_agent.shell.verbs import Verbs
 from edge_agent.shell.work_loop import WorkLoop
 from edge_agent.store.blobs import BlobStore
 from edge_agent.store.ledger import Ledger
 from edge_agent.talk import Talks
-from edge_agent.transport.link import Will
+from edge_agent.transport.link import LinkEvent, Will
 
 if TYPE_CHECKING:
     from edge_agent.speaking import Speaker
+    from ota.updater import Updater
 
 SOCKET_NAME = "agent.sock"
 DRAIN_S = 20.0
@@ -101,8 +104,9 @@ class Agent:
         self._tasks = Tasks(self._fault)
         self._closers: list[Callable[[], Any]] = []
         self.measuring: Measuring | None = None
+        self.updater: Updater | None = None
         self.stop_requested = asyncio.Event()
-        self.faulty = False
+        self.faulty = self.start_anew = False
         self.gateway_port = 0
         """Where the gateway listens; 0 without one."""
 
@@ -203,6 +207,7 @@ class Agent:
         self.node = Node(node_settings(config, signer, self.board, ledger, measured, key_kind), ledger)
         self.host = self._hosting(blobs)
         self._furnish(ledger)
+        self._open_updates(ledger, blobs, measured)
         self._prepare_endorsing()
         server = LocalServer(folder / SOCKET_NAME, self.verbs.handle, {TALK: talk_stream(self)})
         await server.start()
@@ -220,6 +225,8 @@ class Agent:
         if self.measuring is not None:
             self._tasks.spawn(self.measuring.measure_for_ever(), "measure")
             self._tasks.spawn(self.measuring.goldens.run_for_ever(), "golden inputs")
+        if self.updater is not None:
+            self._tasks.spawn(self.updater.run_for_ever(), "updates")
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
 
@@ -265,7 +272,27 @@ class Agent:
         self.verbs = Verbs(self.node, self.work, self.clock, self.host, self._answers, self._jobs)
         self.heartbeat = Heartbeat(self.board, self.clock, self._feed, lambda: self.node.at_rest)
 
+    def _open_updates(self, ledger: Ledger, blobs: BlobStore, measured: Software | None) -> None:
+        """What the fleet pushes: taken up where the last start left it."""
+        if not self.config.ota.root:
+            return
+        library = measured.library.name if measured else ""
+        updating = Updating(self.config, replace(self.node.settings), self._feed, self.say, self._start_anew, library)
+        self.updater = updating.open(self.board, ledger, blobs, self.host, self.clock)
+        self._closers.append(self.updater.close)
+        self.updater.start([*model_files(self.config), *language_models(self.config)])
+        if self.updater.charter is not None:
+            updating.adopt(self.updater.charter)
+
+    def _start_anew(self, why: str) -> None:
+        self.say(f"starting anew: {why}")
+        self.start_anew = True
+        self.stop_requested.set()
+
     async def _load_models(self, names: list[str]) -> None:
+        if self.updater is not None:
+            await self.updater.load_models(names)
+            return
         for name in names:
             try:
                 self._feed(Hosted(await self.host.load(name)))
@@ -282,7 +309,9 @@ class Agent:
         loop = asyncio.get_running_loop()
         link = MqttLink(broker_address(self.config), client_id(self.config), loop, mqtt_options(self.config))
         self._effects.link = link
-        link.open(self._feed, Will(self.node.will(), broker.will_delay_s))
+        if self.updater is not None:
+            self.updater.open_link(link)
+        link.open(self._hear, Will(self.node.will(), broker.will_delay_s))
         self._closers.append(link.close)
 
     def _open_cloud(self, endpoint: Endpoint) -> None:
@@ -326,6 +355,10 @@ class Agent:
                 await outcome
 
     # between the rooms
+
+    def _hear(self, event: LinkEvent) -> None:
+        if self.updater is None or not self.updater.hear(event):
+            self._feed(event)
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, Measured):

@@ -1,7 +1,7 @@
 """What the updates of a board are told, and what they ask for: the vocabulary between ``course`` and its shell.
 
-Rules: frozen values only; the shell hands events in one at a time, commits the ledger, then carries out the effects in order; what
-takes long comes back as an event; ``why`` is empty where something went well.
+Rules: frozen values only; the shell hands events in one at a time, commits the ledger, then carries out the effects in order;
+what takes long comes back as an event; ``why`` is empty where something went well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Topic
 from models.installed import Installed
 from ota.charter import Charter
+from ota.chunks import Artefact
 from ota.manifest import Release
 
 
@@ -59,10 +60,10 @@ class NotListed:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The staging of an artefact is open; ``held``: the pieces that are in it."""
+    """The staging of an artefact is open; ``held``: the set of the pieces that are in it; ``why``: it is not, for now."""
 
     digest: bytes
-    held: frozenset[int] = frozenset()
+    held: int = 0
     why: str = ""
 
 
@@ -100,11 +101,12 @@ class Brought:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a brought release gave for its golden input; ``why``: it is bad by itself."""
+    """What a brought release gave for its golden input, by which library; ``why``: it is bad by itself."""
 
     model: str
     number: int
     golden: bytes = b""
+    library: str = ""
     why: str = ""
 
 
@@ -136,21 +138,22 @@ Event = LinkTurned | Heard | Sent | Listed | NotListed | Opened | Stored | Finis
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """Verify the metadata that was ``offered``, and say what it lists."""
+    """Verify the metadata that was ``offered``, and say what it lists of the targets that are ``wanted``."""
 
     offered: Mapping[str, bytes] = field(repr=False)
+    wanted: tuple[str, ...]
     floors: Mapping[str, int]
     not_before_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open the staging of an artefact; ``seeds``: what is held that may share pieces with it."""
+    """Open the staging of an artefact; ``seeds``: what is held that may share pieces with it, besides the factory's files of
+    ``model``."""
 
-    digest: bytes
-    size_bytes: int
-    chunks: bytes = field(repr=False)
+    artefact: Artefact
     seeds: tuple[bytes, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +191,8 @@ class Keep:
 class Give:
     """Send a piece of what is held to whoever listens; ``Sent(ticket)`` is awaited."""
 
-    digest: bytes
+    artefact: Artefact
     index: int
-    offset: int
-    size_bytes: int
     ticket: int
 
 
@@ -200,6 +201,13 @@ class Bring:
     """Load a release beside what serves."""
 
     installed: Installed
+
+
+@dataclass(frozen=True, slots=True)
+class BringBack:
+    """Load the factory's release beside what serves."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +246,6 @@ class TurnBack:
 
     model: str
     why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """A brought release that never served goes."""
-
-    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,12 +306,12 @@ Effect = (
     | Keep
     | Give
     | Bring
+    | BringBack
     | BringAgent
     | Probe
     | Turn
     | Settle
     | TurnBack
-    | Discard
     | Stand
     | Adopt
     | Say

@@ -246,6 +246,7 @@ class OtaSection:
     trial_inferences: int = _setting("clean inferences of a new model until it is confirmed", 5, low=1, high=10_000)
     trial_s: int = _setting("after so long without enough requests golden inputs stand in for them", 60, low=1, high=86_400)
     trial_boots: int = _setting("starts within a trial until it counts as failed", 3, low=1, high=100)
+    confirm_s: int = _setting("a new agent is confirmed after so long with a broker", 300, low=1, high=86_400)
     serve: bool = _setting("give the boards around what this one holds of a release", True)
     max_bytes_per_s: int = _setting("how fast this board gives", 4 * 2**20, low=65_536, high=2**33)
     url: str = _setting("an HTTP mirror of the fleet's repository, asked besides the broker", "", text=r"(https?://[^\s]+)?")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +88,19 @@ class Host:
         """Load a release beside the one that serves, with an engine of its own. Raises as ``load`` does."""
         await self._releases.bring(installed.name, lambda: self._installed(installed))
 
+    async def bring_factory(self, name: str) -> None:
+        """The same of the files that set-up left. Raises ``UnavailableError`` for a model that has none."""
+        if name not in self._files and name not in self._languages:
+            raise UnavailableError(f"model {name}", "nothing of it was there before it came over the air", "")
+        await self._releases.bring(name, lambda: self._factory(name))
+
+    def factory_files(self, name: str) -> tuple[Path, ...]:
+        """The files of a model that set-up left; none of a model that it knows nothing of."""
+        if name in self._files:
+            return (self._files[name][1],)
+        entries = self._languages[name].entries() if name in self._languages else ()
+        return tuple(models_folder(self._config) / each.filename for each in entries)
+
     async def golden_beside(self, name: str) -> tuple[bytes, str]:
         """What the brought release gives for its golden input, as SHA-256 (empty if it has no such input or gave nothing).
 
@@ -111,6 +125,16 @@ class Host:
         Raises ``UnavailableError`` if no release of it served before.
         """
         return self._releases.hand_back(name)
+
+    async def take_back(self, name: str) -> ModelOffer | None:
+        """Whatever was brought of a model goes, on trial or not; the offer of what serves then, ``None`` if nothing does."""
+        pair = self._releases.pair(name)
+        if pair.state is PairState.TRIAL:
+            with suppress(UnavailableError):
+                self._releases.hand_back(name)
+        if pair.state is PairState.BESIDE:
+            self._releases.discard(name)
+        return pair.old.offer if pair.old is not None else None
 
     async def discard(self, name: str) -> None:
         """A brought release goes that was not handed over."""

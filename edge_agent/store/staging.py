@@ -164,9 +164,12 @@ class Receiving:
         The blob needs no other check: what is copied has the digest of its piece. A blob that is not there shares nothing.
         Raises ``UnavailableError`` when the disk fails.
         """
+        return self.seed_file(self._staging.blobs.path_of(blob))
+
+    def seed_file(self, path: Path) -> int:
+        """The same of any file."""
         wanted = self._lacking_by_digest()
         held = self.held.bit_count()
-        path = self._staging.blobs.path_of(blob)
         with reaching(path), suppress(FileNotFoundError):
             fd = self._disk.open_read(path)
             try:

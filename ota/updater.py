@@ -1,0 +1,609 @@
+"""The updates of a board, carried out: what ``course`` asks for, on the disk, in the cache, by the host, over the link.
+
+The only file of the updates with I/O.  Rules: nothing is decided here; the ledger's transaction closes before any effect is
+carried out; every message is acknowledged, whatever becomes of it; what takes long runs beside the event loop and comes back as
+an event; a ledger that fails costs the updates a pause and never the serving: they begin anew from what it holds; what belongs to an
+attempt that was given up is not heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from edge_agent.core.clock import Clock
+from edge_agent.core.config import OtaSection
+from edge_agent.core.cose import Signer
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.values import ModelOffer
+from edge_agent.store.blobs import BlobStore
+from edge_agent.store.files import Disk, read_bounded
+from edge_agent.store.ledger import Ledger
+from edge_agent.store.staging import Receiving, Staging
+from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
+from edge_agent.transport.topics import Topics
+from models.installed import Installed
+from ota import checking, events
+from ota.charter import MAX_CHARTER_BYTES, Charter, decode_charter
+from ota.chunks import Artefact, encode_chunk
+from ota.course import CHARTER, KINDS, Course
+from ota.lifecycle import Doing, Here, installed_of
+from ota.manifest import AGENT, MAX_RELEASE_BYTES, Release, decode_release
+from ota.records import Records
+from ota.slots import FACTORY, Held, ModelSlots, State, fall_back
+
+FIRST_TICKET = 2**40
+"""Tickets of this room begin here; those of the node are smaller."""
+TICK_S = 1.0
+BUSY_TICK_S = 0.25
+AGAIN_S = 10.0
+MAX_ROOT_BYTES = 512 * 2**10
+
+
+class Hosts(Protocol):
+    """What this needs of the host (``edge_agent.hosting``). All raise ``SlyError``."""
+
+    on_trial: Callable[[str, str], None]
+
+    async def load(self, name: str, installed: Installed | None = None) -> ModelOffer: ...
+
+    async def bring(self, installed: Installed) -> None: ...
+
+    async def bring_factory(self, name: str) -> None: ...
+
+    async def golden_beside(self, name: str) -> tuple[bytes, str]: ...
+
+    async def hand_over(self, name: str) -> ModelOffer: ...
+
+    async def settle(self, name: str) -> None: ...
+
+    async def take_back(self, name: str) -> ModelOffer | None:
+        """Whatever was brought goes; the offer of what serves then, ``None`` if nothing does."""
+        ...
+
+    def factory_files(self, name: str) -> tuple[Path, ...]: ...
+
+
+class AgentHouse(Protocol):
+    """What this needs of ``ota.agent_slots``. All raise ``SlyError``."""
+
+    @property
+    def running(self) -> Held: ...
+
+    @property
+    def on_trial(self) -> bool: ...
+
+    @property
+    def record(self) -> Any: ...
+
+    async def install(self, release: Release, wheels: Mapping[str, Path]) -> None: ...
+
+    def recover(self) -> None: ...
+
+    def try_(self) -> None: ...
+
+    def go_back(self, why: str) -> None: ...
+
+    def confirm(self) -> None: ...
+
+    def roll_back(self, why: str) -> None: ...
+
+
+class Door(Protocol):
+    """The agent around the updates."""
+
+    def hosted(self, offer: ModelOffer) -> None: ...
+
+    def withdrawn(self, model: str, why: str) -> None: ...
+
+    def adopt(self, charter: Charter) -> None: ...
+
+    def start_anew(self, why: str) -> None: ...
+
+    def library(self) -> str:
+        """The interpreter library, as cards name it in ``golden``."""
+        ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Updater:
+    """``start`` before models are loaded, ``load_models``, ``run_for_ever`` as a task, ``close``."""
+
+    def __init__(
+        self, config: OtaSection, here: Here, fleet: str, boot_epoch: int, signer: Signer, folder: Path, ledger: Ledger,
+        blobs: BlobStore, host: Hosts, door: Door, clock: Clock, *, members: Mapping[str, bytes],
+        operators: Mapping[str, bytes], agent: AgentHouse | None = None, disk: Disk | None = None,
+    ) -> None:  # fmt: skip
+        self._config, self._here, self._fleet, self._boot_epoch, self._signer = config, here, fleet, boot_epoch, signer
+        self._folder, self._ledger, self._blobs, self._host, self._door, self._clock = folder, ledger, blobs, host, door, clock
+        self._members, self._operators, self._agent = members, operators, agent
+        self._disk = disk or Disk()
+        self._topics = Topics(fleet)
+        self._records = Records(ledger)
+        self._root = read_bounded(self._disk, Path(config.root), MAX_ROOT_BYTES)
+        self._staging: Staging | None = None
+        self._receiving: dict[bytes, Receiving] = {}
+        self._kept: frozenset[bytes] = frozenset()
+        self._course: Course | None = None
+        self._generation = 0
+        self._link: Link | None = None
+        self._link_up = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ota")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stir = asyncio.Event()
+        self._tickets: dict[int, int] = {}
+        self.slots: dict[str, ModelSlots] = {}
+        host.on_trial = self._ran
+
+    @property
+    def charter(self) -> Charter | None:
+        return self._course.charter if self._course is not None else None
+
+    @property
+    def course(self) -> Course | None:
+        """Of the attempt that goes on; ``None`` while the ledger fails."""
+        return self._course
+
+    # a start
+
+    def start(self, hosted: Iterable[str]) -> None:
+        """Count this start, and take up what the ledger holds. Raises ``SlyError`` when the disk or the ledger fails."""
+        self.slots = self._records.count_start(self._config.trial_boots, hosted)
+        for note in self._records.take_notes():
+            self._door.say(note)
+        self._staging = Staging(self._folder / "staging", self._blobs, self._disk)
+        if self._agent is not None:
+            self._agent.recover()
+        self._begin()
+
+    async def load_models(self, names: Iterable[str]) -> None:
+        """Bring up what is confirmed of each model; where that cannot be, what was before it, at the last the factory's."""
+        for name in dict.fromkeys([*names, *(model for model in self.slots if model != AGENT)]):
+            await self._load(name)
+        self._begin()
+        self._agent_started()
+
+    def _agent_started(self) -> None:
+        """Which agent this is, after a start that a release of the agent may have made."""
+        if self._agent is None or self._course is None:
+            return
+        running, record = self._agent.running, self._agent.record
+        slots = self.slots.get(AGENT)
+        if self._agent.on_trial and slots is not None and slots.confirmed == running:
+            self._agent.confirm()
+        self._decide(lambda now_us: self._course.agent_started(running.number, now_us, record.why), None)  # type: ignore[union-attr]
+
+    async def _load(self, name: str) -> None:
+        slots = self.slots.get(name, ModelSlots(name))
+        while True:
+            try:
+                installed = self._installed(name, slots.confirmed)
+                self._door.hosted(await self._host.load(name, installed))
+                return
+            except SlyError as error:
+                if slots.confirmed.number == FACTORY:
+                    self._door.withdrawn(name, str(error))
+                    return
+                self._door.say(f"release {slots.confirmed.number} of {name} cannot be loaded: {error}; taking the one before")
+            slots = fall_back(slots)
+            with self._ledger.transaction():
+                self._records.save(slots)
+            self.slots[name] = slots
+
+    def _installed(self, name: str, held: Held) -> Installed | None:
+        if held.number == FACTORY:
+            return None
+        release = self._manifest(held.manifest)
+        if release is None:
+            raise UnavailableError(f"release {held.number} of {name}", "its manifest is not in the cache", "push it again")
+        return installed_of(release)
+
+    def _manifest(self, digest: bytes) -> Release | None:
+        data = self._blob(digest, MAX_RELEASE_BYTES)
+        with suppress(RefusedError):
+            return decode_release(data) if data else None
+        return None
+
+    def _blob(self, digest: bytes, max_bytes: int) -> bytes:
+        """A small blob, checked; nothing where it is not here or has rotted."""
+        if not self._blobs.contains(digest):
+            return b""
+        try:
+            fd = self._blobs.open_verified(digest)
+        except SlyError as error:
+            self._door.say(str(error))
+            return b""
+        with os.fdopen(fd, "rb") as file:
+            return file.read(max_bytes)
+
+    def _begin(self) -> None:
+        """A course from what the ledger and the cache hold."""
+        self._generation += 1
+        self.slots = {model: self._records.load(model) for model in {*self.slots, *self._records.models()}}
+        manifests = {}
+        for held in {held for slots in self.slots.values() for held in (*slots.held, slots.candidate) if held}:
+            if (release := self._manifest(held.manifest)) is not None:
+                manifests[held.manifest] = release
+        digest = self._ledger.document(CHARTER) or b""
+        data = self._blob(digest, MAX_CHARTER_BYTES) if digest else b""
+        self._course = Course(
+            self._here, self._fleet, self._boot_epoch, self._signer, self._ledger, self.slots, manifests=manifests,
+            held=self._blobs.digests(), charter=decode_charter(data) if data else None, charter_digest=digest if data else b"",
+            gives_bytes_per_s=self._config.max_bytes_per_s if self._config.serve else 0,
+            members=self._members, operators=self._operators,
+        )  # fmt: skip
+
+    # events in
+
+    def open_link(self, link: Link) -> None:
+        self._link = link
+
+    def hear(self, event: LinkEvent) -> bool:
+        """An event of the link; ``True`` if it was about updates, and nobody else need hear it."""
+        match event:
+            case LinkUp():
+                self._link_up = True
+                self.feed(events.LinkTurned(True))
+            case LinkDown():
+                self._link_up = False
+                self._tickets.clear()
+                self.feed(events.LinkTurned(False))
+            case Published(ticket) if ticket >= FIRST_TICKET:
+                self.feed(events.Sent(ticket - FIRST_TICKET))
+                return True
+            case Rejected(reason, ticket) if ticket >= FIRST_TICKET:
+                self.feed(events.Sent(ticket - FIRST_TICKET, reason))
+                return True
+            case Delivered(message, token):
+                return self._heard(message, token)
+        return False
+
+    def _heard(self, message: Message, token: int) -> bool:
+        try:
+            topic = self._topics.parse(message.topic)
+        except RefusedError:
+            return False
+        if topic.kind not in KINDS:
+            return False
+        if self._course is None:
+            self._acknowledge(token)
+        else:
+            self.feed(events.Heard(topic, message.payload, token))
+        return True
+
+    def _ran(self, model: str, why: str) -> None:
+        number = self._candidate(model)
+        if number:
+            self.feed(events.Ran(model, number, why))
+
+    def _candidate(self, model: str) -> int:
+        life = self._course.lives.get(model) if self._course is not None else None
+        return life.slots.candidate.number if life is not None and life.slots.candidate is not None else 0
+
+    def feed(self, event: events.Event, generation: int | None = None) -> None:
+        """Take in an event and decide; ``generation``: of the attempt that it belongs to."""
+        if self._course is None or (generation is not None and generation != self._generation):
+            if isinstance(event, events.Heard | events.Stored):
+                self._acknowledge(event.token)
+            return
+        self._decide(partial(self._course.handle, event), event)
+
+    def _decide(self, step: Callable[[int], list[events.Effect]], event: object) -> None:
+        try:
+            with self._ledger.transaction():
+                effects = step(self._clock.monotonic_us())
+        except SlyError as error:
+            self._give_up(str(error), event)
+            return
+        for effect in effects:
+            self._carry_out(effect)
+        self._stir.set()
+
+    def _give_up(self, why: str, event: object) -> None:
+        """The ledger failed: what this attempt believes may be ahead of it."""
+        self._door.say(f"updates pause for {AGAIN_S:g} s: {why}")
+        self._course = None
+        self._generation += 1
+        if isinstance(event, events.Heard | events.Stored):
+            self._acknowledge(event.token)
+        self._spawn(self._begin_again(), "updates begin anew")
+
+    async def _begin_again(self) -> None:
+        await asyncio.sleep(AGAIN_S)
+        try:
+            self._begin()
+        except SlyError as error:
+            self._give_up(str(error), None)
+            return
+        for model, slots in self.slots.items():
+            if slots.state is State.TRIAL and model != AGENT:
+                await self._take_back(model)
+        if self._link_up:
+            self.feed(events.LinkTurned(True))
+
+    async def run_for_ever(self) -> None:
+        """Let time pass."""
+        while True:
+            busy = self._course is not None and self._course.pending(self._clock.monotonic_us())
+            self._stir.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BUSY_TICK_S if busy else TICK_S):
+                    await self._stir.wait()
+                    await asyncio.sleep(BUSY_TICK_S)
+            self.feed(events.Tick())
+
+    async def close(self) -> None:
+        self._course = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(None, self._writer.shutdown)
+        for receiving in self._receiving.values():
+            receiving.close()
+        self._receiving.clear()
+
+    # effects out
+
+    def _carry_out(self, effect: events.Effect) -> None:
+        match effect:
+            case events.List():
+                self._spawn(self._check(effect), "metadata")
+            case events.Open():
+                self._spawn(self._open(effect), "staging")
+            case events.Store():
+                self._spawn(self._store(effect), "piece")
+            case events.Finish(digest):
+                self._spawn(self._finish(digest), "artefact")
+            case events.Abandon(digest):
+                self._spawn(self._abandon(digest), "artefact")
+            case events.Keep(digests):
+                self._keep(digests)
+            case events.Give():
+                self._spawn(self._give(effect), "give")
+            case events.Bring(installed):
+                self._spawn(self._bring(installed.name, installed.number, self._host.bring(installed)), "bring")
+            case events.BringBack(model):
+                self._spawn(self._bring(model, FACTORY, self._bring_back(model)), "bring back")
+            case events.BringAgent(release):
+                self._spawn(self._bring(AGENT, release.number, self._install_agent(release)), "install")
+            case events.Probe(model, number) | events.Stand(model, number):
+                self._spawn(self._probe(model, number), "probe")
+            case events.Turn(model, number):
+                self._spawn(self._turn(model, number), "turn")
+            case events.Settle(model):
+                self._spawn(self._settle(model), "settle")
+            case events.TurnBack(model, why):
+                self._spawn(self._turn_back(model, why), "turn back")
+            case events.Adopt(charter):
+                self._door.adopt(charter)
+            case events.Note(text):
+                self._door.say(text)
+            case events.Say() | events.Listen() | events.Leave() | events.Done():
+                self._use_link(effect)
+            case _:
+                assert_never(effect)
+
+    def _use_link(self, effect: events.Say | events.Listen | events.Leave | events.Done) -> None:
+        if self._link is None:
+            return
+        try:
+            match effect:
+                case events.Say(message, ticket):
+                    self._link.publish(message, ticket + FIRST_TICKET if ticket else 0)
+                case events.Listen(topic_filter):
+                    self._link.subscribe(topic_filter)
+                case events.Leave(topic_filter):
+                    self._link.unsubscribe(topic_filter)
+                case events.Done(token):
+                    self._acknowledge(token)
+        except (UnavailableError, RefusedError) as error:
+            self._door.say(f"not sent: {error}")
+
+    def _acknowledge(self, token: int) -> None:
+        if self._link is not None and token:
+            self._link.acknowledge(token)
+
+    # metadata
+
+    async def _check(self, effect: events.List) -> None:
+        generation = self._generation
+        try:
+            checked = await checking.check(
+                self._folder / "metadata", self._root, effect.offered, effect.wanted, effect.floors, effect.not_before_s,
+                self._config.url,
+            )  # fmt: skip
+        except SlyError as error:
+            self.feed(events.NotListed(str(error), isinstance(error, RefusedError)), generation)
+            return
+        targets = {path: (each.size_bytes, each.digest) for path, each in checked.targets.items()}
+        self.feed(events.Listed(targets, checked.marks, checked.signed_s), generation)
+
+    # artefacts
+
+    async def _open(self, effect: events.Open) -> None:
+        generation, digest = self._generation, effect.artefact.digest
+        try:
+            assert self._staging is not None
+            self._drop(digest)
+            receiving = self._receiving[digest] = self._staging.open(effect.artefact, scan=False)
+            await self._beside(receiving.scan)
+            for seed in effect.seeds:
+                await self._beside(partial(receiving.seed, seed))
+            for path in self._host.factory_files(effect.model) if effect.model else ():
+                await self._beside(partial(receiving.seed_file, path))
+        except SlyError as error:
+            self._drop(digest)
+            self.feed(events.Opened(digest, why=str(error)), generation)
+            return
+        self.feed(events.Opened(digest, receiving.held), generation)
+
+    async def _store(self, effect: events.Store) -> None:
+        generation = self._generation
+        receiving, why = self._receiving.get(effect.digest), ""
+        try:
+            if receiving is not None:
+                await self._beside(partial(receiving.put, effect.index, effect.data))
+        except SlyError as error:
+            why = str(error)
+        self.feed(events.Stored(effect.digest, effect.index, effect.token, why), generation)
+
+    async def _finish(self, digest: bytes) -> None:
+        generation, receiving = self._generation, self._receiving.get(digest)
+        if receiving is None:
+            self.feed(events.Finished(digest, why="its staging is gone"), generation)
+            return
+        try:
+            await self._beside(receiving.verify)
+            receiving.finish()
+            del self._receiving[digest]
+        except RefusedError as error:
+            lost = not receiving.done
+            self._drop(digest)
+            self.feed(events.Finished(digest, why=str(error), refused=not lost), generation)
+            return
+        except SlyError as error:
+            self._drop(digest)
+            self.feed(events.Finished(digest, why=str(error)), generation)
+            return
+        data = self._blob(digest, MAX_RELEASE_BYTES) if receiving.pieces.count == 1 else b""
+        self.feed(events.Finished(digest, data), generation)
+
+    async def _abandon(self, digest: bytes) -> None:
+        self._drop(digest)
+        with suppress(SlyError):
+            if self._staging is not None and digest in self._staging.digests():
+                self._staging.remove(digest)
+
+    def _drop(self, digest: bytes) -> None:
+        if (receiving := self._receiving.pop(digest, None)) is not None:
+            receiving.close()
+
+    def _keep(self, digests: frozenset[bytes]) -> None:
+        for digest in digests - self._kept:
+            with suppress(UnavailableError):
+                self._blobs.pin(digest)
+                self._kept |= {digest}
+        for digest in self._kept - digests:
+            self._blobs.unpin(digest)
+            self._kept -= {digest}
+
+    async def _give(self, effect: events.Give) -> None:
+        generation, artefact = self._generation, effect.artefact
+        try:
+            data = await self._beside(partial(_piece, self._blobs.path_of(artefact.digest), artefact, effect.index))
+        except OSError as error:
+            self.feed(events.Sent(effect.ticket, str(error)), generation)
+            return
+        topic = self._topics.ota_chunk(artefact.digest.hex())
+        self._use_link(events.Say(Message(topic, encode_chunk(effect.index, data)), effect.ticket))
+
+    # models
+
+    async def _bring(self, model: str, number: int, bringing: Coroutine[Any, Any, None]) -> None:
+        generation, why = self._generation, ""
+        async with self._turns[model]:
+            try:
+                await bringing
+            except SlyError as error:
+                why = str(error)
+        self.feed(events.Brought(model, number, why), generation)
+
+    async def _probe(self, model: str, number: int) -> None:
+        generation, golden = self._generation, b""
+        async with self._turns[model]:
+            try:
+                golden, why = await self._host.golden_beside(model)
+            except SlyError as error:
+                why = str(error)
+        self.feed(events.Probed(model, number, golden, self._door.library(), why), generation)
+
+    async def _turn(self, model: str, number: int) -> None:
+        generation, why = self._generation, ""
+        try:
+            if model == AGENT:
+                assert self._agent is not None
+                if self._going_back(model):
+                    self._agent.go_back("the fleet goes back")
+                else:
+                    self._agent.try_()
+            else:
+                async with self._turns[model]:
+                    self._door.hosted(await self._host.hand_over(model))
+        except SlyError as error:
+            why = str(error)
+        self.feed(events.Turned(model, number, why), generation)
+        if model == AGENT and not why:
+            self._door.start_anew(f"release {number} of the agent takes over")
+
+    def _going_back(self, model: str) -> bool:
+        life = self._course.lives.get(model) if self._course is not None else None
+        return life is not None and life.doing is Doing.GOING_BACK
+
+    async def _bring_back(self, model: str) -> None:
+        """The agent's own environment before this one is still there."""
+        if model != AGENT:
+            await self._host.bring_factory(model)
+
+    async def _settle(self, model: str) -> None:
+        if model == AGENT:
+            if self._agent is not None and self._agent.on_trial:
+                self._agent.confirm()
+            return
+        async with self._turns[model]:
+            await self._host.settle(model)
+
+    async def _turn_back(self, model: str, why: str) -> None:
+        if model == AGENT:
+            if self._agent is not None and self._agent.on_trial:
+                self._agent.roll_back(why)
+                self._door.start_anew(f"the agent before takes over again: {why}")
+            return
+        async with self._turns[model]:
+            await self._take_back(model)
+
+    async def _take_back(self, model: str) -> None:
+        try:
+            offer = await self._host.take_back(model)
+        except SlyError as error:
+            self._door.withdrawn(model, str(error))
+            return
+        if offer is None:
+            self._door.withdrawn(model, "no release of it served before")
+        else:
+            self._door.hosted(offer)
+
+    async def _install_agent(self, release: Release) -> None:
+        if self._agent is None:
+            remedy = "start it by ota.launcher, as flash.sh sets it up"
+            raise UnavailableError("agent's own release", "this agent runs in no A/B environment", remedy)
+        await self._agent.install(release, {file.name: self._blobs.path_of(file.digest) for file in release.files})
+
+    # beside the loop
+
+    async def _beside(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._door.say(f"updates: {task.get_name()} failed: {error!r}")
+
+
+def _piece(path: Path, artefact: Artefact, index: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(index * artefact.step_bytes)
+        return file.read(artefact.piece_bytes(index))
