@@ -1,0 +1,227 @@
+"""A model is exchanged under way: no request fails because of an update, whatever the new release turns out to be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.values import InferenceResult, Status
+from edge_agent.runtime.settings import EngineSettings
+from tests.moody_engines import MOODY
+from tests.releases import MODEL, SETTINGS, Rig, hosting
+from tests.sandboxes import run
+
+BAD = ("crash|0", "nan|0", "fail|0", "refuse|0")
+
+
+async def served(rig: Rig) -> bytes:
+    """The digest of the release that did a request, which was done well."""
+    result = await rig.ask()
+    assert result.status is Status.OK, result.reason
+    return result.model_digest
+
+
+def test_a_release_is_loaded_beside_the_one_that_serves_then_served_then_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(two := rig.install(2))
+            assert await served(rig) == one, "a brought release serves nobody yet"
+            golden, why = await rig.host.golden_beside(MODEL)
+            assert (len(golden), why) == (32, "")
+            offer = await rig.host.hand_over(MODEL)
+            assert offer.digest == two.files["tiny.tflite"] != one
+            assert await served(rig) == offer.digest
+            assert rig.trials == [""]
+            await rig.host.settle(MODEL)
+            await rig.until_gone()
+            assert await served(rig) == offer.digest
+            assert len(rig.supervisor.loaded()) == 1
+            assert rig.trials == [""], "what was settled is on trial no more"
+
+    run(story())
+
+
+def test_a_bad_release_costs_no_request_and_is_told_of_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            for number, mood in enumerate(BAD, 2):
+                rig.trials.clear()
+                await rig.host.bring(rig.install(number, mood))
+                await rig.host.hand_over(MODEL)
+                assert [await served(rig) for _ in range(3)] == [one] * 3
+                assert len(rig.trials) == 1, mood
+                assert rig.trials[0]
+                assert (await rig.host.hand_back(MODEL)).digest == one
+                await rig.until_gone()
+                assert len(rig.supervisor.loaded()) == 1
+
+    run(story())
+
+
+def test_a_release_that_hangs_is_given_up_in_time_for_the_old_one_to_answer(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(rig.install(2, "hang|1"))
+            assert (await rig.host.golden_beside(MODEL))[1] == ""
+            await rig.host.hand_over(MODEL)
+            assert await served(rig) == one
+            assert len(rig.trials) == 1
+            assert "no answer within" in rig.trials[0]
+            assert await served(rig) == one, "and nobody waits for it again"
+
+    run(story())
+
+
+def test_a_release_that_turns_bad_later_is_told_then(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(two := rig.install(2, "nan|4"))
+            await rig.host.hand_over(MODEL)
+            digests = [await served(rig) for _ in range(6)]
+            assert digests == [two.files["tiny.tflite"]] * 4 + [one] * 2
+            assert rig.trials[:4] == [""] * 4
+            assert "NaN" in rig.trials[4]
+            assert len(rig.trials) == 5
+
+    run(story())
+
+
+def test_what_the_old_release_cannot_do_either_is_not_held_against_the_new_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path, first=None) as rig:
+            await rig.host.load(MODEL, rig.install(1, "fail|0"))
+            await rig.host.bring(rig.install(2, "fail|1"))
+            await rig.host.hand_over(MODEL)
+            assert (await rig.ask()).status is Status.OK
+            result = await rig.ask()
+            assert (result.status, "an operator that failed" in result.reason) == (Status.FAILED, True)
+            assert rig.trials == [""]
+
+    run(story())
+
+
+@pytest.mark.parametrize("mood", ["crash|0", "nan|0", "fail|0", "hang|0"])
+def test_the_golden_input_finds_a_release_that_is_bad_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: str) -> None:
+    monkeypatch.setattr("edge_agent.hosting.pictures.GOLDEN_BUDGET_US", 300_000)
+
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            await rig.host.bring(rig.install(2, mood))
+            _, why = await rig.host.golden_beside(MODEL)
+            assert why
+            await rig.host.discard(MODEL)
+            await rig.until_gone()
+            assert len(rig.supervisor.loaded()) == 1
+            await served(rig)
+
+    run(story())
+
+
+def test_a_release_that_cannot_be_loaded_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one, pinned_bytes = await served(rig), rig.blobs.pinned_bytes
+            with pytest.raises(RefusedError, match="a graph that this engine cannot run"):
+                await rig.host.bring(rig.install(2, "unloadable|0"))
+            with pytest.raises(UnavailableError, match="not in the model cache"):
+                await rig.host.bring(rig.foreign(3))
+            assert await served(rig) == one
+            assert rig.blobs.pinned_bytes == pinned_bytes
+            await rig.host.bring(rig.install(4))
+
+    run(story())
+
+
+def test_a_model_that_rotted_in_the_cache_is_refused_and_set_aside(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            two = rig.install(2)
+            path = rig.blobs.path_of(two.files["tiny.tflite"])
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+            with pytest.raises(RefusedError):
+                await rig.host.bring(two)
+            assert not rig.blobs.contains(two.files["tiny.tflite"])
+            await served(rig)
+
+    run(story())
+
+
+HAND_OVERS = 24
+MOODS = ("", "", "crash|3", "", "nan|2", "", "hang|5", "fail|4", "", "refuse|1", "slow|0", "crash|0")
+"""Of the releases in the stream, in turn: most end as they should."""
+
+
+class Stream:
+    """Requests that follow each other without a pause, ``width`` at a time."""
+
+    def __init__(self, rig: Rig, width: int) -> None:
+        self.results: list[InferenceResult] = []
+        self._rig, self._over, self._more = rig, False, asyncio.Event()
+        self._tasks = [asyncio.create_task(self._ask_on()) for _ in range(width)]
+
+    async def _ask_on(self) -> None:
+        while not self._over:
+            self.results.append(await self._rig.ask())
+            self._more.set()
+
+    async def more(self, count: int) -> None:
+        """Return when so many more were answered."""
+        wanted = len(self.results) + count
+        while len(self.results) < wanted:
+            self._more.clear()
+            await self._more.wait()
+
+    async def end(self) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+
+async def exchange(rig: Rig, stream: Stream, number: int, mood: str) -> bool:
+    """One update as it goes: brought, probed, tried for a while, then settled or handed back by what was told of it."""
+    rig.trials.clear()
+    await rig.host.bring(rig.install(number, mood))
+    _, why = await rig.host.golden_beside(MODEL)
+    if why:
+        await rig.host.discard(MODEL)
+        return False
+    await rig.host.hand_over(MODEL)
+    while not any(rig.trials) and len(rig.trials) < 6:
+        await stream.more(1)
+    if any(rig.trials):
+        await rig.host.hand_back(MODEL)
+        return False
+    await rig.host.settle(MODEL)
+    return True
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_no_request_of_a_stream_fails_over_two_dozen_hand_overs(tmp_path: Path, width: int) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            sound, stream = [rig.install(1).files["tiny.tflite"]], Stream(rig, width)
+            for number in range(2, 2 + HAND_OVERS // 2):
+                mood = MOODS[number % len(MOODS)]
+                if await exchange(rig, stream, number, mood):
+                    assert mood in ("", "slow|0")
+                    sound.append(rig.install(number, mood).files["tiny.tflite"])
+                else:
+                    assert mood not in ("", "slow|0")
+            await stream.end()
+            await rig.until_gone()
+            assert {result.status for result in stream.results} == {Status.OK}, {each.reason for each in stream.results}
+            assert len(rig.supervisor.loaded()) == 1
+            assert rig.blobs.pinned_bytes == len(sound and rig.blobs.path_of(sound[-1]).read_bytes())
+            answers = {(each.model_digest, bytes(each.outputs["scores"].data)) for each in stream.results}
+            assert len({digest for digest, _ in answers}) == len(answers), "each release answers as itself"
+            assert await served(rig) == sound[-1]
+
+    run(story())
