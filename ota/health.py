@@ -1,7 +1,7 @@
 """Is a release on trial sound?  First its golden input, then so many clean real inferences; one bad sign is enough.
 
-Owns ``Trial``, and what is an unclean result.  Rules: pure, no NumPy; the verdict stands once it is reached; no release becomes sound by
-silence, and a request that is itself at fault is no sign at all.
+Owns ``Trial``, and what is an unclean result.  Rules: pure, no NumPy; the verdict stands once it is reached; no release becomes
+sound by silence, and a request that is itself at fault is no sign at all.
 """
 
 from __future__ import annotations
