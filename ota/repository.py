@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Self
@@ -22,9 +23,10 @@ from tuf.api._payload import Role, Root, Snapshot, TargetFile, Targets, Timestam
 
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.store.files import READ_CHUNK_BYTES, Disk, Part, reaching, read_bounded, sweep_parts, write_atomically
-from ota.charter import CHARTER_PATH, MAX_CHARTER_BYTES, Charter, decode_charter, encode_charter
+from ota.charter import CHARTER_PATH, MAX_CHARTER_BYTES, Charter, References, decode_charter, encode_charter
 from ota.manifest import MAX_RELEASE_BYTES, Release, ReleasedFile, decode_release, encode_release, manifest_path
 from ota.published import DAYS, SIGNED_AT, MetadataFolder, documents, expiry
+from ota.recognition import forgetting, recognizing
 from ota.signing import CryptoSigner, KeyFolder, read_signers, signers_of
 
 MAX_ROOT_KEYS = 16
@@ -145,7 +147,7 @@ class Repository:
         return None
 
     def add_release(self, release: Release, files: Mapping[str, Path]) -> None:
-        """Take in a release and copies of its files, each verified while it is copied.
+        """Take in a release and copies of its files, each verified while it is copied; the charter recognizes its model then.
 
         Raises ``RefusedError`` for a number that is not the next ones', and for a file that is not what the release says.
         """
@@ -154,7 +156,7 @@ class Repository:
             raise RefusedError(f"release of {release.model}", release.number, "a number that was not given yet", remedy)
         if files.keys() != {each.name for each in release.files}:
             raise RefusedError(f"files of {release.model}", ", ".join(files), ", ".join(each.name for each in release.files))
-        manifest = encode_release(release)
+        manifest, recognized = encode_release(release), recognizing(self.charter().references, release)
         folder = f"releases/{release.model}/{release.number}"
         with reaching(self.folder):
             self._disk.make_folder(self.folder / "targets" / folder)
@@ -164,6 +166,7 @@ class Repository:
             target = TargetFile(each.size_bytes, {"sha256": each.digest.hex()}, f"{folder}/{each.name}")
             _copy(self._disk, files[each.name], _target_file(self.folder, target), each)
             listed[target.path] = target
+        self._recognize(recognized)
         self._pending |= listed
         self._put(manifest_path(release.model, release.number), manifest)
 
@@ -172,6 +175,8 @@ class Repository:
         if number == max(self.releases(model), default=0):
             raise RefusedError(f"newest release of {model}", number, "an older one", "make a newer one first, or roll it back")
         release = self.release(model, number)
+        others = [self.release(*each) for each in self._manifests() if each != (model, number)]
+        self._recognize(forgetting(self.charter().references, release, others))
         folder = manifest_path(model, number).removesuffix(RELEASE_FILE)
         self._withdrawn |= {folder + RELEASE_FILE, *(folder + each.name for each in release.files)}
 
@@ -183,6 +188,11 @@ class Repository:
         if charter.serial <= last.serial:
             raise RefusedError("charter serial", charter.serial, f"more than {last.serial}")
         self._put(CHARTER_PATH, encode_charter(charter))
+
+    def _recognize(self, references: References) -> None:
+        charter = self.charter()
+        if references != charter.references:
+            self.put_charter(replace(charter, serial=charter.serial + 1, references=references))
 
     def commit(self) -> None:
         """Publish what was brought. A kill at any point leaves the old state or the new one."""

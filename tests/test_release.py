@@ -180,9 +180,8 @@ def test_a_revision_of_a_catalog_model_gets_a_card_of_its_own(tmp_path: Path) ->
     path = revised(tmp_path, "mobilenet-vww", one_weight)
     built = release_of_model(str(path), 2, classes=("jetson",), min_agent="0.2.0")
     read, known = perception_card(built.release), card("mobilenet-vww")
-    assert read.source == OwnSource(
-        sha256(path.read_bytes()).hexdigest(), known.source.size_bytes, "Apache-2.0", known.source.url
-    )
+    source = known.source
+    assert read.source == OwnSource(sha256(path.read_bytes()).hexdigest(), source.size_bytes, source.licence, source.url)
     assert (read.version, read.interpret, read.labels) == (known.version + 1, known.interpret, known.labels)
     assert list(read.golden) == [library_files().name], "the golden answers of the file before are none of this one's"
     assert (built.release.classes, built.release.min_agent) == (("jetson",), "0.2.0")

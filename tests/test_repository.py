@@ -15,6 +15,8 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edge_agent.core.errors import RefusedError, UnavailableError
+from models.card import OwnSource
+from models.catalog import card
 from ota.charter import CHARTER_PATH, Enrolled, decode_charter
 from ota.manifest import Kind, Release, decode_release, encode_release, manifest_path
 from ota.published import SIGNED_AT
@@ -167,6 +169,31 @@ def test_a_release_is_withdrawn_but_never_the_newest(repository: Repository, tmp
     repository.commit()
     assert repository.artefact(sha256(WEIGHTS + b"\1").digest()) is None
     assert repository.artefact(sha256(WEIGHTS + b"\2").digest()) is not None
+
+
+def test_a_released_model_is_recognized_from_then_on_and_a_withdrawn_one_no_more(repository: Repository, tmp_path: Path) -> None:
+    known, digests = card("mobilenet-vww"), list[bytes]()
+    for number, data in enumerate((b"one", b"two", b"two"), 1):
+        digest = sha256(data).hexdigest()
+        own = replace(known, source=OwnSource(digest, 3, "mine"), golden={"a library 2.3 x86_64": "ab" * 32})
+        (tmp_path / "file").write_bytes(data)
+        release = Release(known.name, number, Kind.PERCEPTION, (released(known.filename, data),), own.to_toml())
+        repository.add_release(release, {known.filename: tmp_path / "file"})
+        repository.commit()
+        digests.append(bytes.fromhex(digest))
+    references = repository.charter().references
+    assert references.models == set(digests)
+    assert references.golden == {(each, "a library 2.3 x86_64"): {bytes.fromhex("ab" * 32)} for each in set(digests)}
+    assert repository.charter().serial == 3, "the third says nothing new"
+    for number, left in ((2, set(digests)), (1, {digests[1]})):
+        repository.withdraw(known.name, number)
+        repository.commit()
+        assert repository.charter().references.models == left
+        assert {model for model, _ in repository.charter().references.golden} == left
+    unreadable = Release("faces", 1, Kind.PERCEPTION, (released("file", b"two"),), "no card")
+    with pytest.raises(RefusedError, match="card"):
+        repository.add_release(unreadable, {"file": tmp_path / "file"})
+    assert repository.models() == [known.name]
 
 
 def test_private_keys_are_for_their_owner_only(repository: Repository) -> None:
