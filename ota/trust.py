@@ -4,6 +4,7 @@ Owns ``TrustedMetadata`` and the two ways in which documents come: ``Offered`` (
 ``HttpFetcher``.  Rules: python-tuf does all verification, in its own order; what is added here only refuses more:
 
 * a version under its floor is refused, whatever the folder says, because a folder can be lost or restored and a floor cannot;
+* one key counts once, under however many names it stands (python-tuf counts names);
 * one version has one content: another one under the same keys is refused, or passed over and said;
 * time is the later of this board's clock and the last time that the fleet signed;
 * nothing that was refused by these rules is written, and what is written is durable before anything relies on it.
@@ -23,6 +24,8 @@ from typing import Any, cast
 from urllib import parse
 
 import urllib3
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from securesystemslib.exceptions import StorageError
 from tuf.api import exceptions as tuf
 from tuf.api._payload import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
@@ -109,6 +112,8 @@ class _Counted(FetcherInterface):
         if self._fetched > MAX_FETCHED + MAX_ROOTS:
             raise tuf.DownloadError(f"over {MAX_FETCHED + MAX_ROOTS} documents in one refresh")
         data = super().download_bytes(url, min(max_length, MAX_TARGETS_BYTES))
+        if url.endswith(".root.json"):
+            refuse_twins(data)
         if url.endswith(f"/{Timestamp.type}.json"):
             self.timestamp = data
         return data
@@ -182,6 +187,8 @@ class TrustedMetadata:
         config = UpdaterConfig(MAX_NEW_ROOTS, MAX_DELEGATIONS, MAX_ROOT_BYTES, MAX_TIMESTAMP_BYTES,
                                MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES)  # fmt: skip
         _Workflow.disk = self._disk
+        if bootstrap is not None:
+            refuse_twins(bootstrap)
         with self._told(), reaching(folder):
             self._disk.make_folder(folder / "root_history")
             self._workflow = _Workflow(str(folder), base_url, fetcher=self._fetcher, config=config, bootstrap=bootstrap)
@@ -289,6 +296,8 @@ class TrustedMetadata:
     def _before_kept(self, role: str, data: bytes, signed: Signed) -> None:
         if role in ROLES:
             self._check_floor(role, signed.version)
+        if isinstance(signed, Targets) and signed.delegations is not None:
+            refuse_twins(data)
         self._check_same_version_same_content(role, signed)
 
     def _check_floor(self, role: str, version: int) -> None:
@@ -348,6 +357,44 @@ class TrustedMetadata:
         return f"{own}, the last time known to have passed (this board's clock says {clock:%Y-%m-%d %H:%M:%S} UTC)"
 
 
+def refuse_twins(document: bytes) -> None:
+    """Raise ``RefusedError`` if a root, or targets with delegations, name one key twice for one role.
+
+    What is no metadata passes: python-tuf refuses that.  Source: TUF specification 1.0.33, section 4.3, "unique keys".
+    """
+    try:
+        signed = Metadata[Any].from_bytes(document).signed
+    except tuf.RepositoryError:
+        return
+    for name, keyids, keys in _named_keys(signed):
+        materials = [_material(keys[keyid]) for keyid in keyids if keyid in keys]
+        if len(set(materials)) != len(materials):
+            raise RefusedError(f"{SUBJECT}: keys of {name}", "one key under two names", "every key once")
+
+
+def _named_keys(signed: Signed) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+    if isinstance(signed, Root):
+        for name, role in signed.roles.items():
+            yield name, role.keyids, signed.keys
+    if isinstance(signed, Targets) and signed.delegations is not None:
+        for name, delegated in (signed.delegations.roles or {}).items():
+            yield name, delegated.keyids, signed.delegations.keys
+        if signed.delegations.succinct_roles is not None:
+            yield "hash bins", signed.delegations.succinct_roles.keyids, signed.delegations.keys
+
+
+def _material(key: Any) -> str:
+    """The same text for the same key (of securesystemslib), however it is written."""
+    public = str(key.keyval.get("public"))
+    if not public.lstrip().startswith("-----"):
+        return public.lower()
+    try:
+        loaded = serialization.load_pem_public_key(public.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        return public
+    return loaded.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo).hex()
+
+
 def _rule(error: tuf.RepositoryError) -> tuple[str, str]:
     """What would be allowed, and what to do."""
     if isinstance(error, tuf.UnsignedMetadataError):
@@ -391,8 +438,10 @@ def _number(name: str) -> int:
 
 
 def _target(info: TargetFile) -> Target:
-    digest = info.hashes.get("sha256", "")
+    digest = info.hashes.get("sha256")
+    if digest is None:
+        raise RefusedError(f"digest of target {shown(info.path)}", ", ".join(info.hashes), "SHA-256", "publish it again")
     try:
         return Target(info.path, info.length, bytes.fromhex(digest))
     except ValueError as error:
-        raise RefusedError(f"digest of target {shown(info.path)}", digest, "SHA-256 in hex") from error
+        raise RefusedError(f"digest of target {shown(info.path)}", shown(digest), "SHA-256 in hex") from error
