@@ -18,11 +18,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from itertools import chain
 from multiprocessing import Pool
 from pathlib import Path
 from random import Random
@@ -133,6 +134,12 @@ class Mains(VirtualDisk):
         assert isinstance(new, Mains)
         new.book = self.writing if self.writing is not None and keeps(COMMIT) else self.book
         return new
+
+    def killed(self) -> Mains:
+        """As a killed process leaves it: SQLite finds what was being committed in whole, or not at all; here not at all."""
+        super().killed()
+        self.writing = None
+        return self
 
     def commit(self, book: Book) -> None:
         self.writing = book
@@ -495,6 +502,29 @@ def second(found: Mains, seed: int, story: Story, seen: Witness, random: Random,
             yield
 
 
+def after_kills(seed: int, later_cuts: int = SECOND_CUTS) -> Iterator[None]:
+    """First the process is killed: what it wrote is seen by the next one, and is still not durable; then the power fails."""
+    story, random = told(seed), Random(seed)
+    start, witness = at_first(seed)
+    total = sum(1 for _ in runs(start, seed, story, witness))
+    for killed_at in range(1, total):
+        for cut_at in range(1, later_cuts + 1):
+            disk, seen = start.rebooted(lambda _: True, killed_at), witness.copy()
+            with suppress(PowerCutError):
+                Board(disk, seed, seen).go_on(story)
+            seen.sure, seen.perhaps = disk.killed().book, None
+            disk.cut_at = disk.changes + cut_at
+            with suppress(PowerCutError):
+                Board(disk, seed, seen).go_on(story)
+            for keeps in (nothing, mixture(random)):
+                check(started(disk.rebooted(keeps), seed, seen.copy()))
+                yield
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
 def check_end(disk: Mains, seed: int, story: Story, seen: Witness) -> None:
     """Nothing was cut: the story came to its end, whatever had happened before."""
     board = started(disk.rebooted(lambda _: False), seed, seen)
@@ -513,22 +543,10 @@ def copied(disk: Mains) -> Mains:
     return disk.rebooted(lambda _: True)
 
 
-def run(count: int, seeds: Iterator[int], said: Callable[[int], None] = lambda _: None) -> int:
-    """Check at least ``count`` states, story after story; how many they were."""
-    checked = 0
-    for seed in seeds:
-        for _ in states(seed):
-            checked += 1
-        said(checked)
-        if checked >= count:
-            break
-    return checked
-
-
 def _one(seed: int) -> tuple[int, int, str]:
     checked = 0
     try:
-        for _ in states(seed):
+        for _ in chain(states(seed), after_kills(seed)):
             checked += 1
     except LostError as error:
         return seed, checked, str(error)
