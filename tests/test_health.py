@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.errors import RefusedError
+from edge_agent.attest.golden import golden_inputs
+from edge_agent.core.digests import tensors_digest
+from edge_agent.core.errors import RefusedError, SlyError
 from edge_agent.core.values import InferenceResult, Status, Tensor, failure
+from edge_agent.runtime.settings import EngineSettings
+from edge_agent.runtime.supervisor import EngineState, EngineSupervisor
+from edge_agent.store.blobs import BlobStore
 from ota.health import Health, Trial, tells_of_model, why_unclean
 from ota.slots import MAX_WHY_CHARS
+from tests.odd_engines import ROGUE
+from tests.sandboxes import BUDGET_US, MODEL, child_pid, load, run, supervised, words
+from tests.tiny_models import Graph, Op, T, options_table, tiny_model, write_model
 
 ID, RIGHT, WRONG = "0" * 32, b"r" * 32, b"w" * 32
 FORMS = {"float16": "e", "float32": "f", "float64": "d"}
@@ -152,3 +163,100 @@ def test_what_is_no_answer_is_unclean_and_what_never_ran_says_nothing_of_the_mod
     result: InferenceResult, why: str, tells: bool
 ) -> None:
     assert (why_unclean(result), tells_of_model(result)) == (why, tells)
+
+
+def dividing() -> bytes:
+    """``y = x / x`` of float32 [1, 2]: 1 for its golden input, NaN for a request that has a 0 in it."""
+    tensors = (T("x", "float32", (1, 2)), T("y", "float32", (1, 2)))
+    return write_model(Graph(tensors, (Op("DIV", (0, 0), (1,), options_table("DivOptions")),), (0,), (1,)))
+
+
+def not_a_number() -> bytes:
+    """``y = x + NaN``."""
+    nan = T("nan", "float32", (1, 2), struct.pack("<2f", math.nan, math.nan))
+    tensors = (T("x", "float32", (1, 2)), nan, T("y", "float32", (1, 2)))
+    return write_model(Graph(tensors, (Op("ADD", (0, 1), (2,), options_table("AddOptions")),), (0,), (2,)))
+
+
+async def answer(supervisor: EngineSupervisor, inputs: Mapping[str, Tensor]) -> tuple[InferenceResult, bytes]:
+    """What a real engine in its sandbox makes of ``inputs``, as a result, and the SHA-256 of its outputs."""
+    try:
+        outputs = (await supervisor.invoke(MODEL, inputs, BUDGET_US)).outputs
+    except SlyError as error:
+        return failure(ID, Status.FAILED, "board", str(error)), b""
+    return InferenceResult(ID, Status.OK, "board", outputs=outputs), tensors_digest(outputs)
+
+
+def trial_of(model: bytes, settings: EngineSettings, *later: Mapping[str, Tensor], golden: Tensor | None = None) -> Trial:
+    """A trial with a real engine: the golden input (``golden`` in its place), then ``later`` requests."""
+
+    async def story() -> Trial:
+        async with supervised(model, settings) as (supervisor, loaded, _):
+            asked = {"order": golden} if golden else golden_inputs(loaded.signature.inputs)
+            result, digest = await answer(supervisor, asked)
+            trial = Trial(2).heard_golden(digest, why_unclean(result))
+            for inputs in later:
+                result, _digest = await answer(supervisor, inputs)
+                trial = trial.ran(why_unclean(result))
+            return trial
+
+    return run(story())
+
+
+def pair(*numbers: float) -> dict[str, Tensor]:
+    return {"x": Tensor("float32", (1, 2), struct.pack("<2f", *numbers))}
+
+
+def test_case_22_health_check_hangs() -> None:
+    trial = trial_of(tiny_model("endless"), EngineSettings(invoke_limit_us=150_000, max_deaths=2))
+    assert trial.verdict is Health.BAD and "hung" in trial.why
+
+
+@pytest.mark.parametrize("order", ["segfault", "exit"])
+def test_case_22_health_check_crashes(order: str) -> None:
+    trial = trial_of(tiny_model(), EngineSettings(engine=ROGUE), golden=words(order))
+    assert trial.verdict is Health.BAD and trial.why.startswith("failed: ")
+
+
+def test_case_22_health_check_returns_nan() -> None:
+    trial = trial_of(not_a_number(), EngineSettings())
+    assert (trial.verdict, trial.why) == (Health.BAD, "output y: element 0 of float32[1,2] is NaN or infinite")
+
+
+def test_case_22_health_check_regresses_later_on_a_real_request() -> None:
+    assert trial_of(dividing(), EngineSettings(), pair(3, 4), pair(5, 6)).verdict is Health.SOUND
+    trial = trial_of(dividing(), EngineSettings(), pair(3, 4), pair(5, 0))
+    assert (trial.verdict, trial.clean) == (Health.BAD, 1)
+
+
+@pytest.mark.parametrize("left_bytes", [0, 100, 4096])
+def test_case_21_file_truncated_while_mapped_ends_no_agent_and_is_refused_at_the_next_load(
+    tmp_path: Path, left_bytes: int
+) -> None:
+    """Whatever the engine does (SIGBUS ends its child, or it has read all of it before): right answers or failed requests."""
+    model, store = tiny_model("float"), BlobStore(tmp_path, 10**7)
+    digest = hashlib.sha256(model).digest()
+    store.add([model], digest)
+
+    async def story() -> None:
+        supervisor = EngineSupervisor(EngineSettings())
+        try:
+            fd = store.open_verified(digest)
+            try:
+                loaded = await supervisor.load(MODEL, fd, digest)
+            finally:
+                os.close(fd)
+            inputs = golden_inputs(loaded.signature.inputs)
+            right = (await answer(supervisor, inputs))[1]
+            os.truncate(store.path_of(digest), left_bytes)
+            assert {(await answer(supervisor, inputs))[1] for _ in range(5)} <= {right, b""}
+            os.kill(child_pid(supervisor), 9)
+            assert {(await answer(supervisor, inputs))[1] for _ in range(2)} <= {right, b""}, "a truncated model was loaded"
+            await load(supervisor, tiny_model(), "other")
+            assert supervisor.state("other") is EngineState.READY
+        finally:
+            await supervisor.close()
+
+    run(story())
+    with pytest.raises(RefusedError, match="set aside; fetch the model again"):
+        store.open_verified(digest)
