@@ -1,7 +1,7 @@
 """A TUF repository in memory, which is its own fetcher: it can be published rightly, and wrongly in every way.
 
-Owns ``TufRepository``.  Rules: all metadata by python-tuf's own API; ``publish`` keeps versions, lengths and hashes consistent, and
-whoever wants them inconsistent changes ``documents`` or signs by ``signed``; Ed25519 keys; targets lie beside the metadata.
+Owns ``TufRepository``.  Rules: all metadata by python-tuf's own API; ``publish`` keeps versions, lengths and hashes consistent,
+and whoever wants them otherwise changes ``documents`` or signs by ``signed``; Ed25519 keys; targets lie beside the metadata.
 """
 
 from __future__ import annotations
