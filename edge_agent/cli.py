@@ -11,10 +11,26 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from edge_agent.commands import agent, ask, board, broker, chat, demo, fleet, models, pipeline, place, run, sim, trust, verify
+from edge_agent.commands import (
+    agent,
+    ask,
+    board,
+    broker,
+    chat,
+    demo,
+    fleet,
+    models,
+    ota,
+    pipeline,
+    place,
+    run,
+    sim,
+    trust,
+    verify,
+)
 from edge_agent.core.errors import SlyError
 
-COMMANDS = (agent, ask, chat, pipeline, place, fleet, run, sim, trust, verify, models, board, broker, demo)
+COMMANDS = (agent, ask, chat, pipeline, place, fleet, ota, run, sim, trust, verify, models, board, broker, demo)
 USAGE_ERROR = 2
 INTERRUPTED = 130
 

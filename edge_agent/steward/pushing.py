@@ -1,0 +1,222 @@
+"""A release on its way to a group of boards: planned, told to the fleet, attended as long as somebody looks on.
+
+Owns ``Wanted`` and the steps of a push.  Rules: what was decided is on disk and signed before the broker hears of it; a release
+that is in the repository already is pushed as it is, under its number; of a model one rollout goes on at a time; the fleet goes
+on with it when nobody attends, as long as boards can give each other what they lack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.steward.folder import OperatorFolder
+from edge_agent.steward.publisher import Publisher
+from edge_agent.steward.session import OperatorSession
+from edge_agent.steward.status import rollout_status
+from edge_agent.store.files import Disk, reaching, write_atomically
+from edge_agent.transport.link import Message
+from models.language_card import RUNTIMES, LanguageCard
+from models.released import card_of
+from ota.charter import CHARTER_PATH
+from ota.manifest import Kind, Release, manifest_path
+from ota.orders import sign_rollout
+from ota.rollout import Action, Plan, Rollout, Standing, Step, judge, order_boards, ordered, share
+
+GO_BACK_LIMIT_S = 120.0
+"""For boards that go back to tell so, before an attendant ends."""
+UNDER_WAY = (Step.FETCHING, Step.TRIAL, Step.CONFIRMED)
+JOURNAL = "rollouts"
+Show = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Who gets a release and how fast: shares in per mille, ``rate_bytes_per_s`` 0 for no limit."""
+
+    group: str = "all"
+    canary_permille: int = 100
+    wave_permille: int = 250
+    max_error_permille: int = 20
+    settled_permille: int = 900
+    rate_bytes_per_s: int = 0
+
+
+def release_into(folder: OperatorFolder, release: Release, files: Mapping[str, Path]) -> Release:
+    """Sign a release into the repository, with its digests among the charter's references; the newest one again if that has the
+    same content. Its number is that of the repository."""
+    repository = folder.repository
+    numbers = repository.releases(release.model)
+    if numbers:
+        newest = repository.release(release.model, numbers[-1])
+        if replace(newest, number=release.number) == release:
+            return newest
+    release = replace(release, number=repository.next_number(release.model))
+    repository.add_release(release, files)
+    charter = folder.charter
+    known = charter.references.models | served_digests(release)
+    folder.put_charter(replace(charter, references=replace(charter.references, models=known)))
+    return release
+
+
+def served_digests(release: Release) -> frozenset[bytes]:
+    """By which digests boards offer what this release serves."""
+    if release.kind is Kind.AGENT:
+        return frozenset()
+    card = card_of(release.kind is Kind.LANGUAGE, release.card)
+    if isinstance(card, LanguageCard):
+        return frozenset(card.digest(runtime) for runtime in RUNTIMES)
+    return frozenset({bytes.fromhex(card.source.sha256)})
+
+
+def planned(folder: OperatorFolder, release: Release, wanted: Wanted) -> Plan:
+    """The plan of a push. Raises ``RefusedError`` when no board of the group can take the release."""
+    charter = folder.charter
+    backends = {board: each.backend for board, each in charter.boards.items()}
+    group = charter.group(wanted.group)
+    boards = [board for board in group if not release.classes or backends[board] in (*release.classes, "", "auto")]
+    if not boards:
+        groups = sorted({name for each in charter.boards.values() for name in each.groups})
+        what = f"{len(group)} boards, none of class {', '.join(release.classes)}" if group else "no board"
+        raise RefusedError(f"group {wanted.group}", what, f"one of: all{''.join(f', {each}' for each in groups)}")
+    serial = time.time_ns() // 1000
+    digest = folder.repository.digest(manifest_path(release.model, release.number))
+    count = len(boards)
+    return Plan(
+        serial, release.model, release.number, digest, order_boards(boards, backends, serial),
+        canary=share(count, wanted.canary_permille), wave=share(count, wanted.wave_permille),
+        max_error_permille=wanted.max_error_permille, settled_permille=wanted.settled_permille,
+        rate_bytes_per_s=wanted.rate_bytes_per_s,
+    )  # fmt: skip
+
+
+async def begin(folder: OperatorFolder, session: OperatorSession, plan: Plan) -> Rollout:
+    """Tell the fleet of a plan; of the same release to the same boards that is under way, or done, nothing new is told.
+
+    Raises ``RefusedError`` while another rollout of the model goes on.
+    """
+    held = session.heard.rollout(plan.model)
+    if held is not None:
+        verdict = judge(held, session.heard.reports)
+        same = (held.plan.number, set(held.plan.boards)) == (plan.number, set(plan.boards))
+        if same and not verdict.over:
+            return held
+        if not same and verdict.state in (Standing.RUNNING, Standing.PAUSED):
+            got = f"release {held.plan.number} is under way: {verdict.state.value}, {verdict.why}"
+            raise RefusedError(f"rollout of {plan.model}", got, "one at a time", f"wait for it, or: sly ota abort {plan.model}")
+    rollout = Rollout(plan, folder.settings.operator)
+    await tell(folder, session, rollout)
+    return rollout
+
+
+async def order(folder: OperatorFolder, session: OperatorSession, model: str, action: Action, reason: str = "") -> Rollout:
+    """Tell the fleet what is wanted of a rollout now. Raises ``RefusedError`` where there is none, or that may not follow."""
+    held = session.heard.rollout(model)
+    if held is None:
+        known = ", ".join(session.heard.rollouts) or "none is known to the broker"
+        raise RefusedError("rollout of", model, known, "see: sly ota status")
+    if action is held.action:
+        return held
+    rollout = ordered(held, folder.settings.operator, action, reason)
+    await tell(folder, session, rollout)
+    return rollout
+
+
+async def tell(folder: OperatorFolder, session: OperatorSession, rollout: Rollout) -> None:
+    """Put a rollout on the broker, and believe it here at once."""
+    signed = sign_rollout(rollout, folder.signer)
+    _note(folder, rollout, None)
+    await session.say(Message(session.topics.rollout(rollout.plan.model), signed, retain=True))
+    session.heard.hear_rollout(rollout, signed)
+
+
+async def attend(folder: OperatorFolder, session: OperatorSession, model: str, show: Show) -> Mapping[str, Any]:
+    """Give what boards lack and ``show`` how the rollout stands, until it is done, or everybody is back; how it stands then."""
+    rollout = session.heard.rollout(model)
+    if rollout is None:
+        raise UnavailableError(f"rollout of {model}", "the broker keeps none")
+    repository, plan = folder.repository, rollout.plan
+    publisher = Publisher(session, repository, plan.rate_bytes_per_s)
+    async with publisher:
+        publisher.hold_whole(repository.digest(CHARTER_PATH))
+        publisher.hold(repository.release(plan.model, plan.number), plan.manifest)
+        seen, over_s = 0, None
+        while True:
+            rollout = session.heard.rollout(model) or rollout
+            status = {**rollout_status(session, rollout), "boards": boards_of(session, rollout)}
+            status["given_bytes"] = publisher.given_bytes
+            show(status)
+            if status["state"] in (Standing.STOPPED, Standing.ABORTED):
+                over_s = over_s or time.monotonic() + GO_BACK_LIMIT_S
+                if not back_is_awaited(session, rollout) or time.monotonic() > over_s:
+                    break
+            elif status["state"] == Standing.DONE:
+                break
+            seen = await _news(session, seen)
+    _note(folder, rollout, status)
+    return status
+
+
+async def _news(session: OperatorSession, seen: int) -> int:
+    """What came in within a second or so."""
+    try:
+        async with asyncio.timeout(1.0):
+            return await session.news(seen)
+    except TimeoutError:
+        return session.events
+
+
+def back_is_awaited(session: OperatorSession, rollout: Rollout) -> bool:
+    """Does any board that is there still have what everybody gives back?"""
+    said = (session.heard.reports[board].of(rollout.plan.model, rollout.plan.serial) for board in _heard_of(session, rollout))
+    return any(progress is not None and progress.step in UNDER_WAY for progress in said)
+
+
+def boards_of(session: OperatorSession, rollout: Rollout) -> list[dict[str, Any]]:
+    """How far every board of a rollout is, in the order of the plan, with the release that serves there."""
+    plan, told = rollout.plan, []
+    for board in plan.boards:
+        report = session.heard.reports.get(board)
+        progress = report.of(plan.model, plan.serial) if report is not None else None
+        slots = next((each for each in report.slots if each.model == plan.model), None) if report is not None else None
+        told.append({
+            "board": board, "step": (progress.step if progress else Step.WAITING).value, "why": progress.why if progress else "",
+            "permille": progress.permille if progress else 0, "failed": bool(progress and progress.failed),
+            "serves": slots.running if slots is not None else 0, "heard": report is not None,
+        })  # fmt: skip
+    return told
+
+
+def history(folder: OperatorFolder, model: str = "") -> list[dict[str, Any]]:
+    """What was rolled out from this folder, the newest first, with how it stood when somebody last looked."""
+    disk, place = Disk(), folder.folder / JOURNAL
+    if not place.is_dir():
+        return []
+    with reaching(place):
+        entries = [json.loads((place / name).read_text()) for name in disk.names(place) if name.endswith(".json")]
+    chosen = [each for each in entries if model in ("", each["model"])]
+    return sorted(chosen, key=lambda each: -int(each["serial"]))
+
+
+def _heard_of(session: OperatorSession, rollout: Rollout) -> list[str]:
+    return [board for board in rollout.plan.boards if board in session.heard.reports]
+
+
+def _note(folder: OperatorFolder, rollout: Rollout, status: Mapping[str, Any] | None) -> None:
+    """Keep for ``history`` what was ordered, and how it stood."""
+    disk, place, plan = Disk(), folder.folder / JOURNAL, rollout.plan
+    with reaching(place):
+        disk.make_folder(place)
+    entry = {
+        "model": plan.model, "number": plan.number, "serial": plan.serial, "boards": len(plan.boards),
+        "operator": rollout.operator, "action": rollout.action.value, "reason": rollout.reason,
+        "state": status["state"] if status else "", "why": status["why"] if status else "",
+        "counts": dict(status["counts"]) if status else {},
+    }  # fmt: skip
+    write_atomically(disk, place / f"{plan.model}-{plan.serial}.json", json.dumps(entry, indent=1).encode())
