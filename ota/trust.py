@@ -97,10 +97,10 @@ class HttpFetcher(FetcherInterface):
 
 
 class _Counted(FetcherInterface):
-    """Any fetcher, held to the number of documents of one refresh; it keeps the timestamp that came."""
+    """Any fetcher, held to the number of documents of one refresh; it shows each root, and keeps the timestamp that came."""
 
-    def __init__(self, inner: FetcherInterface) -> None:
-        self._inner = inner
+    def __init__(self, inner: FetcherInterface, before_root: Callable[[bytes], None]) -> None:
+        self._inner, self._before_root = inner, before_root
         self._fetched = 0
         self.timestamp = b""
 
@@ -113,7 +113,7 @@ class _Counted(FetcherInterface):
             raise tuf.DownloadError(f"over {MAX_FETCHED + MAX_ROOTS} documents in one refresh")
         data = super().download_bytes(url, min(max_length, MAX_TARGETS_BYTES))
         if url.endswith(".root.json"):
-            refuse_twins(data)
+            self._before_root(data)
         if url.endswith(f"/{Timestamp.type}.json"):
             self.timestamp = data
         return data
@@ -181,14 +181,12 @@ class TrustedMetadata:
         self._folder, self._disk = folder, disk or Disk()
         self._floors = dict(floors or {})
         self._not_before_s, self._clock_s = min(not_before_s, MAX_TIME_S), int(clock())
-        self._fetcher = _Counted(fetcher)
+        self._fetcher = _Counted(fetcher, self._before_root)
         self._now = self._not_after_trusted_time(0)
         self.notes: list[str] = []
         config = UpdaterConfig(MAX_NEW_ROOTS, MAX_DELEGATIONS, MAX_ROOT_BYTES, MAX_TIMESTAMP_BYTES,
                                MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES)  # fmt: skip
         _Workflow.disk = self._disk
-        if bootstrap is not None:
-            refuse_twins(bootstrap)
         with self._told(), reaching(folder):
             self._disk.make_folder(folder / "root_history")
             self._workflow = _Workflow(str(folder), base_url, fetcher=self._fetcher, config=config, bootstrap=bootstrap)
@@ -205,6 +203,7 @@ class TrustedMetadata:
                 self._workflow.refresh()
             for role in ROLES:
                 self._check_floor(role, self._workflow.trusted(role).version)
+                refuse_twins(self._workflow.root, role, (self._folder / f"{role}.json").read_bytes())
             self._check_snapshot_is_the_one_signed_for()
             self._note_another_timestamp()
         finally:
@@ -293,11 +292,15 @@ class TrustedMetadata:
         self._now = self._not_after_trusted_time(self._floors.get(_time_mark(root), 0))
         return self._now
 
+    def _before_root(self, data: bytes) -> None:
+        """A new root is signed by the one before it and by itself; each key of both counts once."""
+        refuse_twins(self._workflow.root, Root.type, data)
+        refuse_twins(None, Root.type, data)
+
     def _before_kept(self, role: str, data: bytes, signed: Signed) -> None:
         if role in ROLES:
             self._check_floor(role, signed.version)
-        if isinstance(signed, Targets) and signed.delegations is not None:
-            refuse_twins(data)
+            refuse_twins(self._workflow.root, role, data)
         self._check_same_version_same_content(role, signed)
 
     def _check_floor(self, role: str, version: int) -> None:
@@ -357,30 +360,30 @@ class TrustedMetadata:
         return f"{own}, the last time known to have passed (this board's clock says {clock:%Y-%m-%d %H:%M:%S} UTC)"
 
 
-def refuse_twins(document: bytes) -> None:
-    """Raise ``RefusedError`` if a root, or targets with delegations, name one key twice for one role.
+def refuse_twins(delegator: Root | None, role: str, document: bytes) -> None:
+    """Raise ``RefusedError`` if ``document`` has enough signatures only because one key stands under two names in ``delegator``
+    (``None``: the document itself, a root).
 
-    What is no metadata passes: python-tuf refuses that.  Source: TUF specification 1.0.33, section 4.3, "unique keys".
+    What is no metadata passes, and what lacks signatures: python-tuf refuses that.  Source: TUF specification 1.0.33, section
+    5.3.4: a threshold is of unique keys.
     """
     try:
-        signed = Metadata[Any].from_bytes(document).signed
+        metadata = Metadata[Any].from_bytes(document)
     except tuf.RepositoryError:
         return
-    for name, keyids, keys in _named_keys(signed):
-        materials = [_material(keys[keyid]) for keyid in keyids if keyid in keys]
-        if len(set(materials)) != len(materials):
-            raise RefusedError(f"{SUBJECT}: keys of {name}", "one key under two names", "every key once")
+    by = metadata.signed if delegator is None else delegator
+    if not isinstance(by, Root) or not _has_twins(by, role):
+        return
+    result = by.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    keys = len({_material(key) for key in result.signed.values()})
+    if result.verified and keys < result.threshold:
+        raise RefusedError(f"{SUBJECT}: {role}", f"{len(result.signed)} signatures of {keys} keys", f"{result.threshold} keys",
+                           "name every key once in the root")  # fmt: skip
 
 
-def _named_keys(signed: Signed) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
-    if isinstance(signed, Root):
-        for name, role in signed.roles.items():
-            yield name, role.keyids, signed.keys
-    if isinstance(signed, Targets) and signed.delegations is not None:
-        for name, delegated in (signed.delegations.roles or {}).items():
-            yield name, delegated.keyids, signed.delegations.keys
-        if signed.delegations.succinct_roles is not None:
-            yield "hash bins", signed.delegations.succinct_roles.keyids, signed.delegations.keys
+def _has_twins(root: Root, role: str) -> bool:
+    materials = [_material(root.keys[keyid]) for keyid in root.roles[role].keyids if keyid in root.keys]
+    return len(set(materials)) < len(materials)
 
 
 def _material(key: Any) -> str:
