@@ -80,7 +80,9 @@ class Agreement:
         self._maker = TableMaker(self._settings.rules)
         self._peers.rule(self._rules, now_us)
         self._rounded.clear()
-        self._facts, self._seen_changes, self._owes_word = None, -1, True
+        was_made, self._facts, self._owes_word = self._facts is not None, None, True
+        if was_made:
+            self._make(now_us)
 
     @property
     def alone(self) -> bool:
