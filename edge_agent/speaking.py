@@ -188,10 +188,13 @@ class HostedLanguage:
 
 async def speaker_of(
     card: LanguageCard, folder: Path, state: Path, config: AgentConfig, engine: EngineSettings, board: Board,
-    report: Callable[[str], None],
+    report: Callable[[str], None], kept_as: str = "",
 ) -> tuple[ModelOffer, HostedLanguage]:  # fmt: skip
-    """Bring a language model up. Raises ``RefusedError`` or ``UnavailableError`` saying why it cannot be hosted."""
-    service = LanguageService(card, folder, state, config.language, engine, report)
+    """Bring a language model up; ``kept_as`` as its service has it.
+
+    Raises ``RefusedError`` or ``UnavailableError`` saying why it cannot be hosted.
+    """
+    service = LanguageService(card, folder, state, config.language, engine, report, kept_as)
     await service.start()
     busy_us = TYPICAL_TOKENS * PRIOR_TOKEN_US
     return ModelOffer(

@@ -56,11 +56,13 @@ class HandOver:
             self._report(f"{release} is loaded beside what serves")
 
     def hand_over(self, name: str) -> ModelOffer:
-        self._put(name, self.pair(name).handed())
-        serving = self.pair(name).serving
-        assert serving is not None
-        self._report(f"new requests go to {serving}")
-        return serving.offer
+        handed = self.pair(name).handed()
+        assert handed.new is not None
+        if handed.old is not None:
+            handed.new.take_over(handed.old)
+        self._put(name, handed)
+        self._report(f"new requests go to {handed.new}")
+        return handed.new.offer
 
     def settle(self, name: str) -> None:
         old = self.pair(name).old
@@ -71,8 +73,11 @@ class HandOver:
     def hand_back(self, name: str) -> ModelOffer:
         """Raises ``UnavailableError`` if there was nothing before."""
         before = self.pair(name)
-        self._put(name, before.back())
+        after = before.back()
         assert before.new is not None
+        if before.old is not None:
+            before.old.take_over(before.new)
+        self._put(name, after)
         self._send_away(before.new, at_once=True)
         if before.old is None:
             raise UnavailableError(f"model {name}", "no release of it served before")
@@ -111,7 +116,7 @@ class HandOver:
 
     async def _go(self, release: Release, at_once: bool) -> None:
         async with self._busy[release.name]:
-            if not at_once:
-                await release.at_rest()
+            await release.hand_on(at_once)
+            self._changed(release.name)
             await release.close()
         self._report(f"{release} is gone")

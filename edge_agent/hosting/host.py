@@ -7,23 +7,19 @@ with its job, whatever ended that; what may not leave the fleet never reaches a 
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from board_support.board import Board
 from edge_agent.attest.measure import MappedModel
-from edge_agent.core.chat import CHAT, Tier
+from edge_agent.core.chat import CHAT
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.digests import tensors_digest
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import AnswerPart, EnergyKind, InferenceResult, ModelOffer, Status, failure
-from edge_agent.core.wanted import Wanted
+from edge_agent.core.values import AnswerPart, InferenceResult, ModelOffer, Status, failure
 from edge_agent.hosting.cached import CachedFiles
 from edge_agent.hosting.files import language_models, model_files, models_folder
 from edge_agent.hosting.hand_over import HandOver
@@ -32,10 +28,8 @@ from edge_agent.hosting.pair import PairState
 from edge_agent.hosting.pictures import PictureRelease, Pictures
 from edge_agent.hosting.release import Release
 from edge_agent.hosting.trial import run_in_trial
-from edge_agent.hosting.turns import heard_out
+from edge_agent.hosting.turns import Conversations
 from edge_agent.node.events import Execute
-from edge_agent.node.streams import end_tensor
-from edge_agent.placement.options import Rules, why_not_model
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
@@ -65,13 +59,9 @@ class Host:
         self._pictures = Pictures(board, self._board_id, supervisor, self._cache, clock)
         self._releases = HandOver(self._changed, report)
         self.on_trial: Callable[[str, str], None] = lambda name, why: None
-        self.speakers: dict[str, Speaker] = {}
+        self._conversations = Conversations(board, self._board_id, self._releases, clock, self._told)
+        self.speakers = self._conversations.speakers
         self.moving = Moving(self.speakers)
-        self._digests: dict[str, bytes] = {}
-        """Of the models that speak."""
-        self._talking = Counter[str]()
-        """Turns of each language model at work: they share its energy."""
-        self._clouds: dict[str, ModelOffer] = {}
 
     # releases
 
@@ -146,16 +136,15 @@ class Host:
 
     async def _factory(self, name: str) -> Release:
         if name in self._languages:
-            return await self._load_language(self._languages[name], 0, models_folder(self._config))
+            return await self._load_language(self._languages[name])
         card, path = self._files[name]
         digest = bytes.fromhex(card.source.sha256)
         return await self._pictures.load(name, 0, card, self._cache.take_in(path, digest))
 
-    async def _installed(self, installed: Installed) -> Release:
+    async def _installed(self, installed: Installed, beside: bool = False) -> Release:
         card = installed.card
         if isinstance(card, LanguageCard):
-            folder = self._cache.link(installed.name, installed.number, installed.files)
-            return await self._load_language(card, installed.number, folder)
+            return await self._load_language(card, installed, beside)
         return await self._load_picture(installed, card)
 
     async def _load_picture(self, installed: Installed, card: Card) -> Release:
@@ -168,13 +157,12 @@ class Host:
             self._cache.suspect(digest)
             raise
 
-    async def _load_language(self, card: LanguageCard, number: int, folder: Path) -> Release:
-        from edge_agent.hosting.languages import LanguageRelease
-        from edge_agent.speaking import speaker_of
+    async def _load_language(self, card: LanguageCard, installed: Installed | None = None, beside: bool = False) -> Release:
+        from edge_agent.hosting.languages import Languages
 
-        state = Path(self._config.state.folder)
-        offer, speaker = await speaker_of(card, folder, state, self._config, self._engine, self._board, self._report)
-        return LanguageRelease(offer, number, speaker)
+        factory = self._languages.get(card.name)
+        languages = Languages(self._config, self._engine, self._board, self._cache, factory, self._report)
+        return await languages.load(card, installed, beside)
 
     def _changed(self, name: str) -> None:
         """Which release of a model serves may be another one now."""
@@ -193,9 +181,7 @@ class Host:
 
     def speak(self, offer: ModelOffer, speaker: Speaker) -> None:
         """Host a language model that runs already."""
-        self.speakers[offer.model], self._digests[offer.model] = speaker, offer.digest
-        if offer.cloud:
-            self._clouds[offer.model] = offer
+        self._conversations.speak(offer, speaker)
 
     async def close(self) -> None:
         for pair in self._releases:
@@ -233,7 +219,7 @@ class Host:
     @property
     def at_rest(self) -> bool:
         """Whether no model here has anything to do."""
-        return not self._talking.total() and all(map(self._supervisor.idle, self._supervisor.loaded()))
+        return not self._conversations.count and all(map(self._supervisor.idle, self._supervisor.loaded()))
 
     async def golden(self, model: str) -> tuple[bytes, int]:
         """What a picture model gives for its golden input, as SHA-256 (empty if it has no such input), and how many µs it took.
@@ -257,7 +243,7 @@ class Host:
 
     async def execute(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
         """Run one job; every way it can fail is a result with its reason. ``emit`` takes the parts of an answer as they come."""
-        return await (self._converse(job, emit) if job.request.task == CHAT else self._infer(job))
+        return await (self._conversations.converse(job, emit) if job.request.task == CHAT else self._infer(job))
 
     async def _infer(self, job: Execute) -> InferenceResult:
         pair = self._releases.pair(job.model)
@@ -267,47 +253,6 @@ class Host:
         if pair.state is PairState.TRIAL and isinstance(old, PictureRelease):
             return await run_in_trial(job, serving, old, self._clock, self._told)
         return await serving.run(job, job.budget_us)
-
-    async def _converse(self, job: Execute, emit: Callable[[AnswerPart], None]) -> InferenceResult:
-        started_us = self._clock.monotonic_us()
-        speaker = self.speakers.get(job.model)
-        if speaker is None:
-            return self._failure(job, Status.FAILED, f"{self._board_id} does not host {job.model!r}")
-        if refusal := self._why_not_cloud(job):
-            return self._failure(job, Status.FAILED, refusal)
-        try:
-            self._talking[job.model] += 1
-            together = self._talking[job.model]
-            async with asyncio.timeout(job.budget_us / 1e6):
-                end = await heard_out(speaker, job, emit)
-                if job.moved_from and end.cached_tokens:
-                    end = replace(end, tier=Tier.PEER)
-        except RefusedError as error:
-            return self._failure(job, Status.REFUSED, str(error))
-        except UnavailableError as error:
-            return self._failure(job, Status.FAILED, str(error))
-        except TimeoutError:
-            return self._failure(job, Status.FAILED, f"the turn did not end within {job.budget_us} µs")
-        finally:
-            self._talking[job.model] -= 1
-        together = max(together, self._talking[job.model] + 1)
-        busy_us = self._clock.monotonic_us() - started_us
-        cloud = job.model in self._clouds
-        energy_uj = 0 if cloud else busy_us * self._board.profile.active_mw // (1000 * together)
-        kind = EnergyKind.EMULATED if self._board.emulated and not cloud else EnergyKind.ESTIMATED
-        return InferenceResult(
-            job.request.request_id, Status.OK, self._board_id, job.model, self._digests[job.model], end_tensor(end), busy_us,
-            energy_uj, kind,
-        )  # fmt: skip
-
-    def _why_not_cloud(self, job: Execute) -> str:
-        """Why a job may not leave the fleet, whoever placed it and however; empty if it may, or does not."""
-        offer = self._clouds.get(job.model)
-        if offer is None:
-            return ""
-        if not job.key.startswith(f"{self._board_id}/"):
-            return f"the cloud of {self._board_id} is for requests that come in there"
-        return why_not_model(Wanted.of(job.request), offer, Rules())
 
     def _failure(self, job: Execute, status: Status, reason: str) -> InferenceResult:
         return failure(job.request.request_id, status, self._board_id, reason, job.model)

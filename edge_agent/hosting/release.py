@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.attest.measure import MappedModel
+from edge_agent.core.chat import Turn
 from edge_agent.core.values import ModelOffer
 
 if TYPE_CHECKING:
+    from edge_agent.hosting.between import GoingOn
     from edge_agent.speaking import Speaker
 
 
@@ -73,6 +75,19 @@ class Release(ABC):
     @abstractmethod
     def mapped(self, slot: str) -> MappedModel | None:
         """Its files as they are held now; ``slot``: its part in an update."""
+
+    def going(self, turn: Turn, budget_us: int, tell: Callable[[Any, str], None] | None) -> GoingOn:
+        """A turn of a language model; ``tell``: of a trial."""
+        raise RuntimeError(f"{self} does not speak")
+
+    def take_over(self, other: Release) -> None:
+        """From now on new jobs come here that went to ``other``."""
+        return
+
+    async def hand_on(self, at_once: bool) -> None:
+        """Wait until nothing is left to be done here; ``at_once``: what is under way is done elsewhere."""
+        if not at_once:
+            await self.at_rest()
 
     async def close(self) -> None:
         """End its engine and let its files go; jobs that it still has fail. May be called twice."""

@@ -49,17 +49,19 @@ DRAIN_LIMIT_S = 10.0
 
 
 class LanguageService:
-    """``start``, then ``talk`` until ``close``. ``folder`` has the model's files, ``state`` keeps its sessions."""
+    """``start``, then ``talk`` until ``close``. ``folder`` has the model's files, ``state`` keeps its sessions, in a folder called
+    ``kept_as``, by default as the model: what runs at the same time has one of its own."""
 
     def __init__(
         self, card: LanguageCard, folder: Path, state: Path, language: LanguageSection, engine: EngineSettings,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None, kept_as: str = "",
     ) -> None:  # fmt: skip
+        kept_as = kept_as or card.name
         self.card, self._folder, self.settings, self._report = card, folder, language, report
         self._engine = replace(engine, runtime=runtime_of(engine.runtime))
         self.shape = card.shape
         self.format = kv_format(card, self._engine.runtime, language.window_tokens)
-        self.store = SessionStore(state / "kv" / card.name, self.format, language.ram_bytes, language.disk_bytes, report=report)
+        self.store = SessionStore(state / "kv" / kept_as, self.format, language.ram_bytes, language.disk_bytes, report=report)
         slots = min(language.max_sessions, MAX_SLOTS)
         self.ring = RingMemory(self.shape, self.format.window_blocks, slots)
         self.hot = HotSlots(self.shape, self.format.window_blocks, Room(slots, language.hot_bytes), self._restore_us)
@@ -67,13 +69,17 @@ class LanguageService:
         record = quarantine.Record(engine.max_deaths, engine.death_window)
         self.pump = Pump(card.name, self._new_child, self.turns, record, report)
         key = b"%d " % self._engine.threads + card.digest(self._engine.runtime)
-        self._kept = KeptCurve(state / "curves" / card.name, key, report)
+        self._kept = KeptCurve(state / "curves" / kept_as, key, report)
         window_tokens = self.format.window_tokens
         self.admitting = Admitting(self.store, self.hot, self.turns, window_tokens, language.max_waiting)
         self._under_way: set[LiveTurn] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.turns_served = 0
+        self.died = asyncio.Event()
+        """Its child has died, once at least."""
+        self.notes: dict[str, str] = {}
+        """By session: what its next turn is to say of what became of it."""
         self._model_fd = -1
 
     async def start(self) -> None:
@@ -96,6 +102,9 @@ class LanguageService:
         if self._closing:
             raise UnavailableError(DRAINING, "this board is stopping", "ask another one")
         self.admitting.claim(turn.session)
+        if note := self.notes.pop(turn.session, ""):
+            live.note(note)
+            self._report(f"model {self.card.name}: {note}")
         self._under_way.add(live)
         try:
             await self._begin(live)
@@ -214,9 +223,11 @@ class LanguageService:
     # the child
 
     async def _new_child(self, on_death: Callable[[Death], None]) -> LanguageChild:
-        child = await LanguageChild.start(
-            self.card, self._folder, self._engine, self.ring, on_death, self._kept.curve, self._mapped
-        )
+        def died(death: Death) -> None:
+            self.died.set()
+            on_death(death)
+
+        child = await LanguageChild.start(self.card, self._folder, self._engine, self.ring, died, self._kept.curve, self._mapped)
         self._kept.keep(child.account.curve)
         return child
 
