@@ -18,6 +18,8 @@ LAG_US = 3_000_000
 """A board that told of no arrival for so long is not waited for."""
 SILENT_WINDOW_PIECES = 64
 """May be on their way while nobody tells of arrivals."""
+REORDER_PIECES = 64
+"""A piece is lost when one arrived that was sent so much later: who sends reads and publishes several side by side."""
 FOREIGN_US = 10_000_000
 """For so long after somebody else gave to a board, the order of its arrivals says nothing of what it lost."""
 REFRESH_US = 50_000
@@ -111,7 +113,11 @@ class Offer:
         if arrived & ~self._mine():
             wanter.foreign_us = now_us
         alone = wanter.foreign_us is None or now_us - wanter.foreign_us >= FOREIGN_US
-        base = max(wanter.base, wanter.seen if alone else 0, self._sends_before(now_us - STALL_US) if want.stalled else 0)
+        base = max(
+            wanter.base,
+            wanter.seen - REORDER_PIECES if alone else 0,
+            self._sends_before(now_us - STALL_US) if want.stalled else 0,
+        )
         if base > wanter.base:
             wanter.served |= set_of(self._since(wanter.base, base), self.artefact.count)
             wanter.base = base

@@ -78,9 +78,10 @@ TICK_US = 10_000
 class Fleet:
     """Givers and boards around a broker, in ticks of 10 ms; a giver sends ``per_tick`` pieces at the most."""
 
-    def __init__(self, givers: list[Giving], boards: list[Board], per_tick: int = 40) -> None:
+    def __init__(self, givers: list[Giving], boards: list[Board], per_tick: int = 40, mixed: bool = False) -> None:
         self.givers, self.boards, self.per_tick, self.now_us = givers, boards, per_tick, 0
         self.sent: Counter[int] = Counter()
+        self.mixed = Random(0) if mixed else None
         self.off: set[str] = set()
         for each in givers:
             each.hold(MODEL)
@@ -96,14 +97,19 @@ class Fleet:
             board.turn()
 
     def _give(self, giver: Giving) -> None:
+        indices = []
         for _ in range(0 if giver.me in self.off else self.per_tick):
             chosen = giver.next(self.now_us)
             if chosen is None:
-                return
+                break
             giver.sent(*chosen, self.now_us)
-            self.sent[chosen[1]] += 1
-            for board in self.boards:
-                board.deliver(chosen[1])
+            indices.append(chosen[1])
+        if self.mixed:
+            self.mixed.shuffle(indices)
+        self.sent.update(indices)
+        for board in self.boards:
+            for index in indices:
+                board.deliver(index)
 
     def until_done(self, limit_s: int, names: set[str] | None = None, liars: Callable[[int], list[Wants]] = lambda _: []) -> None:
         waited_for = [each for each in self.boards if names is None or each.name in names]
@@ -125,6 +131,12 @@ def test_a_piece_is_sent_once_for_all_who_want_it() -> None:
     fleet.until_done(60)
     assert sum(fleet.sent.values()) == MODEL.count
     assert all(each.dropped == 0 for each in fleet.boards)
+
+
+def test_pieces_that_overtake_each_other_are_not_taken_for_lost() -> None:
+    fleet = Fleet([operator()], boards(3), mixed=True)
+    fleet.until_done(60)
+    assert sum(fleet.sent.values()) == MODEL.count
 
 
 def test_what_a_board_holds_already_is_not_sent_for_it() -> None:

@@ -249,6 +249,51 @@ def test_a_seed_that_rotted_gives_only_what_is_still_good(tmp_path: Path) -> Non
     assert pieces_of(receiving.held) == [0, 2]
 
 
+def test_a_seed_that_changes_between_the_check_and_the_copy_gives_the_bytes_that_were_checked() -> None:
+    class Changing(VirtualDisk):
+        def read_at(self, fd: int, max_bytes: int, offset: int) -> bytes:
+            data = super().read_at(fd, max_bytes, offset)
+            if data:
+                self.open_files[fd][0].data[offset : offset + 3] = b"rot"
+            return data
+
+    disk = VirtualDisk()
+    board = on(disk)
+    board.blobs.add([MODEL], ARTEFACT.digest)
+    receiving = board.staging.open(artefact_in(MODEL + b"more"))
+    disk.__class__ = Changing
+    assert receiving.seed(ARTEFACT.digest) == 3
+    disk.__class__ = VirtualDisk
+    assert receiving.scan() == 3
+
+
+def test_what_is_changed_between_the_last_check_and_the_use_is_not_served(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    receiving = board.staging.open(ARTEFACT)
+    put_all(receiving)
+    receiving.verify()
+    with (tmp_path / "staging" / ARTEFACT.digest.hex()).open("r+b") as file:
+        file.write(b"rot")
+    receiving.finish()
+    with pytest.raises(RefusedError, match="set aside; fetch the model again"):
+        board.holds(MODEL)
+    assert not board.blobs.contains(ARTEFACT.digest)
+
+
+def test_after_a_reboot_a_newer_release_takes_over_what_was_fetched_of_the_older(tmp_path: Path) -> None:
+    put_all(Board(tmp_path).staging.open(ARTEFACT), [0, 2])
+    newer = MODEL[:-1] + b"!"
+    board = Board(tmp_path)
+    receiving = board.staging.open(artefact_in(newer))
+    assert receiving.seed(ARTEFACT.digest) == 2
+    assert board.staging.sweep({artefact_in(newer).digest}) == 1
+    for index in (1, 3):
+        receiving.put(index, pieces_in(newer)[index])
+    receiving.finish()
+    assert board.holds(newer)
+    assert board.blobs.used_bytes == len(newer)
+
+
 def test_an_artefact_of_one_piece(tmp_path: Path) -> None:
     manifest = made(40, 200_000)
     board = Board(tmp_path)

@@ -158,13 +158,13 @@ class Receiving:
             self._write(index, data)
         return True
 
-    def seed(self, blob: bytes) -> int:
-        """Copy the pieces that a blob of the cache shares with this artefact, wherever among its pieces they stand; how many.
+    def seed(self, digest: bytes) -> int:
+        """Copy the pieces that a blob, or another artefact that grows here, shares with this one, wherever they stand; how many.
 
-        The blob needs no other check: what is copied has the digest of its piece. A blob that is not there shares nothing.
+        It needs no other check: what is copied has the digest of its piece. What is not there shares nothing.
         Raises ``UnavailableError`` when the disk fails.
         """
-        return self.seed_file(self._staging.blobs.path_of(blob))
+        return self.seed_file(self._staging.blobs.path_of(digest)) + self.seed_file(self._staging.path_of(digest))
 
     def seed_file(self, path: Path) -> int:
         """The same of any file."""
