@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ota.launcher import (
     write_record,
 )
 from tests.virtual_disk import VirtualDisk, crashes
+from tests.wheels import bare_environment
 
 FIRST = Environment("env-1-00000001", 1, "11" * 32, 2, 2)
 SECOND = Environment("env-2-00000002", 2, "22" * 32, 3, 2)
@@ -39,20 +40,11 @@ LIMIT_S = 60
 
 AGENT = """
 import os, signal, sys
-if "hang" in sys.argv:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(os.environ["SLY_AGENT_SLOTS"], sys.prefix, *sys.argv[1:], flush=True)
-if "wait" in sys.argv or "hang" in sys.argv:
-    signal.pause()
+if __name__ == "__main__":
+    print(os.environ["SLY_AGENT_SLOTS"], sys.prefix, *sys.argv[1:], flush=True)
+    if "wait" in sys.argv:
+        signal.pause()
 """
-
-
-def environment(folder: Path, name: str, agent: str = AGENT) -> Path:
-    """A bare virtual environment with one module, ``tiny``."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / name)], check=True)
-    packages = next((folder / name / "lib").glob("python*")) / "site-packages"
-    (packages / "tiny.py").write_text(f'if __name__ == "__main__":\n    {"    ".join(agent.strip().splitlines(True))}\n')
-    return folder / name / "bin" / "python"
 
 
 def take_python(folder: Path, each: Environment) -> None:
@@ -64,7 +56,7 @@ def take_python(folder: Path, each: Environment) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     for name in ("factory", FIRST.folder, SECOND.folder):
-        environment(folder, name)
+        bare_environment(folder, name, AGENT)
     return folder
 
 
@@ -318,22 +310,21 @@ def test_the_lock_is_waited_for_and_given_up_after_its_limit(tmp_path: Path) -> 
 # the guard
 
 
-def on_trial(slots: Path, word: str, trial_s: int, change: Callable[[], object] = lambda: None) -> int:
+def on_trial(slots: Path, trial_s: int) -> int:
     put(slots, replace(TRIAL, trial_s=trial_s))
-    with subprocess.Popen(command(slots, "--", word), stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command(slots, "--", "wait"), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         running.stdout.readline()
-        change()
         return running.wait(LIMIT_S)
 
 
 def test_a_trial_that_is_ready_and_never_confirmed_is_ended_by_the_guard_and_rolled_back(slots: Path) -> None:
-    assert on_trial(slots, "wait", 1) == -signal.SIGTERM
+    assert on_trial(slots, 1) == -signal.SIGTERM
     assert (now(slots).state, now(slots).why) == (State.ROLLED_BACK, "not confirmed within 1 s")
     assert prefix(started(slots)) == FIRST.folder
 
 
-def test_a_trial_that_hangs_and_minds_no_sigterm_is_killed(slots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_hangs_and_minds_no_sigterm_is_killed(slots: Path) -> None:
     put(slots, TRIAL)
     child = os.fork()
     if not child:

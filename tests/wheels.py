@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import platform
+import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,3 +74,11 @@ def released(name: str, data: bytes) -> ReleasedFile:
     pieces = (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
     chunks = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
     return ReleasedFile(name, len(data), hashlib.sha256(data).digest(), chunks)
+
+
+def bare_environment(folder: Path, name: str, module: str) -> Path:
+    """A virtual environment with the module ``tiny`` alone, made without pip; its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / name)], check=True)
+    packages = next((folder / name / "lib").glob("python*")) / "site-packages"
+    (packages / "tiny.py").write_text(module.replace("{version!r}", repr(name)))
+    return folder / name / "bin" / "python"
