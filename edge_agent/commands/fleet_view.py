@@ -31,7 +31,7 @@ def watch_table(status: Mapping[str, Any]) -> str:
     """What ``sly fleet watch`` shows: every board in a line, every rollout below."""
     heads = ("board", "standing", "trust", "release", "update and notes")
     rows = [_watched(each) for each in status["boards"]]
-    there = sum(each["standing"] == "online" for each in status["boards"])
+    there = sum(each["standing"] == "online" and not each["revoked"] for each in status["boards"])
     first = (
         f"fleet {status['fleet']}: {there} of {len(rows)} boards online; charter {status['charter']}; broker: {status['broker']}"
     )
@@ -96,7 +96,7 @@ def _watched(board: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [_update(each) for each in board["updates"]]
     notes += [f"REVOKED: {board['revoked']}"] if board["revoked"] else []
     notes += [board["note"]] if board["note"] else []
-    return board["board"], board["standing"], _trust(board) or "-", releases, "; ".join(notes)
+    return board["board"], "revoked" if board["revoked"] else board["standing"], _trust(board) or "-", releases, "; ".join(notes)
 
 
 def _release(slots: Mapping[str, Any]) -> str:

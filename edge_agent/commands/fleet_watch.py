@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.commands.fleet_folder import brought, opened, remind, say, told, with_folder
@@ -84,10 +86,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     if arguments.once:
         status = asyncio.run(_heard(folder))
         return told(arguments, status, watch_table(status))
-    try:
-        asyncio.run(_watch_for_ever(folder, arguments.json))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
+    asyncio.run(_watch_until_told(folder, arguments.json))
     return 0
 
 
@@ -121,19 +120,32 @@ async def _heard(folder: OperatorFolder) -> dict[str, Any]:
         return fleet_status(session)
 
 
-async def _watch_for_ever(folder: OperatorFolder, as_json: bool) -> None:
+async def _watch_until_told(folder: OperatorFolder, as_json: bool) -> None:
+    """Until SIGINT or SIGTERM. Raises ``SlyError`` if the broker is not there when it begins; later that is shown."""
+    loop, ending = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ending.set)
+    async with _session(folder) as session:
+        watching, told_to_end = asyncio.create_task(_watch_session(session, as_json)), asyncio.create_task(ending.wait())
+        await asyncio.wait((watching, told_to_end), return_when=asyncio.FIRST_COMPLETED)
+        told_to_end.cancel()
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+async def _watch_session(session: OperatorSession, as_json: bool) -> None:
     from edge_agent.steward.status import fleet_status
 
-    async with _session(folder) as session:
-        shown: dict[str, Any] = {}
-        seen = 0
-        while True:
-            status = fleet_status(session)
-            if status != shown:
-                _draw(status, shown, as_json)
-                shown = status
-            seen = await session.news(seen)
-            await asyncio.sleep(REDRAW_S)
+    shown: dict[str, Any] = {}
+    seen = 0
+    while True:
+        status = fleet_status(session)
+        if status != shown:
+            _draw(status, shown, as_json)
+            shown = status
+        seen = await session.news(seen)
+        await asyncio.sleep(REDRAW_S)
 
 
 def _session(folder: OperatorFolder) -> OperatorSession:
