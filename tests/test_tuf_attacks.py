@@ -28,6 +28,16 @@ NOW_S = int(datetime.now(UTC).timestamp())
 DAY_S = 86_400
 
 
+class Unsynced(Disk):
+    """For tests that are not about durability."""
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+    def fsync_folder(self, folder: Path) -> None:
+        pass
+
+
 class Board:
     """Keeps what a board keeps: a folder that may vanish, and floors in the ledger that may not."""
 
@@ -42,6 +52,7 @@ class Board:
             repository,
             bootstrap=self.root,
             floors=self.floors if floors is None else floors,
+            disk=Unsynced(),
             clock=lambda: self.clock_s,
         )
         trusted.refresh()
