@@ -163,6 +163,7 @@ def test_a_release_is_withdrawn_but_never_the_newest(repository: Repository, tmp
     repository.withdraw("faces", 1)
     repository.commit()
     assert repository.releases("faces") == [2]
+    assert repository.artefact(sha256(WEIGHTS + b"\1").digest()) is not None, "gone while some still fetch it"
     client = Client(tmp_path / "client", repository)
     assert client.get("releases/faces/1/faces.tflite") is None
     repository.put_charter(replace(repository.charter(), serial=2))
@@ -325,6 +326,15 @@ def test_metadata_changed_on_the_operators_disk_is_never_signed_again(repository
             Repository(repository.folder)
         path.write_bytes(data)
     Repository(repository.folder)
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot"])
+def test_older_metadata_under_a_newer_name_is_never_signed_again(repository: Repository, tmp_path: Path, role: str) -> None:
+    published(repository, tmp_path, 1)
+    metadata = repository.folder / "metadata"
+    (metadata / f"2.{role}.json").write_bytes((metadata / f"1.{role}.json").read_bytes())
+    with pytest.raises(RefusedError, match="restore it from a backup"):
+        Repository(repository.folder)
 
 
 def test_a_charter_changed_on_the_operators_disk_is_refused(repository: Repository) -> None:
