@@ -35,7 +35,7 @@ def test_every_topic_of_the_protocol_has_its_published_name() -> None:
         for name in (
             "board/b1/online", "board/b1/record", "board/b1/quote", "appraisal/v1/b1", "digest/b1", "board/b1/request",
             "board/b1/cancel", "board/b1/kv/b2", "board/b1/reply/Client-7",
-            "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "fleet/command/b1",
+            "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "ota/rollout/vww",
             "fleet/report/b1",
         )
     )  # fmt: skip
