@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +32,23 @@ class Service:
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         end = os.pidfd_open(self.process.pid)
         try:
-            ready, _, _ = select.select([self._socket, end], [], [], limit_s or self._limit_s)
+            outcome = self._heard(end, limit_s or self._limit_s)
         finally:
             os.close(end)
-        if self._socket in ready and b"READY=1" in self._socket.recv(NOTIFY_BYTES):
-            return READY
-        self.stop(signal.SIGKILL)
-        return ENDED if ready else LATE
+        if outcome != READY:
+            self.stop(signal.SIGKILL)
+        return outcome
+
+    def _heard(self, end: int, limit_s: float) -> str:
+        """What it says of itself besides READY=1 is passed over, and what the one before said last."""
+        until_s = time.monotonic() + limit_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            ready, _, _ = select.select([self._socket, end], [], [], left_s)
+            if self._socket in ready and b"READY=1" in self._socket.recv(NOTIFY_BYTES):
+                return READY
+            if ready == [end]:
+                return ENDED
+        return LATE
 
     def restart_until_ready(self, most: int) -> list[str]:
         """``Restart=always``: what became of each start."""

@@ -46,8 +46,8 @@ def add(below: Any) -> None:
     parser.add_argument(
         "--source", default="", metavar="DIR|WHEEL", help="what is packed (default: the checkout that this runs from)"
     )
-    parser.add_argument("--python", default=_here()[0], metavar="3.11", help="of the boards (default: %(default)s)")
-    parser.add_argument("--machine", default=_here()[1], metavar="aarch64", help="of the boards (default: %(default)s)")
+    parser.add_argument("--python", default=here()[0], metavar="3.11", help="of the boards (default: %(default)s)")
+    parser.add_argument("--machine", default=here()[1], metavar="aarch64", help="of the boards (default: %(default)s)")
     parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="an extra to pack too: gateway, tpm, cloud")
     parser.add_argument(
         "--like", type=Path, metavar="FOLDER", help="take the versions of an earlier pack: boards hold their bytes"
@@ -139,7 +139,7 @@ def _facts(own: Path, python: str, machine: str) -> Facts:
 def _chosen_for(python: str, machine: str) -> list[str]:
     """Only wheels; for another platform than this, those of CPython with a C library no newer than ``GLIBC_MINOR``."""
     chosen = ["--only-binary=:all:"]
-    if (python, machine) != _here():
+    if (python, machine) != here():
         minors = range(OLDEST_GLIBC_MINOR, GLIBC_MINOR + 1)
         platforms = [f"manylinux2014_{machine}", *(f"manylinux_2_{minor}_{machine}" for minor in minors)]
         chosen += ["--python-version", python, "--implementation", "cp"]
@@ -184,7 +184,7 @@ def _check_bounds(files: dict[str, Path]) -> None:
         raise ConfigError("files of the agent", ", ".join(odd), f"names like {FILE_NAME.pattern}")
 
 
-def _here() -> tuple[str, str]:
+def here() -> tuple[str, str]:
     return ".".join(platform.python_version_tuple()[:2]), platform.machine()
 
 
