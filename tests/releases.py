@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from board_support.board import BoardSettings
 from board_support.jalapeno import Jalapeno
+from edge_agent.core.chat import ChatMessage, Sampling, Turn
 from edge_agent.core.clock import SystemClock
 from edge_agent.core.config import AgentConfig
-from edge_agent.core.values import INVOKE, InferenceRequest, InferenceResult, Tensor, TensorSpec
+from edge_agent.core.values import INVOKE, AnswerPart, InferenceRequest, InferenceResult, Limits, Tensor, TensorSpec
 from edge_agent.hosting import Host
 from edge_agent.node.events import Execute
+from edge_agent.node.streams import turn_request
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.store.blobs import BlobStore
 from models.card import Card, ClassReading, Preparation, Source
 from models.installed import Installed
+from models.language_card import FileEntry, LanguageCard
 from tests.moody_engines import MOODY
+from tests.tiny_llama import PLAIN, tiny_model
 from tests.tiny_models import DENSE, SAME, SOFTMAX, Graph, Op, T, floats, write_model
 
-MODEL = "tiny-classes"
+MODEL, LANGUAGE = "tiny-classes", "tiny"
 BUDGET_US = 60_000_000
 SETTINGS = EngineSettings(engine=MOODY)
 INPUT = {"image": Tensor("float32", (1, 8, 8, 3), array("f", [0.25] * 192).tobytes())}
@@ -62,6 +68,21 @@ def tiny_card(model: bytes) -> Card:
     )  # fmt: skip
 
 
+@cache
+def tiny_language(seed: int, mood: str = "", says: str = "") -> tuple[LanguageCard, dict[str, bytes]]:
+    """The card and the files by name of a tiny language model, which never ends an answer by itself."""
+    with TemporaryDirectory(prefix="sly-tiny-") as folder:
+        card, _ = tiny_model(Path(folder), LANGUAGE, seed, says=says or PLAIN)
+        files = {each.filename: (Path(folder) / each.filename).read_bytes() for each in card.entries()}
+    if mood:
+        stages = {}
+        for runtime, each in card.files.items():
+            data = files[each.filename] = files[each.filename] + f"|{mood}".encode()
+            stages[runtime] = FileEntry(each.filename, hashlib.sha256(data).hexdigest(), len(data))
+        card = replace(card, files=stages)
+    return card, files
+
+
 @dataclass
 class Rig:
     """A host, what it told of trials, and what it reported."""
@@ -90,6 +111,38 @@ class Rig:
         request = InferenceRequest(request_id, INVOKE, INPUT, MODEL)
         return await self.host.execute(Execute(f"kitchen/{request_id}", request, MODEL, budget_us), lambda part: None)
 
+    def install_language(self, number: int, mood: str = "", seed: int | None = None, says: str = "") -> Installed:
+        """A release of the tiny language model; ``mood`` as ``moody_language_worker`` has it."""
+        card, files = tiny_language(number if seed is None else seed, mood, says)
+        held = {}
+        for each in card.entries():
+            data, digest = files[each.filename], bytes.fromhex(each.sha256)
+            self.blobs.add([data], digest)
+            held[each.filename] = digest
+        return Installed(LANGUAGE, number, card, held)
+
+    async def say(
+        self,
+        text: str,
+        session: str = "",
+        tokens: int = 24,
+        budget_us: int = BUDGET_US,
+        heard: Callable[[str], None] | None = None,
+    ) -> tuple[InferenceResult, str]:
+        """The result of a turn, and its parts put together."""
+        request_id, parts = f"{next(self.requests):032x}", list[str]()
+
+        def take(part: AnswerPart) -> None:
+            assert part.offset == sum(map(len, parts)), "no gap and no overlap"
+            parts.append(part.text)
+            if heard is not None:
+                heard(part.text)
+
+        turn = Turn((ChatMessage("user", text),), session=session, max_tokens=tokens, sampling=Sampling(1000, seed=7))
+        request = turn_request(request_id, turn, LANGUAGE, Limits())
+        result = await self.host.execute(Execute(f"kitchen/{request_id}", request, LANGUAGE, budget_us), take)
+        return result, "".join(parts)
+
     async def until_gone(self) -> None:
         await self.host.at_ease()
 
@@ -98,7 +151,11 @@ class Rig:
 async def hosting(folder: Path, settings: EngineSettings = SETTINGS, first: int | None = 1) -> AsyncIterator[Rig]:
     """A host without configured models, whose release ``first`` serves."""
     config = AgentConfig.from_mapping(
-        {"board": {"id": "kitchen", "backend": "jalapeno", "paced": False}, "state": {"folder": str(folder)}}
+        {
+            "board": {"id": "kitchen", "backend": "jalapeno", "paced": False},
+            "state": {"folder": str(folder)},
+            "language": {"window_tokens": 256, "speculate": False},
+        }
     )
     reports: list[str] = []
     board = Jalapeno(BoardSettings(profile="raspberry_pi_5", paced=False))

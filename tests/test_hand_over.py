@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import InferenceResult, Status
-from edge_agent.runtime.settings import EngineSettings
-from tests.moody_engines import MOODY
-from tests.releases import MODEL, SETTINGS, Rig, hosting
+from tests.releases import MODEL, Rig, hosting
 from tests.sandboxes import run
 
 BAD = ("crash|0", "nan|0", "fail|0", "refuse|0")
@@ -109,7 +106,9 @@ def test_what_the_old_release_cannot_do_either_is_not_held_against_the_new_one(t
 
 
 @pytest.mark.parametrize("mood", ["crash|0", "nan|0", "fail|0", "hang|0"])
-def test_the_golden_input_finds_a_release_that_is_bad_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: str) -> None:
+def test_the_golden_input_finds_a_release_that_is_bad_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: str
+) -> None:
     monkeypatch.setattr("edge_agent.hosting.pictures.GOLDEN_BUDGET_US", 300_000)
 
     async def story() -> None:

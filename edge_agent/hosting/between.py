@@ -86,6 +86,8 @@ class GoingOn:
         self._loop = asyncio.get_running_loop()
         self._due_s = self._loop.time() + budget_us / 1e6
         self._text, self._tokens = turn.begun, 0
+        self._failed: SlyError | None = None
+        """What ended the turn in the new release."""
 
     async def parts(self) -> Parts:
         """As ``Speaker.talk``."""
@@ -94,23 +96,23 @@ class GoingOn:
                 async for part in said:
                     yield part
             return
-        new, old, failed = self._shared.new, self._shared.old, None
+        new, old = self._shared.new, self._shared.old
         with old.at_work(), self._shared.claimed(self._turn.session):
             if self._may_be_tried(new):
                 try:
                     async with aclosing(self._on(new)) as said:
                         async for part in said:
+                            if isinstance(part, TurnEnd):
+                                self._tell(new, "")
                             yield part
-                except SlyError as error:
-                    failed = error
-                else:
-                    self._tell(new, "")
                     return
+                except SlyError as error:
+                    self._failed = error
             async with aclosing(self._on(old)) as said:
                 async for part in said:
+                    if isinstance(part, TurnEnd) and self._failed is not None and _at_fault(self._failed):
+                        self._tell(new, str(self._failed))
                     yield part
-        if failed is not None and not isinstance(failed, HurriedError) and _subject(failed) not in NO_FAULT:
-            self._tell(new, str(failed))
 
     def _may_be_tried(self, new: LanguageRelease) -> bool:
         assert self._tell is not None
@@ -126,7 +128,7 @@ class GoingOn:
             return
         turn = replace(self._turn, begun=self._text, max_tokens=self._turn.max_tokens - before)
         if self._shared is not None and turn.session:
-            await self._shared.bring(turn.session, release)
+            await self._shared.bring(turn.session, release, broken_off=self._failed is not None)
         with release.at_work():
             async with aclosing(release.hosted.talk(turn)) as said, self._watched(release) as watched:
                 while True:
@@ -177,5 +179,6 @@ async def _next(said: Parts) -> TurnPart | TurnEnd:
     return await anext(said)
 
 
-def _subject(error: SlyError) -> str:
-    return error.subject if isinstance(error, (RefusedError, UnavailableError)) else ""
+def _at_fault(error: SlyError) -> bool:
+    refused = isinstance(error, (RefusedError, UnavailableError)) and error.subject in NO_FAULT
+    return not refused and not isinstance(error, HurriedError)

@@ -76,7 +76,7 @@ class Host:
 
     async def bring(self, installed: Installed) -> None:
         """Load a release beside the one that serves, with an engine of its own. Raises as ``load`` does."""
-        await self._releases.bring(installed.name, lambda: self._installed(installed))
+        await self._releases.bring(installed.name, lambda: self._installed(installed, beside=True))
 
     async def bring_factory(self, name: str) -> None:
         """The same of the files that set-up left. Raises ``UnavailableError`` for a model that has none."""

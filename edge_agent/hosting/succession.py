@@ -52,13 +52,17 @@ class Succession:
         finally:
             self._claimed.discard(session)
 
-    async def bring(self, session: str, release: LanguageRelease) -> None:
-        """From now on the session lies in ``release``, with its ids. Raises ``RefusedError`` while it talks in the other one."""
+    async def bring(self, session: str, release: LanguageRelease, broken_off: bool = False) -> None:
+        """From now on the session lies in ``release``, with its ids. Raises ``RefusedError`` while it talks.
+
+        ``broken_off``: its turn in the other release has ended for whoever asked, if not for the engine.
+        """
         async with self._lock:
             home = self.home(session)
             if home is release:
                 return
-            home.hosted.service.admitting.must_rest(session)
+            for each in (release,) if broken_off else (release, home):
+                each.hosted.service.admitting.must_rest(session)
             if home.hosted.service.store.look(session) is not None:
                 await self._carry(session, home, release)
             (self._at_new.add if release is self.new else self._at_new.discard)(session)
