@@ -25,7 +25,8 @@ from ota.signing import CryptoSigner, Signers, signers_of
 
 MAX_DOCUMENT_BYTES = 3 * 2**20
 """Of one metadata file: it travels as one message."""
-MAX_ROOTS = 1024
+MAX_ROOTS = 900
+"""Of one fleet; a board that was away takes them some at a time, and is offered at most ``ota.checked.MAX_DOCUMENTS``."""
 KEPT = 2
 PUBLIC_FILE = 0o644
 DAYS = "x-sly-days"

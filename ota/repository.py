@@ -25,7 +25,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.store.files import READ_CHUNK_BYTES, Disk, Part, reaching, read_bounded, sweep_parts, write_atomically
 from ota.charter import CHARTER_PATH, MAX_CHARTER_BYTES, Charter, References, decode_charter, encode_charter
 from ota.manifest import MAX_RELEASE_BYTES, Release, ReleasedFile, decode_release, encode_release, manifest_path
-from ota.published import DAYS, SIGNED_AT, MetadataFolder, documents, expiry
+from ota.published import DAYS, MAX_ROOTS, SIGNED_AT, MetadataFolder, documents, expiry
 from ota.recognition import forgetting, recognizing
 from ota.signing import CryptoSigner, KeyFolder, read_signers, signers_of
 
@@ -250,6 +250,10 @@ class Repository:
 
     def _next_root(self) -> Root:
         root = deepcopy(self._state.root)
+        if root.version >= MAX_ROOTS:
+            raise RefusedError(
+                "root", f"version {root.version}", f"at most {MAX_ROOTS}", "make a new fleet: clients walk every root"
+            )
         root.version += 1
         root.expires = expiry(root, Root.type, self._now_s())
         return root

@@ -15,16 +15,28 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.store.files import Disk
 from models.card import OwnSource
 from models.catalog import card
 from ota.charter import CHARTER_PATH, Enrolled, decode_charter
 from ota.manifest import Kind, Release, decode_release, encode_release, manifest_path
 from ota.published import SIGNED_AT
 from ota.repository import Repository
+from ota.trust import Offered, TrustedMetadata
 from tests.test_release import released
 
 DAY_S = 86_400
 WEIGHTS = bytes(range(256)) * 1024
+
+
+class Unsynced(Disk):
+    """Durability is the point of ``test_repository_power``, not of these."""
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+    def fsync_folder(self, folder: Path) -> None:
+        pass
 
 
 class Clock:
@@ -80,7 +92,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def repository(tmp_path: Path, clock: Clock) -> Repository:
-    return Repository.create(tmp_path / "fleet", "home", now_s=clock)
+    return Repository.create(tmp_path / "fleet", "home", disk=Unsynced(), now_s=clock)
 
 
 def release_in(folder: Path, number: int, data: bytes = WEIGHTS) -> tuple[Release, dict[str, Path]]:
@@ -287,6 +299,23 @@ def test_a_role_gets_new_keys_and_clients_follow(repository: Repository, tmp_pat
     published(again, tmp_path, 1)
     assert client.get("releases/faces/1/faces.tflite") == WEIGHTS
     assert Client(tmp_path / "newcomer", again).get(CHARTER_PATH) is not None
+
+
+def test_a_board_takes_what_is_published_and_keeps_its_floors(repository: Repository, tmp_path: Path, clock: Clock) -> None:
+    marks: dict[str, int] = {}
+    root = repository.root()
+    for number, role in enumerate(("timestamp", "snapshot", "targets", "root"), 1):
+        clock.now_s += 1
+        published(repository, tmp_path, number)
+        board = TrustedMetadata(tmp_path / "board", Offered(repository.documents()), bootstrap=root, floors=marks)
+        board.refresh()
+        found = board.target(manifest_path("faces", number))
+        assert found is not None
+        assert found.digest == repository.digest(manifest_path("faces", number))
+        assert board.signed_s == int(clock.now_s)
+        assert {name for name, version in board.marks.items() if version < marks.get(name, 0)} == set()
+        marks = {**marks, **board.marks}
+        repository.rotate(role)
 
 
 def test_a_key_that_was_rotated_out_signs_nothing_any_more(repository: Repository, tmp_path: Path, clock: Clock) -> None:
