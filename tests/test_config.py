@@ -66,6 +66,10 @@ def test_the_defaults_are_pinned() -> None:
             "on": True, "epoch_s": 30, "missed": 3, "verifiers": (), "agree": 1, "software_keys": "warning", "key": "auto",
             "tcti": "", "pcr": 23, "rehash_bytes_per_s": 8 * 2**20, "recheck_permille": 16, "code": (), "libraries": (),
         },
+        "ota": {
+            "root": "", "trial_inferences": 5, "trial_s": 60, "trial_boots": 3, "confirm_s": 300, "serve": True,
+            "max_bytes_per_s": 4 * 2**20, "url": "",
+        },
     }  # fmt: skip
 
 

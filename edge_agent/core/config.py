@@ -242,7 +242,6 @@ class OtaSection:
     """``[ota]``: what comes over the air, believed as far as the fleet's root of trust reaches."""
 
     root: str = _setting("the fleet's TUF root, as sly fleet enroll wrote it; empty: nothing is taken over the air", "")
-    groups: tuple[str, ...] = _setting("groups of this board, besides those of the fleet's charter", (), text=BOARD_ID.pattern)
     trial_inferences: int = _setting("clean inferences of a new model until it is confirmed", 5, low=1, high=10_000)
     trial_s: int = _setting("after so long without enough requests golden inputs stand in for them", 60, low=1, high=86_400)
     trial_boots: int = _setting("starts within a trial until it counts as failed", 3, low=1, high=100)
