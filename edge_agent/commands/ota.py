@@ -7,7 +7,6 @@ ends the looking on, not the rollout.  Exit code 0: every wave has settled; 1: i
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -155,6 +154,8 @@ def _order(arguments: argparse.Namespace) -> int:
 
 def _looked_on(folder: OperatorFolder, arguments: argparse.Namespace, model: str, first: Any) -> int:
     """Do ``first`` in a session, then look on until the rollout has come to an end; its outcome."""
+    import asyncio
+
     from edge_agent.commands.ota_view import Screen, outcome
 
     screen = Screen(sys.stderr)
@@ -183,6 +184,8 @@ async def _attended(folder: OperatorFolder, model: str, first: Any, screen: Any,
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from edge_agent.commands.ota_view import outcome
 
     rollouts = asyncio.run(_heard(opened(arguments), arguments.model))
