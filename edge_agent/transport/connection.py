@@ -6,7 +6,7 @@ Rules:
   leave commands behind.
 * A connection is used once.  Its packet ids, tickets and tokens die with it.
 * What waits in either direction is bounded: commands by count and bytes, QoS 1 messages owed to the broker by the receive
-  maximum that is asked for and the larger one that is enforced.
+  maximum that is asked for and the larger one at which nothing more is read.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MAX_INFLIGHT = 20
 """QoS 1 messages under way to the broker at once, unless it takes fewer."""
 CONNECT_TIMEOUT_S = 5.0
 TURN_S = 1.0
+WRITE_TURN_S = 0.01
 LINGER_S = 2.0
 SESSION_TAKEN_OVER = 0x8E
 _OWN_ENDS = {0x82: "the broker broke the protocol", 0x8D: "no answer within the keepalive time"}
@@ -72,6 +73,7 @@ class Connection:
         self._leaving_since: float | None = None
         self._lock = threading.Lock()
         self._commands: deque[Callable[[], None]] = deque()
+        self._stirred = threading.Event()
         self._outgoing_messages = self._outgoing_bytes = 0
         self._broker_limit_bytes = MAX_PACKET_BYTES
         self._sent: dict[int, tuple[int, int, str]] = {}
@@ -103,6 +105,7 @@ class Connection:
     def say_goodbye(self) -> bool:
         """Leave cleanly after what was commanded before. Says whether there is a connection that is up."""
         self._leaving_since = time.monotonic()
+        self._stirred.set()
         self._client.wake()
         return self.up
 
@@ -117,6 +120,7 @@ class Connection:
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
+        self._stirred.set()
         self._client.wake()
 
     # On the network thread.
@@ -155,7 +159,7 @@ class Connection:
 
     def _work(self) -> None:
         said_goodbye = False
-        while self._client.loop(TURN_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._client.failure:
+        while self._turn() == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._client.failure:
             while self.up and self._commands:
                 self._commands.popleft()()
             self._report_answers()
@@ -165,6 +169,16 @@ class Connection:
                     self._client.disconnect()
                 elif time.monotonic() - self._leaving_since > LINGER_S:
                     return
+
+    def _turn(self) -> MQTTErrorCode:
+        """Read and write for a while; only write while too much is owed. (Who acknowledges nothing gets no ping's answer either,
+        and is disconnected after the keepalive time.)"""
+        if len(self._owed) < MAX_OWED_MESSAGES:
+            return self._client.loop(TURN_S)
+        self._stirred.wait(WRITE_TURN_S if self._client.want_write() else TURN_S)
+        self._stirred.clear()
+        written = self._client.loop_write()
+        return self._client.loop_misc() if written == MQTTErrorCode.MQTT_ERR_SUCCESS else written
 
     def _send(self, message: Message, ticket: int, size_bytes: int) -> None:
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, publish_properties(message))
@@ -187,10 +201,7 @@ class Connection:
     def _take_delivery(self, packet_id: int, message: Message) -> str:
         if not self.up:
             return "the broker sent a message before it accepted the connection"
-        token = self._owed.deliver(packet_id) if packet_id else 0
-        if len(self._owed) > MAX_OWED_MESSAGES:
-            return f"the broker has {len(self._owed)} unacknowledged messages under way; asked for {RECEIVE_MAXIMUM} at most"
-        self._put(Delivered(message, token))
+        self._put(Delivered(message, self._owed.deliver(packet_id) if packet_id else 0))
         return ""
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:

@@ -28,7 +28,8 @@ MAX_EXPIRY_S = 2**32 - 1
 RECEIVE_MAXIMUM = 32
 """QoS 1 messages that we ask a broker to have under way to us at most."""
 MAX_OWED_MESSAGES = 128
-"""A broker that has more than this delivered and not acknowledged is dropped. (rumqttd has up to 100, whatever it was asked.)"""
+"""While so many are delivered and not acknowledged, nothing more is read from the broker. (rumqttd has up to 100 under way,
+whatever it was asked; Mosquitto 2.0.11 has more and more in a stream of QoS 1: eclipse-mosquitto/mosquitto #2301.)"""
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 64 * 2**10
 """What an incoming packet may announce as its remaining length; more, and the connection is dropped with a reason."""
 
