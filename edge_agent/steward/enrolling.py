@@ -89,6 +89,7 @@ def enroll(folder: OperatorFolder, wanted: Enrolment, out: Path | None = None, a
     """
     charter, disk = folder.charter, Disk()
     _must_be_new(charter, wanted.board, again)
+    check_agent_toml(agent_toml(folder, wanted, charter))
     target = (out or folder.board_folder(wanted.board)).absolute()
     with reaching(target):
         disk.make_folder(target)
@@ -100,7 +101,6 @@ def enroll(folder: OperatorFolder, wanted: Enrolment, out: Path | None = None, a
     enrolled = _enrolled(wanted, target, disk)
     after = replace(charter, boards={**charter.boards, wanted.board: enrolled})
     text = agent_toml(folder, wanted, after)
-    check_agent_toml(text)
     issued = folder.authority.issue_client(wanted.board)
     if again:
         folder.authority.revoke(wanted.board, besides=[issued.certificate])
