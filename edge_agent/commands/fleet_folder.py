@@ -7,7 +7,6 @@ unless bringing it something was all there was to do.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -42,6 +41,8 @@ def opened(arguments: argparse.Namespace) -> OperatorFolder:
 
 def brought(folder: OperatorFolder, over: bool = False, must: bool = False) -> dict[str, Any]:
     """Bring the broker what it lacks; what became of it. Raises ``SlyError`` only if it ``must`` be there."""
+    import asyncio
+
     from edge_agent.core.errors import SlyError
 
     try:

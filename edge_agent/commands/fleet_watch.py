@@ -7,7 +7,6 @@ stdout is no terminal each change is a line; Ctrl-C ends it with exit code 0.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import signal
 import sys
@@ -63,6 +62,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from edge_agent.commands.fleet_view import board_page
     from edge_agent.core.errors import SlyError
     from edge_agent.steward.enrolling import known
@@ -80,6 +81,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from edge_agent.commands.fleet_view import watch_table
 
     folder = opened(arguments)
@@ -91,6 +94,8 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _trust(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from edge_agent.commands.fleet_view import trust_lines
 
     folder = opened(arguments)
@@ -122,6 +127,8 @@ async def _heard(folder: OperatorFolder) -> dict[str, Any]:
 
 async def _watch_until_told(folder: OperatorFolder, as_json: bool) -> None:
     """Until SIGINT or SIGTERM. Raises ``SlyError`` if the broker is not there when it begins; later that is shown."""
+    import asyncio
+
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
@@ -135,6 +142,8 @@ async def _watch_until_told(folder: OperatorFolder, as_json: bool) -> None:
 
 
 async def _watch_session(session: OperatorSession, as_json: bool) -> None:
+    import asyncio
+
     from edge_agent.steward.status import fleet_status
 
     shown: dict[str, Any] = {}
