@@ -32,6 +32,7 @@ from edge_agent.core.cbor import decode, encode
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import DIGEST_BYTES
 from edge_agent.store.blobs import BlobStore
+from edge_agent.store.files import PART_PREFIX
 from edge_agent.store.staging import Receiving, Staging
 from ota import records
 from ota.records import Records
@@ -294,7 +295,7 @@ class Board:
 
     def parts(self, number: int) -> tuple[File, ...]:
         release = self.release(number)
-        return (release.manifest, *release.files)
+        return (release.manifest, *release.files) if number % 2 else (*release.files, release.manifest)
 
     def fetched(self) -> list[bytes]:
         """What may grow beside the cache."""
@@ -328,6 +329,7 @@ class Board:
                     return
                 self.fetch(part)
             self.save(try_(self.slots), f"trial {index}")
+        check_whole(self, release.held)
         if end == "sound":
             self.save(confirm(self.slots), f"confirmed {index}", index + 1)
         else:
@@ -355,7 +357,7 @@ class Board:
     def begun(self, file: File) -> Receiving:
         receiving = self.staging.open(file)
         for held in self.slots.held:
-            for part in self.parts(held.number)[1:]:
+            for part in self.release(held.number).files:
                 receiving.seed(part.digest)
         return receiving
 
@@ -412,7 +414,9 @@ def check(board: Board) -> None:
     for held in slots.held:
         if held != slots.candidate or slots.state is State.TRIAL:
             check_whole(board, held)
-    must(set(board.staging.digests()) <= set(board.fetched()), "something grows that nobody fetches")
+    growing = {digest.hex() for digest in board.fetched() if not board.blobs.contains(digest)}
+    must(not [name for name in board.disk.names(CACHE) if name.startswith(PART_PREFIX)], "a part is left for ever")
+    must(set(board.disk.names(GROWING)) <= growing, "something grows that nobody fetches")
 
 
 def check_book(found: Book, witness: Witness) -> None:
@@ -480,11 +484,13 @@ def states(seed: int, random_ones: int = 3, second_cuts: int = SECOND_CUTS) -> I
     story, random = told(seed), Random(seed)
     start, witness = at_first(seed)
     for crashed, seen in runs(start, seed, story, witness):
-        for keeps in survivors(random, random_ones):
-            found = crashed.rebooted(keeps)
-            check(started(copied(found), seed, seen.copy()))
+        found = [crashed.rebooted(keeps) for keeps in survivors(random, random_ones)]
+        for disk in found:
+            check(started(copied(disk), seed, seen.copy()))
             yield
-            yield from second(found, seed, story, seen, random, second_cuts)
+            yield from second(disk, seed, story, seen, random, second_cuts)
+        check_end(random.choice(found), seed, story, seen)
+        yield
 
 
 def second(found: Mains, seed: int, story: Story, seen: Witness, random: Random, cuts: int) -> Iterator[None]:
@@ -494,7 +500,6 @@ def second(found: Mains, seed: int, story: Story, seen: Witness, random: Random,
         again.perhaps, again.sure = None, disk.book
         try:
             Board(disk, seed, again).go_on(story)
-            check_end(disk, seed, story, again)
             return
         except PowerCutError:
             after = disk.rebooted(mixture(random))
@@ -525,12 +530,16 @@ def nothing(_: str) -> bool:
     return False
 
 
-def check_end(disk: Mains, seed: int, story: Story, seen: Witness) -> None:
-    """Nothing was cut: the story came to its end, whatever had happened before."""
-    board = started(disk.rebooted(lambda _: False), seed, seen)
+def check_end(found: Mains, seed: int, story: Story, seen: Witness) -> None:
+    """Nothing is cut any more: the story comes to its end, whatever had happened before, and the end is durable."""
+    disk, again = copied(found), seen.copy()
+    again.sure, again.perhaps = disk.book, None
+    Board(disk, seed, again).go_on(story)
+    board = started(disk.rebooted(nothing), seed, again)
     check(board)
     must(board.done == len(story), "the story did not come to its end")
-    must(len(set(board.journal.book.delivered)) == len(board.journal.book.delivered), "delivered twice")
+    delivered = board.journal.book.delivered
+    must(len(set(delivered)) == len(delivered), "delivered twice")
 
 
 def survivors(random: Random, random_ones: int) -> Iterator[Keeps]:
@@ -546,7 +555,7 @@ def copied(disk: Mains) -> Mains:
 def _one(seed: int) -> tuple[int, int, str]:
     checked = 0
     try:
-        for _ in chain(states(seed), after_kills(seed)):
+        for _ in chain(states(seed), after_kills(seed, later_cuts=2)):
             checked += 1
     except LostError as error:
         return seed, checked, str(error)
