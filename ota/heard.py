@@ -15,7 +15,7 @@ from edge_agent.core.cbor import encode
 from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MAX_BOARDS
 from ota.orders import report_map, rollout_map
-from ota.rollout import MAX_ROLLOUTS, Move, Progress, Report, Rollout, Step, Verdict, judge, move
+from ota.rollout import MAX_ROLLOUTS, Move, Progress, Report, Rollout, Step, Verdict, judge, move_by
 
 Loss = tuple[int, str, Step]
 """A plan's serial, its model, and how it was lost: FAILED or RETURNED."""
@@ -39,6 +39,7 @@ class Heard:
         self._rollouts: dict[str, tuple[Rollout, bytes]] = {}
         self._told: dict[str, _Told] = {}
         self._reports: dict[str, Report] = {}
+        self._judged: dict[str, tuple[tuple[int, frozenset[str]], Verdict]] = {}
 
     @property
     def rollouts(self) -> dict[str, Rollout]:
@@ -89,14 +90,24 @@ class Heard:
         return True
 
     def verdict(self, model: str, out: Collection[str] = ()) -> Verdict | None:
-        """Of the newest rollout of ``model``; ``None`` if there is none."""
+        """Of the newest rollout of ``model``; ``None`` if there is none. Judged anew when something new was heard."""
         rollout = self.rollout(model)
-        return judge(rollout, self._reports, out) if rollout is not None else None
+        if rollout is None:
+            return None
+        asked = self.changes, frozenset(out)
+        known = self._judged.get(model)
+        if known is None or known[0] != asked:
+            known = self._judged[model] = asked, judge(rollout, self._reports, out)
+        return known[1]
 
     def move(self, model: str, board: str, out: Collection[str] = ()) -> Move | None:
         """What ``board`` does now about ``model``; ``None`` if there is no rollout of it."""
-        rollout = self.rollout(model)
-        return move(rollout, self._reports, board, out) if rollout is not None else None
+        rollout, verdict = self.rollout(model), self.verdict(model, out)
+        if rollout is None or verdict is None:
+            return None
+        report = self._reports.get(board)
+        said = report.of(model, rollout.plan.serial) if report is not None else None
+        return move_by(rollout, verdict, said, board, out)
 
 
 def _room(table: Mapping[str, object], key: str, most: int, what: str) -> None:

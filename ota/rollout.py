@@ -199,7 +199,10 @@ class Report:
 
     def of(self, model: str, serial: int) -> Progress | None:
         """How far it is with one plan; ``None`` if it says nothing of it."""
-        return next((each for each in self.progress if (each.model, each.serial) == (model, serial)), None)
+        for each in self.progress:
+            if each.serial == serial and each.model == model:
+                return each
+        return None
 
 
 class Standing(StrEnum):
@@ -276,12 +279,19 @@ def judge(rollout: Rollout, reports: Mapping[str, Report], out: Collection[str] 
 
 def move(rollout: Rollout, reports: Mapping[str, Report], board: str, out: Collection[str] = ()) -> Move:
     """What ``board`` does now. ``reports`` holds its own newest word too: who has begun ends, unless everybody goes back."""
+    said = reports[board].of(rollout.plan.model, rollout.plan.serial) if board in reports else None
+    return move_by(rollout, judge(rollout, reports, out), said, board, out)
+
+
+def move_by(rollout: Rollout, verdict: Verdict, said: Progress | None, board: str, out: Collection[str] = ()) -> Move:
+    """As ``move``, by a verdict that is known and by what ``board`` itself says of the plan.
+
+    The reason changes with the state of the rollout, not with every board that comes forward: it is told to the fleet.
+    """
     if board not in rollout.plan.boards:
         return Move(Motion.STAY, f"{board} is not among the boards of this rollout")
     if board in out:
         return Move(Motion.STAY, f"{board} is out of the fleet: revoked, or in no charter")
-    verdict = judge(rollout, reports, out)
-    said = reports[board].of(rollout.plan.model, rollout.plan.serial) if board in reports else None
     if said is not None and (said.lost or said.step is Step.REFUSED):
         return Move(Motion.STAY, f"{said.step.value} here: {said.why}".removesuffix(": "))
     has_it = said is not None and said.step is Step.CONFIRMED
@@ -397,7 +407,9 @@ def _beginning(rollout: Rollout, verdict: Verdict, board: str) -> Move:
     at = rollout.plan.boards.index(board)
     own = 0 if at < rollout.plan.canary else 1 + (at - rollout.plan.canary) // rollout.plan.wave
     if own > verdict.wave:
-        return Move(Motion.WAIT, f"its wave is {own}; {verdict.why}")
+        return Move(
+            Motion.WAIT, f"its wave is {own}; {f'wave {verdict.wave} has' if verdict.wave else 'the canaries have'} not settled"
+        )
     return Move(Motion.GO, f"wave {own} has begun" if own else "a canary")
 
 

@@ -263,6 +263,15 @@ def test_boards_that_are_away_do_not_hold_up_a_wave_beyond_its_share(settled: in
     assert move(a_rollout(), heard, "b19").motion is Motion.GO, "who was away takes it when it is back"
 
 
+def test_who_waits_is_not_given_another_reason_for_every_board_that_comes_forward() -> None:
+    """The reason is part of its report: else a fleet of n boards says n reports for each of one board."""
+    whys = set()
+    for settled in range(5):
+        heard = reports(dict.fromkeys(CANARIES[:settled], Step.CONFIRMED))
+        whys.add(move(a_rollout(), heard, "b45").why)
+    assert whys == {"its wave is 3; the canaries have not settled"}
+
+
 def test_the_waves_are_all_boards_once_in_the_plans_order() -> None:
     assert list(map(len, waves(a_plan()))) == [5, 15, 15, 15]
     assert sum(waves(a_plan()), ()) == names(50)
