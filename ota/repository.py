@@ -15,22 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
 from tuf.api._payload import Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.store.files import READ_CHUNK_BYTES, Disk, Part, reaching, read_bounded, sweep_parts, write_atomically
+from edge_agent.store.files import Disk, reaching
 from ota.charter import CHARTER_PATH, MAX_CHARTER_BYTES, Charter, References, decode_charter, encode_charter
-from ota.manifest import MAX_RELEASE_BYTES, Release, ReleasedFile, decode_release, encode_release, manifest_path
+from ota.manifest import MAX_RELEASE_BYTES, Release, decode_release, encode_release, manifest_path
 from ota.published import DAYS, MAX_ROOTS, SIGNED_AT, MetadataFolder, documents, expiry
 from ota.recognition import forgetting, recognizing
 from ota.signing import CryptoSigner, KeyFolder, read_signers, signers_of
+from ota.target_files import TargetFiles
 
 MAX_ROOT_KEYS = 16
-TARGET_FILE = 0o444
 ONLINE = (Timestamp.type, Snapshot.type, Targets.type)
 RELEASE_FILE = "release.cbor"
 
@@ -46,6 +45,7 @@ class Repository:
         self.folder = folder
         self._disk, self._clock_s = disk or Disk(), now_s
         self._metadata = MetadataFolder(folder / "metadata", self._disk)
+        self._files = TargetFiles(folder / "targets", self._disk)
         self._keys = KeyFolder(folder / "keys", self._disk)
         self._pending: dict[str, TargetFile] = {}
         self._withdrawn: set[str] = set()
@@ -88,8 +88,7 @@ class Repository:
         root.expires = expiry(root, Root.type, now)
         held = keys.signers()
         metadata.write_root(root, signers_of(root, Root.type, held))
-        target = TargetFile.from_data(CHARTER_PATH, charter, ["sha256"])
-        write_atomically(disk, _target_file(folder, target), charter, TARGET_FILE)
+        target = TargetFiles(folder / "targets", disk).put(CHARTER_PATH, charter)
         metadata.publish(root, held, {CHARTER_PATH: target}, (1, 1, 1), now)
         return cls(folder, disk=disk, now_s=now_s)
 
@@ -141,9 +140,8 @@ class Repository:
         before = self._state.before.targets if self._state.before else {}
         for listed in (self._listed(), before):
             for target in listed.values():
-                path = _target_file(self.folder, target)
-                if target.hashes["sha256"] == digest.hex() and self._disk.facts(path) is not None:
-                    return path
+                if target.hashes["sha256"] == digest.hex() and self._files.holds(target):
+                    return self._files.path_of(target)
         return None
 
     def add_release(self, release: Release, files: Mapping[str, Path]) -> None:
@@ -158,17 +156,11 @@ class Repository:
             raise RefusedError(f"files of {release.model}", ", ".join(files), ", ".join(each.name for each in release.files))
         manifest, recognized = encode_release(release), recognizing(self.charter().references, release)
         folder = f"releases/{release.model}/{release.number}"
-        with reaching(self.folder):
-            self._disk.make_folder(self.folder / "targets" / folder)
-        sweep_parts(self._disk, self.folder / "targets" / folder)
-        listed = {}
-        for each in release.files:
-            target = TargetFile(each.size_bytes, {"sha256": each.digest.hex()}, f"{folder}/{each.name}")
-            _copy(self._disk, files[each.name], _target_file(self.folder, target), each)
-            listed[target.path] = target
+        self._files.make_folder(folder)
+        copies = [self._files.copy(f"{folder}/{each.name}", files[each.name], each) for each in release.files]
         self._recognize(recognized)
-        self._pending |= listed
-        self._put(manifest_path(release.model, release.number), manifest)
+        manifest_target = self._files.put(manifest_path(release.model, release.number), manifest)
+        self._pending |= {target.path: target for target in (*copies, manifest_target)}
 
     def withdraw(self, model: str, number: int) -> None:
         """Offer a release no more. The newest stays, so that its number is never given twice."""
@@ -187,7 +179,7 @@ class Repository:
             raise RefusedError("charter", f"of fleet {charter.fleet}", last.fleet)
         if charter.serial <= last.serial:
             raise RefusedError("charter serial", charter.serial, f"more than {last.serial}")
-        self._put(CHARTER_PATH, encode_charter(charter))
+        self._pending[CHARTER_PATH] = self._files.put(CHARTER_PATH, encode_charter(charter))
 
     def _recognize(self, references: References) -> None:
         charter = self.charter()
@@ -272,16 +264,12 @@ class Repository:
         self._metadata.publish(root, self._keys.signers(), listed, versions, self._now_s())
         self._state = self._metadata.load()
         self._metadata.sweep(self._state)
-        self._drop(self._files(state.before) - self._files(self._state.before) - self._files(self._state.targets))
+        self._drop_all_but(state.before, [state.targets, self._state.targets])
 
-    def _files(self, targets: Targets | None) -> set[Path]:
-        return {_target_file(self.folder, each) for each in targets.targets.values()} if targets else set()
-
-    def _drop(self, files: set[Path]) -> None:
-        with reaching(self.folder):
-            for path in sorted(files):
-                if self._disk.facts(path) is not None:
-                    self._disk.unlink(path)
+    def _drop_all_but(self, gone: Targets | None, kept: Sequence[Targets]) -> None:
+        if gone is not None:
+            paths = {self._files.path_of(each) for targets in kept for each in targets.targets.values()}
+            self._files.drop(each for each in gone.targets.values() if self._files.path_of(each) not in paths)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -302,19 +290,8 @@ class Repository:
                 case ["releases", model, number, "release.cbor"]:
                     yield model, int(number)
 
-    def _put(self, path: str, data: bytes) -> None:
-        target = TargetFile.from_data(path, data, ["sha256"])
-        write_atomically(self._disk, _target_file(self.folder, target), data, TARGET_FILE)
-        self._pending[path] = target
-
     def _read(self, path: str, max_bytes: int) -> bytes:
-        target = self._listed()[path]
-        file = _target_file(self.folder, target)
-        data = read_bounded(self._disk, file, max_bytes)
-        if data is None or sha256(data).hexdigest() != target.hashes["sha256"]:
-            came = "no file" if data is None else "other bytes"
-            raise RefusedError(f"target {file}", came, "what was signed", "restore it from a backup")
-        return data
+        return self._files.read(self._listed()[path], max_bytes)
 
     def _now_s(self) -> int:
         now, last = int(self._clock_s()), int(self._state.timestamp.unrecognized_fields.get(SIGNED_AT, 0))
@@ -332,31 +309,6 @@ def _make_folders(disk: Disk, folder: Path) -> None:
             if disk.names(folder / part):
                 remedy = "choose another folder: the keys of a fleet are never overwritten"
                 raise RefusedError(f"new repository {folder}", f"something in {part}", "an empty folder", remedy)
-
-
-def _target_file(folder: Path, target: TargetFile) -> Path:
-    """Where a target lies: TUF specification 1.0.33, section 6.2, consistent snapshots."""
-    parent, _, name = target.path.rpartition("/")
-    return folder / "targets" / parent / f"{target.hashes['sha256']}.{name}"
-
-
-def _copy(disk: Disk, source: Path, target: Path, released: ReleasedFile) -> None:
-    hashed, size_bytes = sha256(), 0
-    with reaching(source):
-        fd = disk.open_read(source)
-    try:
-        with reaching(target), Part(disk, target.parent) as part:
-            while chunk := disk.read(fd, READ_CHUNK_BYTES):
-                part.write(chunk)
-                hashed.update(chunk)
-                size_bytes += len(chunk)
-            if hashed.digest() != released.digest or size_bytes != released.size_bytes:
-                came = f"{size_bytes} bytes with SHA-256 {hashed.hexdigest()}"
-                allowed = f"{released.size_bytes} bytes with {released.digest.hex()}"
-                raise RefusedError(f"file {source}", came, allowed, "it changed since the release was built: build it again")
-            part.publish(target, TARGET_FILE)
-    finally:
-        disk.close(fd)
 
 
 @contextmanager
