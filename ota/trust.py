@@ -51,8 +51,6 @@ MAX_NEW_ROOTS = 32
 MAX_ROOTS = 1_024
 """From the root that a board was enrolled with to the newest."""
 MAX_DELEGATIONS = 32
-MAX_FETCHED = 128
-"""Metadata documents in one refresh, those that are missing included."""
 HTTP_TIMEOUT_S = 30
 HTTP_LIMIT_S = 600
 """For one document or target, however it drips."""
@@ -96,21 +94,17 @@ class HttpFetcher(FetcherInterface):
             raise tuf.DownloadError(f"{url} broke off: {error}") from error
 
 
-class _Counted(FetcherInterface):
-    """Any fetcher, held to the number of documents of one refresh; it shows each root, and keeps the timestamp that came."""
+class _Watched(FetcherInterface):
+    """Any fetcher; it shows each root before that counts, and keeps the timestamp that came."""
 
     def __init__(self, inner: FetcherInterface, before_root: Callable[[bytes], None]) -> None:
         self._inner, self._before_root = inner, before_root
-        self._fetched = 0
         self.timestamp = b""
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         return self._inner.fetch(url)
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
-        self._fetched += 1
-        if self._fetched > MAX_FETCHED + MAX_ROOTS:
-            raise tuf.DownloadError(f"over {MAX_FETCHED + MAX_ROOTS} documents in one refresh")
         data = super().download_bytes(url, min(max_length, MAX_TARGETS_BYTES))
         if url.endswith(".root.json"):
             self._before_root(data)
@@ -181,7 +175,7 @@ class TrustedMetadata:
         self._folder, self._disk = folder, disk or Disk()
         self._floors = dict(floors or {})
         self._not_before_s, self._clock_s = min(not_before_s, MAX_TIME_S), int(clock())
-        self._fetcher = _Counted(fetcher, self._before_root)
+        self._fetcher = _Watched(fetcher, self._before_root)
         self._now = self._not_after_trusted_time(0)
         self.notes: list[str] = []
         config = UpdaterConfig(MAX_NEW_ROOTS, MAX_DELEGATIONS, MAX_ROOT_BYTES, MAX_TIMESTAMP_BYTES,

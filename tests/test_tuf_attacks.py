@@ -267,6 +267,64 @@ def test_one_key_in_two_writings_counts_once(board: Board, repository: TufReposi
     refused(board, repository, "2 signatures of 1 keys")
 
 
+@pytest.mark.parametrize("whose", ["of the old root", "of the new root"])
+def test_one_key_under_two_names_rotates_no_root(board: Board, repository: TufRepository, whose: str) -> None:
+    first, second, *_ = repository.keys[ROOT]
+    again = twin(first, str.lower)
+    if whose == "of the old root":
+        repository.root.add_key(again.public_key, ROOT)
+        repository.publish(ROOT)
+        board.refresh(repository)
+        for signer in [*repository.keys[ROOT], again]:
+            repository.root.revoke_key(signer.public_key.keyid, ROOT)
+        signers = [first, again, repository.new_key(ROOT), repository.new_key(ROOT)]
+    else:
+        for signer in repository.keys[ROOT]:
+            repository.root.revoke_key(signer.public_key.keyid, ROOT)
+        third = repository.new_key(ROOT)
+        repository.root.add_key(twin(third, str.lower).public_key, ROOT)
+        signers = [first, second, third, twin(third, str.lower)]
+    before = board.version(ROOT)
+    repository.publish(ROOT, keys=signers)
+    refused(board, repository, "2 signatures of 1 keys")
+    assert board.version(ROOT) == before
+
+
+def test_one_key_under_two_names_counts_once_in_what_is_kept_too(board: Board, repository: TufRepository) -> None:
+    """The second name is known only to a root that came after the document."""
+    signer = repository.keys[TARGETS][0]
+    again = twin(signer, str.lower)
+    repository.publish(TARGETS, keys=[signer, again])
+    repository.publish(SNAPSHOT, TIMESTAMP)
+    board.refresh(repository)
+    repository.root.add_key(again.public_key, TARGETS)
+    repository.root.roles[TARGETS].threshold = 2
+    repository.publish(ROOT)
+    refused(board, repository, "targets: got 2 signatures of 1 keys")
+
+
+def test_a_floor_belongs_to_keys_and_threshold_in_any_order(tmp_path: Path) -> None:
+    repository = TufRepository()
+    repository.keys[TARGETS].append(repository.new_key(TARGETS))
+    repository.publish(ROOT, *ONLINE)
+    marks = []
+    for change in (lambda role: None, lambda role: role.keyids.reverse(), lambda role: setattr(role, "threshold", 2)):
+        change(repository.root.roles[TARGETS])
+        repository.publish(ROOT)
+        found = Board(tmp_path / str(len(marks)), repository).refresh(repository).marks
+        marks.append(next(mark for mark in found if TARGETS in mark))
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_new_keys_may_begin_a_version_anew(board: Board, repository: TufRepository) -> None:
+    repository.rotate(TARGETS)
+    repository.targets.unrecognized_fields["another"] = "content"
+    repository.put(TARGETS, repository.signed(TARGETS))
+    repository.publish(SNAPSHOT, TIMESTAMP)
+    board.refresh(repository)
+    assert b"another" in (board.folder / "targets.json").read_bytes()
+
+
 def test_root_that_skips_a_version_is_refused(board: Board, repository: TufRepository) -> None:
     repository.publish(ROOT)
     repository.publish(ROOT)
@@ -298,7 +356,7 @@ def test_endless_root_chain_is_bounded_and_goes_on_next_time(tmp_path: Path) -> 
         repository.publish(ROOT)
     assert board.refresh(repository).root_version == 1 + MAX_NEW_ROOTS
     assert sum("root" in url for url in repository.fetched) == MAX_NEW_ROOTS
-    assert board.refresh(repository).root_version == 9 + MAX_NEW_ROOTS
+    assert board.refresh(repository, floors={}).root_version == 9 + MAX_NEW_ROOTS
     shutil.rmtree(board.folder)
     assert board.refresh(repository).root_version == 9 + MAX_NEW_ROOTS, "the floor says how far to go"
 
@@ -538,7 +596,37 @@ def test_what_a_refresh_accepted_is_durable_before_it_returns(board: Board, repo
             assert [each for each, _ in disk.log[at - 2 : at + 2]] == ["write", "fsync", "rename", "fsync_folder"], name
     renamed = [name for what, name in disk.log if what == "rename"]
     assert renamed == ["2.root.json", "timestamp.json", "snapshot.json", "targets.json"]
+    repository.publish(ROOT)
+    _on(disk, board, repository)
     assert disk.log[-1] == ("fsync_folder", "tuf"), "the link to the newest root too"
+
+
+def test_a_downloaded_target_is_durable_under_its_name(board: Board, repository: TufRepository, tmp_path: Path) -> None:
+    repository.add("releases/faces/3/model.tflite", b"sixteen weights.")
+    repository.publish(*ONLINE)
+    disk = FailingDisk()
+    trusted = TrustedMetadata(board.folder, repository, bootstrap=board.root, disk=disk)
+    trusted.refresh()
+    disk.log.clear()
+    place = trusted.download("releases/faces/3/model.tflite", "http://site/targets", tmp_path)
+    assert place.read_bytes() == b"sixteen weights."
+    assert disk.log == [("fsync", ""), ("rename", place.name), ("fsync_folder", tmp_path.name)]
+
+
+def test_more_or_larger_targets_than_a_board_can_hold_are_refused(
+    board: Board, repository: TufRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.add("a", b"12345")
+    repository.add("b", b"6")
+    repository.publish(*ONLINE)
+    trusted = board.refresh(repository)
+    monkeypatch.setattr(trust, "MAX_PATHS", 1)
+    with pytest.raises(RefusedError, match="at most 1"):
+        trusted.paths()
+    monkeypatch.setattr(trust, "MAX_TARGET_BYTES", 4)
+    with pytest.raises(RefusedError, match="at most 4 bytes"):
+        trusted.download("a", "http://site/targets", tmp_path)
+    assert trusted.download("b", "http://site/targets", tmp_path).read_bytes() == b"6"
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])

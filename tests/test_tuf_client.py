@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.core.errors import UnavailableError
+from ota.trust import HttpFetcher, TrustedMetadata
 from tests.tuf_repository import ONLINE, ROOT, TufRepository
 
 CLIENT = Path(__file__).with_name("tuf_client.py")
@@ -141,7 +143,16 @@ def test_a_client_without_a_root_or_a_server_says_so(site: Site) -> None:
     site.run("init")
     site.url = "http://127.0.0.1:9"
     code, words = site.run("refresh")
-    assert code == 1 and "try again" in words or "tried again" in words
+    assert code == 1 and "tried again later" in words
+
+
+def test_a_server_that_drips_is_left(site: Site, tmp_path: Path) -> None:
+    fetcher = HttpFetcher(limit_s=-1)
+    trusted = TrustedMetadata(
+        tmp_path / "tuf", fetcher, bootstrap=site.trusted_root.read_bytes(), base_url=f"{site.url}/metadata"
+    )
+    with pytest.raises(UnavailableError, match="takes longer"):
+        trusted.refresh()
 
 
 def test_an_unsigned_root_is_refused_before_anything_is_asked_for(site: Site) -> None:

@@ -42,6 +42,9 @@ class TufRepository(Offered):
 
     def _fetch(self, url: str) -> Any:
         self.fetched.append(url)
+        if "targets/" in url:
+            digest = url.rpartition("/")[2].partition(".")[0]
+            return iter([data for data in self.files.values() if hashlib.sha256(data).hexdigest() == digest])
         return super()._fetch(url)
 
     def new_key(self, role: str) -> CryptoSigner:
