@@ -300,7 +300,10 @@ def private_folder(config: AgentConfig) -> Path:
 
 
 def client_id(config: AgentConfig) -> str:
-    return f"sly-{config.fleet.name}-{config.board.id}"
+    """Of this board at the broker, always the same. Its last part is told by nothing but the board's key: a client that a broker
+    lets in can take over the session, and the messages in it, of anyone whose id it knows."""
+    secret = signer_of(config).signature(b"sly/1/client-id")
+    return f"sly-{config.board.id}-{sha256(secret).hexdigest()[:16]}"
 
 
 def broker_address(config: AgentConfig) -> BrokerAddress:

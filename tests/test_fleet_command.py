@@ -21,7 +21,7 @@ from edge_agent.attest.words import Action, open_word
 from edge_agent.cli import main
 from edge_agent.commands.fleet_view import board_page, trust_lines, watch_line, watch_table
 from edge_agent.commands.terminal import WIDTH
-from edge_agent.configured import signer_of
+from edge_agent.configured import client_id, signer_of
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, UnavailableError
@@ -136,6 +136,19 @@ def test_what_enrolment_writes_is_all_that_the_board_needs(
     assert set(config.fleet.members) == {"kitchen", "barn"} and set(config.fleet.endorsers) == {"kitchen", "barn"}
     assert config.fleet.operators == {"ann": charter.operators["ann"].hex()}
     assert (card / "root.json").read_bytes() == OperatorFolder(fleet).repository.documents()["1.root"]
+
+
+def test_the_client_id_under_which_a_session_could_be_taken_over_is_told_by_the_boards_key_alone(
+    fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = []
+    for _ in range(2):
+        state = fleet / "boards" / "kitchen"
+        said(capsys, "enroll", "kitchen", "--state", str(state), *(["--again"] if ids else []))
+        config = AgentConfig.from_mapping(tomllib.loads((state / "agent.toml").read_text()))
+        assert client_id(config) == client_id(config)
+        ids.append(client_id(config))
+    assert ids[0] != ids[1] and all(each.startswith("sly-kitchen-") and len(each) == 28 for each in ids)
 
 
 def test_a_board_that_made_its_own_keys_is_enrolled_without_its_secret(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
