@@ -27,8 +27,9 @@ from edge_agent.store.blobs import BlobStore
 from models.card import Card, ClassReading, Preparation, Source
 from models.installed import Installed
 from models.language_card import FileEntry, LanguageCard
+from models.tokenizer import Tokenizer
 from tests.moody_engines import MOODY
-from tests.tiny_llama import PLAIN, tiny_model
+from tests.tiny_llama import IM_END, PLAIN, tiny_model
 from tests.tiny_models import DENSE, SAME, SOFTMAX, Graph, Op, T, floats, write_model
 
 MODEL, LANGUAGE = "tiny-classes", "tiny"
@@ -120,6 +121,19 @@ class Rig:
             self.blobs.add([data], digest)
             held[each.filename] = digest
         return Installed(LANGUAGE, number, card, held)
+
+    def with_other_tokenizer(self, installed: Installed) -> Installed:
+        """The same release with a tokenizer of other bytes, which makes the same tokens of the same text."""
+        card = installed.card
+        assert isinstance(card, LanguageCard)
+        entry = card.tokenizer
+        tokenizer = Tokenizer.from_bytes(self.blobs.path_of(bytes.fromhex(entry.sha256)).read_bytes())
+        tokenizer.stop_ids = frozenset({IM_END})
+        data = tokenizer.to_bytes()
+        other = FileEntry(entry.filename, hashlib.sha256(data).hexdigest(), len(data))
+        digest = bytes.fromhex(other.sha256)
+        self.blobs.add([data], digest)
+        return replace(installed, card=replace(card, tokenizer=other), files={**installed.files, entry.filename: digest})
 
     async def say(
         self,

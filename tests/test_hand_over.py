@@ -6,9 +6,17 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edge_agent.attest.evidence import Measurements
+from edge_agent.attest.measure import FileSet, Software
+from edge_agent.core.clock import SystemClock
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.core.values import InferenceResult, Status
+from edge_agent.core.values import MAX_DEADLINE_US, InferenceResult, Status
+from edge_agent.hosting.pair import Pair, PairState
+from edge_agent.hosting.trial import SPARE, share_us
+from edge_agent.shell.measuring import Measuring
 from tests.releases import MODEL, Rig, hosting
 from tests.sandboxes import run
 
@@ -222,5 +230,98 @@ def test_no_request_of_a_stream_fails_over_two_dozen_hand_overs(tmp_path: Path, 
             answers = {(each.model_digest, bytes(each.outputs["scores"].data)) for each in stream.results}
             assert len({digest for digest, _ in answers}) == len(answers), "each release answers as itself"
             assert await served(rig) == sound[-1]
+
+    run(story())
+
+
+# the table, and how a job's time is shared
+
+MOVES = ("brought", "handed", "settled", "back", "discarded")
+LEGAL = {PairState.ALONE: {"brought"}, PairState.BESIDE: {"handed", "discarded"}, PairState.TRIAL: {"settled", "back"}}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("pair", [Pair("old"), Pair("old", "new", PairState.BESIDE), Pair("old", "new", PairState.TRIAL)])
+def test_an_illegal_move_of_a_pair_raises_and_a_legal_one_leaves_something_that_serves(pair: Pair[str], move: str) -> None:
+    arguments = ("new",) if move == "brought" else ()
+    if move not in LEGAL[pair.state]:
+        with pytest.raises(RuntimeError, match=f"it is {pair.state.value}"):
+            getattr(pair, move)(*arguments)
+        return
+    after = getattr(pair, move)(*arguments)
+    assert after.serving == ("new" if move in ("handed", "settled") else "old")
+    assert len(after.held) == (2 if move in ("brought", "handed") else 1)
+
+
+@given(st.integers(1, MAX_DEADLINE_US), st.integers(0, 10**9))
+def test_the_old_release_always_has_time_left_for_what_it_lately_took(budget_us: int, longest_us: int) -> None:
+    share = share_us(budget_us, longest_us)
+    assert 0 <= share <= budget_us // 2
+    assert not share or budget_us - share >= SPARE * longest_us
+
+
+def test_a_job_without_time_for_both_goes_to_the_old_release_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_agent.hosting.trial.SPARE", 10**9)
+
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(rig.install(2, "hang|0"))
+            await rig.host.hand_over(MODEL)
+            result = await rig.ask()
+            assert (result.status, result.model_digest) == (Status.OK, one), result.reason
+            assert rig.trials == []
+
+    run(story())
+
+
+def test_a_job_under_way_ends_on_the_old_release_and_only_then_that_goes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path, first=None) as rig:
+            offer = await rig.host.load(MODEL, rig.install(1, "slow|0"))
+            await rig.host.bring(rig.install(2))
+            under_way = [asyncio.create_task(rig.ask()) for _ in range(4)]
+            await asyncio.sleep(0)
+            await rig.host.hand_over(MODEL)
+            await rig.host.settle(MODEL)
+            assert await served(rig) != offer.digest
+            assert {(each.status, each.model_digest) for each in await asyncio.gather(*under_way)} == {(Status.OK, offer.digest)}
+            await rig.until_gone()
+            assert len(rig.supervisor.loaded()) == 1
+
+    run(story())
+
+
+def test_what_is_measured_is_the_release_that_serves_with_its_number_and_slot(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            told: list[Measurements] = []
+            software = Software(bytes(32), FileSet("none"), {})
+            measuring = Measuring(
+                rig.host, software, bytes(32), 2**20, SystemClock(), lambda event: told.append(event.measurements), print
+            )
+
+            async def measured() -> tuple[str, int, bool, bytes]:
+                await measuring.goldens.run_due()
+                measuring.look()
+                [model] = told[-1].models
+                assert model.mapped == model.offered == rig.host.offered(MODEL)
+                return model.slot, model.version, bool(model.golden), model.golden
+
+            measuring.begin()
+            *confirmed, first = await measured()
+            assert confirmed == ["confirmed", 1, True]
+            await rig.host.bring(rig.install(2))
+            assert await measured() == ("confirmed", 1, True, first)
+            golden, _ = await rig.host.golden_beside(MODEL)
+            await rig.host.hand_over(MODEL)
+            measuring.look()
+            assert told[-1].models[0].golden == b"", "what another release gave says nothing of this one"
+            assert await measured() == ("trial", 2, True, golden)
+            await rig.host.settle(MODEL)
+            await rig.until_gone()
+            assert await measured() == ("confirmed", 2, True, golden)
+            assert golden != first
+            measuring.close()
 
     run(story())

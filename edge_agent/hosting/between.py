@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -91,19 +91,27 @@ class GoingOn:
 
     async def parts(self) -> Parts:
         """As ``Speaker.talk``."""
-        if self._shared is None or self._tell is None:
-            async with aclosing(self._on(self.release)) as said:
+        with ExitStack() as stack:
+            if self._shared is not None:
+                stack.enter_context(self._shared.claimed(self._turn.session))
+            on_trial = self._shared is not None and self._tell is not None
+            async with aclosing(self._tried() if on_trial else self._on(self.release)) as said:
                 async for part in said:
                     yield part
-            return
-        new, old = self._shared.new, self._shared.old
-        with old.at_work(), self._shared.claimed(self._turn.session):
-            if self._may_be_tried(new):
+
+    async def _tried(self) -> Parts:
+        """On the new release if that can, else, or from there on, on the old one."""
+        shared, tell = self._shared, self._tell
+        assert shared is not None
+        assert tell is not None
+        new, old = shared.new, shared.old
+        with old.at_work():
+            if self._may_be_tried(new, tell):
                 try:
                     async with aclosing(self._on(new)) as said:
                         async for part in said:
                             if isinstance(part, TurnEnd):
-                                self._tell(new, "")
+                                tell(new, "")
                             yield part
                     return
                 except SlyError as error:
@@ -111,13 +119,13 @@ class GoingOn:
             async with aclosing(self._on(old)) as said:
                 async for part in said:
                     if isinstance(part, TurnEnd) and self._failed is not None and _at_fault(self._failed):
-                        self._tell(new, str(self._failed))
+                        tell(new, str(self._failed))
                     yield part
 
-    def _may_be_tried(self, new: LanguageRelease) -> bool:
-        assert self._tell is not None
+    @staticmethod
+    def _may_be_tried(new: LanguageRelease, tell: Tell) -> bool:
         if not new.spoiled and new.deaths:
-            self._tell(new, new.hosted.service.pump.why or "its engine died")
+            tell(new, new.hosted.service.pump.why or "its engine died")
         return not new.spoiled
 
     async def _on(self, release: LanguageRelease) -> Parts:

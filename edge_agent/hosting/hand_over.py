@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from edge_agent.core.errors import UnavailableError
+from edge_agent.core.errors import SlyError, UnavailableError
 from edge_agent.core.values import ModelOffer
 from edge_agent.hosting.pair import Pair, PairState
 from edge_agent.hosting.release import Release
@@ -116,7 +116,10 @@ class HandOver:
 
     async def _go(self, release: Release, at_once: bool) -> None:
         async with self._busy[release.name]:
-            await release.hand_on(at_once)
+            try:
+                await release.hand_on(at_once)
+            except SlyError as error:
+                self._report(f"{release} goes with what it has: {error}")
             self._changed(release.name)
             await release.close()
         self._report(f"{release} is gone")

@@ -99,7 +99,9 @@ class Host:
         new = self._releases.pair(name).new
         if new is None:
             raise RuntimeError(f"no release of {name} was brought")
-        return await new.golden()
+        golden, why = await new.golden()
+        new.spoiled = new.spoiled or why
+        return golden, why
 
     async def hand_over(self, name: str) -> ModelOffer:
         """New jobs go to the brought release, on trial; those under way end where they are. The offer of it."""

@@ -23,6 +23,7 @@ from edge_agent.hosting.cached import CachedFiles
 from edge_agent.hosting.files import models_folder
 from edge_agent.hosting.release import Release
 from edge_agent.hosting.succession import Succession
+from edge_agent.language.service import DRAIN_LIMIT_S
 from edge_agent.runtime.settings import EngineSettings
 from edge_agent.speaking import HostedLanguage, Speaker, speaker_of
 from models.installed import Installed
@@ -103,7 +104,7 @@ class LanguageRelease(Release):
         self._emptied = shared is None or not shared.left_out
 
     async def end(self) -> None:
-        await self.hosted.close()
+        await self.hosted.service.close(0 if self.spoiled else DRAIN_LIMIT_S)
         if self._emptied:
             sessions.forget(self._state, self.name, self.number)
         self._discard()

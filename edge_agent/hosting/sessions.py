@@ -102,7 +102,7 @@ def take_in_left(
 ) -> dict[str, str]:
     """Take in the sessions of releases that a crash kept from going; the notes for their next turns.
 
-    The newer of two sessions of a name stays.  ``sha256``: of this release's tokenizer; ``factory``: of set-up's.
+    Of two sessions of a name that stays which goes further.  ``sha256``: of this release's tokenizer; ``factory``: of set-up's.
     """
     notes: dict[str, str] = {}
     for other in left_behind(state, name, number):
@@ -120,7 +120,7 @@ def _taken_in(folder: Path, store: SessionStore, origin: str, report: Callable[[
     source = SessionStore(folder, store.registry.kv_format, 0, MAX_LEFT_BYTES, report=report)
     mine = {each.name: each.used_s for each in store.kept(len(store.names()))}
     for each in source.kept(len(source.names())):
-        if each.used_s <= mine.get(each.name, -1):
+        if not _goes_further(each.name, source, store, each.used_s > mine.get(each.name, -1)):
             continue
         try:
             notes[each.name] = note_of(each.name, origin, carry(each.name, source, store))
@@ -128,6 +128,15 @@ def _taken_in(folder: Path, store: SessionStore, origin: str, report: Callable[[
             report(f"session {each.name} of {origin} cannot be taken over: {error}")
     source.close()
     return {name: note for name, note in notes.items() if note}
+
+
+def _goes_further(name: str, source: SessionStore, store: SessionStore, newer: bool) -> bool:
+    """Whether to keep the session of ``source``: by its ids; by the clock, which may be wrong, only where both went on."""
+    there, here = source.look(name), store.look(name)
+    if there is None or here is None:
+        return there is not None
+    both = common(here.ids, there.ids)
+    return both < len(there.ids) and (both == len(here.ids) or newer)
 
 
 def _tokenizer_of(folder: Path, default: str) -> str:

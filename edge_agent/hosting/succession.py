@@ -18,6 +18,9 @@ from edge_agent.hosting import sessions
 if TYPE_CHECKING:
     from edge_agent.hosting.languages import LanguageRelease
 
+REST_PERIOD_S, REST_LIMIT_S = 0.05, 60.0
+"""How often, and how long, a session is asked for whose turn nobody hears any more and the engine has not ended yet."""
+
 
 class Succession:
     """Where the named sessions of two releases are. ``given_up``: turns of the new one are to go on in the old one."""
@@ -43,7 +46,10 @@ class Succession:
 
     @contextmanager
     def claimed(self, session: str) -> Iterator[None]:
-        """A turn of this session is under way, in one release or the other. Raises ``RefusedError`` if another one is."""
+        """A turn of this session is under way, in one release or the other. Raises ``RefusedError`` if another one is.
+
+        Turns that began before there were two are not known here: their release knows them.
+        """
         if session in self._claimed:
             raise RefusedError(SESSION_BUSY, session, "one turn at a time", "wait for its end")
         self._claimed |= {session} - {""}
@@ -61,15 +67,29 @@ class Succession:
             home = self.home(session)
             if home is release:
                 return
-            for each in (release,) if broken_off else (release, home):
-                each.hosted.service.admitting.must_rest(session)
+            release.hosted.service.admitting.must_rest(session)
+            if not broken_off and not (home is self.new and self.given_up.is_set()):
+                home.hosted.service.admitting.must_rest(session)
             if home.hosted.service.store.look(session) is not None:
                 await self._carry(session, home, release)
             (self._at_new.add if release is self.new else self._at_new.discard)(session)
 
     async def bring_all(self, release: LanguageRelease) -> None:
+        """Every session lies in ``release`` then, but those that are ``left_out``."""
         for session in self.of(self.other(release)):
+            try:
+                async with asyncio.timeout(REST_LIMIT_S):
+                    while not await self._brought(session, release):
+                        await asyncio.sleep(REST_PERIOD_S)
+            except TimeoutError:
+                self.left_out.add(session)
+
+    async def _brought(self, session: str, release: LanguageRelease) -> bool:
+        try:
             await self.bring(session, release)
+        except RefusedError:
+            return False
+        return True
 
     async def drop(self, session: str) -> bool:
         """Forget a session in both."""

@@ -132,15 +132,15 @@ class LanguageService:
     def figures(self) -> list[Figure]:
         return measured.figures(self)
 
-    async def close(self) -> None:
-        """End live turns with what they have, make their sessions durable, end the child."""
+    async def close(self, drain_s: float = DRAIN_LIMIT_S) -> None:
+        """End live turns with what they have, make their sessions durable, end the child, which has ``drain_s`` for its part."""
         self._closing = True
         stopping = UnavailableError(DRAINING, "this board is stopping; what was said is kept", "ask another one")
         self.admitting.turn_away(stopping)
         for live in list(self._under_way):
             self._end_in_child(live, stopping)
         with suppress(SlyError, TimeoutError):
-            async with asyncio.timeout(DRAIN_LIMIT_S):
+            async with asyncio.timeout(drain_s):
                 await self.pump.call(_nothing)
         while self._tasks:
             await asyncio.wait(set(self._tasks))
