@@ -315,7 +315,10 @@ def on_trial(slots: Path, trial_s: int) -> int:
     with subprocess.Popen(command(slots, "--", "wait"), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         running.stdout.readline()
-        return running.wait(LIMIT_S)
+        try:
+            return running.wait(LIMIT_S)
+        finally:
+            running.kill()
 
 
 def test_a_trial_that_is_ready_and_never_confirmed_is_ended_by_the_guard_and_rolled_back(slots: Path) -> None:
