@@ -13,6 +13,8 @@ from enum import StrEnum
 
 from edge_agent.core.errors import RefusedError
 from models.installed import Installed
+from models.language_card import LanguageCard
+from models.released import card_of
 from ota import slots as moves
 from ota.events import (
     Bring,
@@ -55,11 +57,13 @@ class Doing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a board is, as far as releases ask: its class (backend), the agent's version, and how a trial goes."""
+    """What a board is, as far as releases ask: its class (backend), the agent's version, the library that runs language models,
+    and how a trial goes."""
 
     board: str
     backend: str
     agent: str
+    runtime: str = ""
     trial_inferences: int = 5
     trial_us: int = 60_000_000
     confirm_us: int = 300_000_000
@@ -159,15 +163,16 @@ class Lifecycle:
         return True
 
     def _fetch(self, release: Release, shelf: Shelf) -> Iterator[Effect]:
-        for file in release.files:
+        files = files_here(self.here, release)
+        for file in files:
             if why := shelf.why_never(file.digest):
                 self._save(moves.give_up(self.slots))
                 return self._refuse(why)
-        missing = [file for file in release.files if not shelf.holds(file.digest)]
+        missing = [file for file in files if not shelf.holds(file.digest)]
         if missing:
             seeds = self._seeds(shelf)
             self.needs = tuple(Need(file.digest, file.size_bytes, file, seeds, self.model) for file in missing)
-            whole = release.size_bytes
+            whole = sum(file.size_bytes for file in files)
             here = whole - sum(file.size_bytes * (1000 - shelf.permille(file.digest)) // 1000 for file in missing)
             self._step(Step.FETCHING, 1000 * here // whole // FETCH_STEP_PERMILLE * FETCH_STEP_PERMILLE)
             return
@@ -189,7 +194,7 @@ class Lifecycle:
             yield from self._end_badly(move.why, returned=True)
         elif self.doing is Doing.NOTHING:
             release = shelf.release(candidate.manifest)
-            if release is None or not all(shelf.holds(file.digest) for file in release.files):
+            if release is None or not all(shelf.holds(file.digest) for file in files_here(self.here, release)):
                 yield from self._end_badly("its files are not here any more")
             else:
                 yield from self._bring(release)
@@ -202,7 +207,7 @@ class Lifecycle:
             yield BringAgent(release)
             return
         try:
-            installed = installed_of(release)
+            installed = installed_of(self.here, release)
         except RefusedError as error:
             yield from self._end_badly(str(error))
             return
@@ -308,7 +313,7 @@ class Lifecycle:
         if release is None or self.model == AGENT:
             yield BringBack(self.model)
         else:
-            yield Bring(installed_of(release))
+            yield Bring(installed_of(self.here, release))
 
     def _brought_back(self, event: Brought) -> Iterator[Effect]:
         if event.why:
@@ -376,14 +381,22 @@ def why_not_here(here: Here, model: str, number: int, release: Release) -> str:
     return ""
 
 
-def installed_of(release: Release) -> Installed:
-    """What a host needs of a release. Raises ``RefusedError`` for a card that cannot be read, or is another model's."""
-    from models.released import card_of
+def files_here(here: Here, release: Release) -> tuple[ReleasedFile, ...]:
+    """The files of a release that a board has a use for: of a language model those for its own library."""
+    if release.kind is not Kind.LANGUAGE or not here.runtime:
+        return release.files
+    card = card_of(True, release.card)
+    assert isinstance(card, LanguageCard)
+    others = {entry.filename for runtime, entry in card.files.items() if runtime != here.runtime}
+    return tuple(file for file in release.files if file.name not in others)
 
+
+def installed_of(here: Here, release: Release) -> Installed:
+    """What a host needs of a release. Raises ``RefusedError`` for a card that cannot be read, or is another model's."""
     card = card_of(release.kind is Kind.LANGUAGE, release.card)
     if card.name != release.model:
         raise RefusedError(f"card of release {release.number}", card.name, release.model, "build the release anew")
-    return Installed(release.model, release.number, card, {file.name: file.digest for file in release.files})
+    return Installed(release.model, release.number, card, {file.name: file.digest for file in files_here(here, release)})
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from edge_agent.transport.topics import Topics
 from models.installed import Installed
 from ota import checking, events
 from ota.charter import MAX_CHARTER_BYTES, Charter, decode_charter
+from ota.checked import Checked
 from ota.chunks import Artefact, encode_chunk
 from ota.course import CHARTER, KINDS, Course
 from ota.lifecycle import Doing, Here, installed_of
@@ -205,7 +206,7 @@ class Updater:
         release = self._manifest(held.manifest)
         if release is None:
             raise UnavailableError(f"release {held.number} of {name}", "its manifest is not in the cache", "push it again")
-        return installed_of(release)
+        return installed_of(self._here, release)
 
     def _manifest(self, digest: bytes) -> Release | None:
         data = self._blob(digest, MAX_RELEASE_BYTES)
@@ -417,15 +418,23 @@ class Updater:
     async def _check(self, effect: events.List) -> None:
         generation = self._generation
         try:
-            checked = await checking.check(
-                self._folder / "metadata", self._root, effect.offered, effect.wanted, effect.floors, effect.not_before_s,
-                self._config.url,
-            )  # fmt: skip
+            checked = await self._checked(effect)
         except SlyError as error:
             self.feed(events.NotListed(str(error), isinstance(error, RefusedError)), generation)
             return
         targets = {path: (each.size_bytes, each.digest) for path, each in checked.targets.items()}
         self.feed(events.Listed(targets, checked.marks, checked.signed_s), generation)
+
+    async def _checked(self, effect: events.List) -> Checked:
+        """By what the broker keeps; by the mirror, if there is one, where that does not do."""
+        known = (effect.wanted, effect.floors, effect.not_before_s)
+        try:
+            return await checking.check(self._folder / "metadata", self._root, effect.offered, *known)
+        except SlyError as error:
+            if not self._config.url:
+                raise
+            self._door.say(f"what the broker keeps of the metadata will not do: {error}; asking {self._config.url}")
+            return await checking.check(self._folder / "metadata", self._root, {}, *known, self._config.url)
 
     # artefacts
 

@@ -14,7 +14,7 @@ from board_support.board import Board
 from edge_agent.configured import chartered, signing_keys
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
-from edge_agent.core.errors import RefusedError
+from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import ModelOffer
 from edge_agent.hosting import Host
 from edge_agent.node.events import Chartered, Event, Hosted, Withdrawn
@@ -27,6 +27,16 @@ from ota.lifecycle import Here
 from ota.updater import Updater
 
 DISTRIBUTION = "slyos-edge"
+
+
+def _runtime(config: AgentConfig) -> str:
+    """The library that runs language models here; empty where there is none, and no model to be run."""
+    from edge_agent.language.service import runtime_of
+
+    try:
+        return runtime_of(config.engine.runtime)
+    except UnavailableError:
+        return ""
 
 
 class Updating:
@@ -44,8 +54,8 @@ class Updating:
         """Raises ``SlyError`` for a root that cannot be read."""
         config, ota, slots = self._config, self._config.ota, launched_from()
         here = Here(
-            config.board.id, board.backend, version(DISTRIBUTION), ota.trial_inferences, ota.trial_s * 1_000_000,
-            ota.confirm_s * 1_000_000,
+            config.board.id, board.backend, version(DISTRIBUTION), _runtime(config), ota.trial_inferences,
+            ota.trial_s * 1_000_000, ota.confirm_s * 1_000_000,
         )  # fmt: skip
         return Updater(
             ota, here, config.fleet.name, self._base.boot_epoch, self._base.signer, Path(config.state.folder) / "ota", ledger,

@@ -22,10 +22,8 @@ from edge_agent.steward.session import OperatorSession
 from edge_agent.steward.status import rollout_status
 from edge_agent.store.files import Disk, reaching, write_atomically
 from edge_agent.transport.link import Message
-from models.language_card import RUNTIMES, LanguageCard
-from models.released import card_of
 from ota.charter import CHARTER_PATH
-from ota.manifest import Kind, Release, manifest_path
+from ota.manifest import Release, manifest_path
 from ota.orders import sign_rollout
 from ota.rollout import Action, Plan, Rollout, Standing, Step, judge, order_boards, ordered, share
 
@@ -49,8 +47,10 @@ class Wanted:
 
 
 def release_into(folder: OperatorFolder, release: Release, files: Mapping[str, Path]) -> Release:
-    """Sign a release into the repository, with its digests among the charter's references; the newest one again if that has the
-    same content. Its number is that of the repository."""
+    """Sign a release into the repository, with what it is recognized by; the newest one again if that has the same content.
+
+    Its number is that of the repository.
+    """
     repository = folder.repository
     numbers = repository.releases(release.model)
     if numbers:
@@ -59,20 +59,8 @@ def release_into(folder: OperatorFolder, release: Release, files: Mapping[str, P
             return newest
     release = replace(release, number=repository.next_number(release.model))
     repository.add_release(release, files)
-    charter = folder.charter
-    known = charter.references.models | served_digests(release)
-    folder.put_charter(replace(charter, references=replace(charter.references, models=known)))
+    repository.commit()
     return release
-
-
-def served_digests(release: Release) -> frozenset[bytes]:
-    """By which digests boards offer what this release serves."""
-    if release.kind is Kind.AGENT:
-        return frozenset()
-    card = card_of(release.kind is Kind.LANGUAGE, release.card)
-    if isinstance(card, LanguageCard):
-        return frozenset(card.digest(runtime) for runtime in RUNTIMES)
-    return frozenset({bytes.fromhex(card.source.sha256)})
 
 
 def planned(folder: OperatorFolder, release: Release, wanted: Wanted) -> Plan:
