@@ -411,6 +411,7 @@ def check(board: Board) -> None:
     board.blobs.reserve("what comes next", 0)  # a blob that gave way may be found again: it goes before the next byte comes
     must(board.blobs.used_bytes <= BUDGET_BYTES, "the cache is over its budget")
     slots = board.slots
+    must(board.journal.high_water(f"ota/{MODEL}") == slots.floor, "the security floor is not a mark of its own")
     for held in slots.held:
         if held != slots.candidate or slots.state is State.TRIAL:
             check_whole(board, held)
