@@ -29,7 +29,7 @@ class Screen:
         self._last = ""
 
     def show(self, status: Mapping[str, Any]) -> None:
-        lines = [*rollout_lines(status), f"  given from here: {status['given_bytes'] / 1e6:.2f} MB"]
+        lines = [*rollout_lines(status), _given(status)]
         if not self._live:
             line = _line(status)
             if line != self._last:
@@ -52,6 +52,8 @@ def outcome(status: Mapping[str, Any]) -> str:
     said = ", ".join(f"release {number or 'factory'} on {count}" for number, count in sorted(serves.items()))
     unheard = sum(not each["heard"] for each in status["boards"])
     lines.append(f"  serving: {said or 'nobody has said'}{f'; {unheard} not heard of' if unheard else ''}")
+    if status.get("given_bytes"):
+        lines.append(_given(status))
     odd = [each for each in status["boards"] if each["step"] not in QUIET]
     for each in odd[:MAX_SHOWN]:
         step = f"{each['step']} {each['permille'] // 10} %" if each["step"] == "fetching" else each["step"]
@@ -74,6 +76,10 @@ def _entry(entry: Mapping[str, Any]) -> str:
     reason = f" ({entry['reason']})" if entry["reason"] else ""
     name = f"{entry['model']} {entry['number']}"
     return f"{when}  {name:28}  {entry['boards']:4} boards  {entry['action']}{reason}: {how}; {entry['why']}".rstrip("; ")
+
+
+def _given(status: Mapping[str, Any]) -> str:
+    return f"  given from here: {status['given_bytes'] / 1e6:.2f} MB"
 
 
 def _line(status: Mapping[str, Any]) -> str:

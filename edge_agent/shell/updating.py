@@ -40,7 +40,7 @@ def _runtime(config: AgentConfig) -> str:
 
 
 class Updating:
-    """``base``: the node's settings as configured; ``feed`` takes the node's events; ``start_anew`` ends this agent for another."""
+    """``base``: the node's settings as configured; ``feed`` takes the node's events; ``start_anew`` ends this agent."""
 
     def __init__(
         self, config: AgentConfig, base: NodeSettings, feed: Callable[[Event], None], say: Callable[[str], None],
