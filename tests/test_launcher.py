@@ -333,6 +333,7 @@ def test_a_trial_that_hangs_and_minds_no_sigterm_is_killed(slots: Path) -> None:
     if not child:
         launcher.guard(slots, SECOND, 0.2, 0.2)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.alarm(LIMIT_S)
         while True:
             signal.pause()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
