@@ -16,7 +16,7 @@ from edge_agent.steward.folder import OperatorFolder
 from edge_agent.steward.mosquitto import access_list
 from edge_agent.transport.link import Message, Will
 from edge_agent.transport.topics import TOOL, Kind, Topics
-from tests.operators import Client, address_as, address_of, broker_of, clients, new_fleet
+from tests.operators import LIMIT_S, Client, address_as, address_of, broker_of, clients, new_fleet
 
 TOPICS = Topics("home")
 DIGEST = "ab" * 32
@@ -158,8 +158,9 @@ def test_a_board_that_is_revoked_says_and_hears_nothing_from_then_on_and_does_no
                 assert not await barn.says(Message(TOPICS.record("barn"), b"x"))
                 revoke(folder, "barn", "stolen")
                 assert folder.reload_broker()
-                while not await barn.says(Message(TOPICS.record("barn"), b"late")):
-                    pass  # until the broker has read its list
+                async with asyncio.timeout(LIMIT_S):
+                    while not await barn.says(Message(TOPICS.record("barn"), b"late")):
+                        pass  # until the broker has read its list
                 assert await barn.says(Message(TOPICS.request("kitchen"), b"x")) == NOT_ALLOWED
                 heard = len(barn.topics)
                 assert not await kitchen.says(Message(TOPICS.record("kitchen"), b"secret"))
