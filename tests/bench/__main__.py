@@ -19,7 +19,7 @@ from pathlib import Path
 from edge_agent.core.errors import SlyError
 from tests.bench.figures import Benchmark, Figure, progress, table
 
-SUBJECTS = ("overhead", "memory", "startup", "rehash", "fleet", "wire", "attest", "solve", "language", "speculation")
+SUBJECTS = ("overhead", "memory", "startup", "rehash", "fleet", "wire", "attest", "solve", "language", "speculation", "ota")
 
 
 def machine() -> dict[str, object]:
