@@ -186,6 +186,36 @@ def test_a_release_is_built_tried_confirmed_and_built_upon(tmp_path: Path) -> No
     assert said(second, made) == "1.0", "the one that runs was not touched"
 
 
+class Witness(Disk):
+    """Remembers what was made durable, and whether the record said already that it is whole."""
+
+    def __init__(self) -> None:
+        self.durable: set[int] = set()
+
+    def fsync(self, fd: int) -> None:
+        self.durable.add(os.fstat(fd).st_ino)
+        super().fsync(fd)
+
+    def fsync_folder(self, folder: Path) -> None:
+        self.durable.add(folder.stat().st_ino)
+        super().fsync_folder(folder)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if source.parent == target.parent and b'"ready"' in source.read_bytes():
+            built = [path for env in target.parent.glob("env-*") for path in (env, *env.rglob("*")) if not path.is_symlink()]
+            late = [path for path in (target.parent, *built) if path.stat().st_ino not in self.durable]
+            assert len(built) > 5 and not late
+            self.durable.clear()
+        super().rename(source, target)
+
+
+def test_19_every_file_of_an_environment_is_durable_before_it_is_called_whole(tmp_path: Path) -> None:
+    witness = Witness()
+    agent = AgentSlots(tmp_path / "slots", witness, Path("/usr"))
+    install(agent, *tiny_agent(tmp_path / "one", 1))
+    assert agent.state is State.READY and len(witness.durable) == 1, "the name of the record came after"
+
+
 def test_an_environment_made_from_another_does_not_lean_on_it(tmp_path: Path) -> None:
     """The interpreter behind both is the same, and the one that ran when it was made may go."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "running")], check=True)
