@@ -1,7 +1,7 @@
 """The fleet's signed metadata, verified by python-tuf, with floors and a time that a board cannot lose.
 
-Owns ``TrustedMetadata`` and the two ways in which documents come: ``Offered`` (what was retained on ``ota/meta/``) and
-``HttpFetcher``.  Rules: python-tuf does all verification, in its own order; what is added here only refuses more:
+Owns ``TrustedMetadata``; documents come by ``ota.fetchers``: ``Offered`` (what was retained on ``ota/meta/``) or ``HttpFetcher``.
+Rules: python-tuf does all verification, in its own order; what is added here only refuses more:
 
 * a version under its floor is refused, whatever the folder says, because a folder can be lost or restored and a floor cannot;
 * one key counts once, under however many names it stands (python-tuf counts names);
@@ -23,9 +23,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib import parse
 
-import urllib3
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from securesystemslib.exceptions import StorageError
 from tuf.api import exceptions as tuf
 from tuf.api._payload import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
@@ -33,84 +30,29 @@ from tuf.api.metadata import Metadata
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
-from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 
 from edge_agent.core.cbor import encode
 from edge_agent.core.errors import RefusedError, UnavailableError, shown
 from edge_agent.store.files import Disk, fsync_file, reaching, write_atomically
 from ota.checked import MAX_PATHS, MAX_TARGET_BYTES, MAX_TIME_S, Target
+from ota.fetchers import MAX_DOCUMENT_BYTES, HttpFetcher, Offered, Watched
+from ota.unique_keys import refuse_twins
 
 __all__ = ["HttpFetcher", "Offered", "Target", "TrustedMetadata"]
 
 MAX_ROOT_BYTES = 512_000
 MAX_TIMESTAMP_BYTES = 16_384
 MAX_SNAPSHOT_BYTES = 2_000_000
-MAX_TARGETS_BYTES = 5_000_000
+MAX_TARGETS_BYTES = MAX_DOCUMENT_BYTES
 MAX_NEW_ROOTS = 32
 """Taken in one refresh; the next one goes on from there."""
 MAX_ROOTS = 1_024
 """From the root that a board was enrolled with to the newest."""
 MAX_DELEGATIONS = 32
-HTTP_TIMEOUT_S = 30
-HTTP_LIMIT_S = 600
-"""For one document or target, however it drips."""
 SIGNED_AT = "sly_signed_at"
 """What the publisher adds to the signed part of the timestamp: the seconds since 1970 at which it signed."""
 ROLES = (Timestamp.type, Snapshot.type, Targets.type)
 SUBJECT = "update metadata"
-
-
-class Offered(FetcherInterface):
-    """Documents that are here already, by name: ``timestamp``, ``3.snapshot``, ``3.targets``, ``2.root``."""
-
-    def __init__(self, documents: Mapping[str, bytes]) -> None:
-        self._documents = documents
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        name = url.rpartition("/")[2].removesuffix(".json")
-        if name not in self._documents:
-            raise tuf.DownloadHTTPError(f"{name} is not offered", 404)
-        return iter((self._documents[name],))
-
-
-class HttpFetcher(FetcherInterface):
-    """Documents over HTTP or HTTPS (by the system's certificates), each within ``limit_s``."""
-
-    def __init__(self, limit_s: float = HTTP_LIMIT_S) -> None:
-        self._inner = Urllib3Fetcher(socket_timeout=HTTP_TIMEOUT_S, app_user_agent="slyos-edge")
-        self._limit_s = limit_s
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        return self._chunks(url, self._inner.fetch(url))
-
-    def _chunks(self, url: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        end_s = time.monotonic() + self._limit_s
-        try:
-            for chunk in chunks:
-                if time.monotonic() > end_s:
-                    raise tuf.SlowRetrievalError(f"{url} takes longer than {self._limit_s:g} s")
-                yield chunk
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise tuf.DownloadError(f"{url} broke off: {error}") from error
-
-
-class _Watched(FetcherInterface):
-    """Any fetcher; it shows each root before that counts, and keeps the timestamp that came."""
-
-    def __init__(self, inner: FetcherInterface, before_root: Callable[[bytes], None]) -> None:
-        self._inner, self._before_root = inner, before_root
-        self.timestamp = b""
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        return self._inner.fetch(url)
-
-    def download_bytes(self, url: str, max_length: int) -> bytes:
-        data = super().download_bytes(url, min(max_length, MAX_TARGETS_BYTES))
-        if url.endswith(".root.json"):
-            self._before_root(data)
-        if url.endswith(f"/{Timestamp.type}.json"):
-            self.timestamp = data
-        return data
 
 
 class _Workflow(Updater):
@@ -122,7 +64,12 @@ class _Workflow(Updater):
 
     after_roots: Callable[[Root], datetime]
     before_kept: Callable[[str, bytes, Signed], None]
-    disk: Disk
+
+    def __init__(self, disk: Disk, folder: Path, base_url: str, fetcher: FetcherInterface, bootstrap: bytes | None) -> None:
+        self._disk = disk
+        limits = UpdaterConfig(MAX_NEW_ROOTS, MAX_DELEGATIONS, MAX_ROOT_BYTES, MAX_TIMESTAMP_BYTES,
+                               MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES)  # fmt: skip
+        super().__init__(str(folder), base_url, fetcher=fetcher, config=limits, bootstrap=bootstrap)
 
     @property
     def root(self) -> Root:
@@ -142,7 +89,7 @@ class _Workflow(Updater):
     def _persist_file(self, filename: str, data: bytes) -> None:
         path = Path(filename)
         if not path.is_file() or path.read_bytes() != data:
-            write_atomically(self.disk, path, data)
+            write_atomically(self._disk, path, data)
 
 
 _HOOKS = ("_load_timestamp", "_persist_metadata", "_persist_file")
@@ -175,17 +122,14 @@ class TrustedMetadata:
         self._folder, self._disk = folder, disk or Disk()
         self._floors = dict(floors or {})
         self._not_before_s, self._clock_s = min(not_before_s, MAX_TIME_S), int(clock())
-        self._fetcher = _Watched(fetcher, self._before_root)
+        self._fetcher = Watched(fetcher, self._before_root)
         self._now = self._not_after_trusted_time(0)
         self.notes: list[str] = []
-        config = UpdaterConfig(MAX_NEW_ROOTS, MAX_DELEGATIONS, MAX_ROOT_BYTES, MAX_TIMESTAMP_BYTES,
-                               MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES)  # fmt: skip
-        _Workflow.disk = self._disk
         with self._told(), reaching(folder):
             self._disk.make_folder(folder / "root_history")
-            self._workflow = _Workflow(str(folder), base_url, fetcher=self._fetcher, config=config, bootstrap=bootstrap)
+            self._workflow = _Workflow(self._disk, folder, base_url, self._fetcher, bootstrap)
         self._workflow.after_roots, self._workflow.before_kept = self._after_roots, self._before_kept
-        config.max_root_rotations = self._reach(self._workflow.root.version)
+        self._workflow.config.max_root_rotations = self._reach(self._workflow.root.version)
 
     def refresh(self) -> None:
         """Take what is newer and right. Once in the life of this object.
@@ -352,44 +296,6 @@ class TrustedMetadata:
         if clock >= self._now:
             return f"{own}, which is what this board's clock says"
         return f"{own}, the last time known to have passed (this board's clock says {clock:%Y-%m-%d %H:%M:%S} UTC)"
-
-
-def refuse_twins(delegator: Root | None, role: str, document: bytes) -> None:
-    """Raise ``RefusedError`` if ``document`` has enough signatures only because one key stands under two names in ``delegator``
-    (``None``: the document itself, a root).
-
-    What is no metadata passes, and what lacks signatures: python-tuf refuses that.  Source: TUF specification 1.0.33, section
-    5.3.4: a threshold is of unique keys.
-    """
-    try:
-        metadata = Metadata[Any].from_bytes(document)
-    except tuf.RepositoryError:
-        return
-    by = metadata.signed if delegator is None else delegator
-    if not isinstance(by, Root) or not _has_twins(by, role):
-        return
-    result = by.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    keys = len({_material(key) for key in result.signed.values()})
-    if result.verified and keys < result.threshold:
-        raise RefusedError(f"{SUBJECT}: {role}", f"{len(result.signed)} signatures of {keys} keys", f"{result.threshold} keys",
-                           "name every key once in the root")  # fmt: skip
-
-
-def _has_twins(root: Root, role: str) -> bool:
-    materials = [_material(root.keys[keyid]) for keyid in root.roles[role].keyids if keyid in root.keys]
-    return len(set(materials)) < len(materials)
-
-
-def _material(key: Any) -> str:
-    """The same text for the same key (of securesystemslib), however it is written."""
-    public = str(key.keyval.get("public"))
-    if not public.lstrip().startswith("-----"):
-        return public.lower()
-    try:
-        loaded = serialization.load_pem_public_key(public.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        return public
-    return loaded.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo).hex()
 
 
 def _rule(error: tuf.RepositoryError) -> tuple[str, str]:
