@@ -52,6 +52,13 @@ class Moody(TfliteEngine):
     def _refuse(self, answer: Arrays) -> Arrays:
         raise RefusedError("picture", "one of a kind that the old release takes", "another one")
 
+    def _once(self, answer: Arrays) -> Arrays:
+        return self._nan(answer) if self._answers == self._after + 1 else answer
+
+    def _late(self, answer: Arrays) -> Arrays:
+        time.sleep(0.2)
+        return self._fail(answer)
+
     def _slow(self, answer: Arrays) -> Arrays:
         time.sleep(0.3)
         return answer

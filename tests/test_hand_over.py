@@ -99,6 +99,32 @@ def test_a_release_that_turns_bad_later_is_told_then(tmp_path: Path) -> None:
     run(story())
 
 
+def test_nothing_more_is_tried_on_a_release_that_went_wrong_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(rig.install(2, "once|0"))
+            await rig.host.hand_over(MODEL)
+            assert [await served(rig) for _ in range(4)] == [one] * 4
+
+    run(story())
+
+
+def test_the_old_release_stays_until_a_job_that_was_tried_on_the_new_one_has_ended(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with hosting(tmp_path) as rig:
+            one = await served(rig)
+            await rig.host.bring(rig.install(2, "late|0"))
+            await rig.host.hand_over(MODEL)
+            tried = asyncio.create_task(served(rig))
+            while rig.host.resting(MODEL):
+                await asyncio.sleep(0)
+            await rig.host.settle(MODEL)
+            assert await tried == one
+
+    run(story())
+
+
 def test_what_the_old_release_cannot_do_either_is_not_held_against_the_new_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with hosting(tmp_path, first=None) as rig:

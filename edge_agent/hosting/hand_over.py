@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from edge_agent.core.errors import SlyError, UnavailableError
+from edge_agent.core.errors import UnavailableError
 from edge_agent.core.values import ModelOffer
 from edge_agent.hosting.pair import Pair, PairState
 from edge_agent.hosting.release import Release
@@ -25,6 +25,7 @@ class HandOver:
         self._changed, self._report = changed, report
         self._pairs: dict[str, Pair[Release]] = {}
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._closing = asyncio.Event()
         self._leaving: dict[Release, asyncio.Task[None]] = {}
 
     def __iter__(self) -> Iterator[Pair[Release]]:
@@ -97,12 +98,11 @@ class HandOver:
 
     async def close(self) -> None:
         """Let everything go at once."""
-        leaving = dict(self._leaving)
-        for task in leaving.values():
-            task.cancel()
-        await asyncio.gather(*leaving.values(), return_exceptions=True)
-        for release in [*leaving, *(each for pair in self for each in pair.held)]:
-            await release.close()
+        self._closing.set()
+        await self.all_gone()
+        for pair in list(self):
+            for release in pair.held:
+                await release.close()
         self._pairs.clear()
 
     def _put(self, name: str, pair: Pair[Release]) -> None:
@@ -116,10 +116,18 @@ class HandOver:
 
     async def _go(self, release: Release, at_once: bool) -> None:
         async with self._busy[release.name]:
-            try:
-                await release.hand_on(at_once)
-            except SlyError as error:
-                self._report(f"{release} goes with what it has: {error}")
+            await self._handed_on(release, at_once)
             self._changed(release.name)
             await release.close()
         self._report(f"{release} is gone")
+
+    async def _handed_on(self, release: Release, at_once: bool) -> None:
+        """Wait for that, unless everything is to go."""
+        handing = asyncio.get_running_loop().create_task(release.hand_on(at_once))
+        closing = asyncio.get_running_loop().create_task(self._closing.wait())
+        await asyncio.wait([handing, closing], return_when=asyncio.FIRST_COMPLETED)
+        handing.cancel()
+        closing.cancel()
+        await asyncio.wait([handing, closing])
+        if not handing.cancelled() and (error := handing.exception()) is not None:
+            self._report(f"{release} goes with what it has: {error}")
