@@ -191,6 +191,7 @@ class Witness(Disk):
 
     def __init__(self) -> None:
         self.durable: set[int] = set()
+        self.listed: dict[Path, list[str]] = {}
 
     def fsync(self, fd: int) -> None:
         self.durable.add(os.fstat(fd).st_ino)
@@ -198,6 +199,7 @@ class Witness(Disk):
 
     def fsync_folder(self, folder: Path) -> None:
         self.durable.add(folder.stat().st_ino)
+        self.listed[folder] = [path.name for path in folder.glob("env-*")]
         super().fsync_folder(folder)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -205,6 +207,7 @@ class Witness(Disk):
             built = [path for env in target.parent.glob("env-*") for path in (env, *env.rglob("*")) if not path.is_symlink()]
             late = [path for path in (target.parent, *built) if path.stat().st_ino not in self.durable]
             assert len(built) > 5 and not late
+            assert self.listed[target.parent], "the name of the environment"
             self.durable.clear()
         super().rename(source, target)
 
