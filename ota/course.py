@@ -182,6 +182,8 @@ class Course:
             _must_agree("report", report.board, topic.board)
             if report.board != self.here.board:
                 self.words.hear_report(report)
+            elif self._told is not None and report.newness < self._told.newness:
+                self._told = None
 
     def _take_rollout(self, model: str, payload: bytes) -> None:
         rollout = open_rollout(payload, self._operator_key)

@@ -115,7 +115,6 @@ def test_a_canary_of_every_class_of_board_comes_first() -> None:
     assert {fleet.backends[board] for board in fleet.plan.boards[:3]} == set(BACKENDS)
 
 
-@pytest.mark.xfail(strict=True, reason="a course does not look at what the broker keeps of its own reports")
 def test_a_stale_report_that_the_broker_keeps_is_replaced_by_its_board() -> None:
     """Case 36: who comes later would believe for ever that a board is on its way, and wait for it."""
     fleet = a_fleet()
