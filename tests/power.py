@@ -45,8 +45,8 @@ MODEL = "m"
 CACHE, GROWING = Path("/state/models"), Path("/state/models/growing")
 STEP_BYTES = 600
 """Of a piece: not a multiple of a sector, so that pieces share sectors."""
-BUDGET_BYTES = 3 * 3 * STEP_BYTES + 3 * 300 + 600
-"""Three releases and their manifests, and little more: an older one has to give way to a new one."""
+MOST_RELEASES = 6
+"""Of one story."""
 MAX_STARTS = 1000
 """Within a trial; that few of them end it is shown by ``tests/test_power.py`` and ``tests/test_slots.py``."""
 COMMIT = "commit"
@@ -109,6 +109,14 @@ def published(number: int, seed: int) -> Published:
     same = Random(seed).randbytes(STEP_BYTES)
     large = random.randbytes(random.randint(1, STEP_BYTES)) if number % 2 else random.randbytes(STEP_BYTES)
     return Published(number, (File(same + large), File(random.randbytes(random.randint(1, STEP_BYTES)))))
+
+
+@lru_cache(8)
+def budget_bytes(seed: int) -> int:
+    """Of the cache: for the three largest releases of a story and nothing more, so an older one has to give way to a new one."""
+    releases = [published(number, seed) for number in range(1, MOST_RELEASES + 1)]
+    sizes = [sum(file.size_bytes for file in (each.manifest, *each.files)) for each in releases]
+    return sum(sorted(sizes)[-3:])
 
 
 @dataclass(frozen=True)
@@ -275,7 +283,7 @@ class Board:
         self.journal = Journal(disk)
         self.records = Records(self.journal)
         self.slots = self.records.count_start(MAX_STARTS, [MODEL])[MODEL]
-        self.blobs = BlobStore(CACHE, BUDGET_BYTES, disk)
+        self.blobs = BlobStore(CACHE, budget_bytes(seed), disk)
         self.staging = Staging(GROWING, self.blobs, disk)
         self.pinned: list[bytes] = []
         self.pin()
@@ -382,7 +390,7 @@ class Board:
     def content(self, digest: bytes) -> bytes:
         fd = self.blobs.open_verified(digest)
         try:
-            return self.disk.read(fd, BUDGET_BYTES)
+            return self.disk.read(fd, budget_bytes(self.seed))
         finally:
             self.disk.close(fd)
 
@@ -409,11 +417,12 @@ def check(board: Board) -> None:
     must(board.records.take_notes() == [], "a record is damaged")
     check_book(board.journal.book, board.witness)
     board.blobs.reserve("what comes next", 0)  # a blob that gave way may be found again: it goes before the next byte comes
-    must(board.blobs.used_bytes <= BUDGET_BYTES, "the cache is over its budget")
+    must(board.blobs.used_bytes <= budget_bytes(board.seed), "the cache is over its budget")
     slots = board.slots
     must(board.journal.high_water(f"ota/{MODEL}") == slots.floor, "the security floor is not a mark of its own")
-    for held in slots.held:
-        if held != slots.candidate or slots.state is State.TRIAL:
+    on_trial = slots.candidate if slots.state is State.TRIAL else None
+    for held in (slots.confirmed, slots.previous, on_trial):
+        if held is not None and held.number:
             check_whole(board, held)
     growing = {digest.hex() for digest in board.fetched() if not board.blobs.contains(digest)}
     must(not [name for name in board.disk.names(CACHE) if name.startswith(PART_PREFIX)], "a part is left for ever")
