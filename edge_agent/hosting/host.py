@@ -61,7 +61,9 @@ class Host:
         self.on_trial: Callable[[str, str], None] = lambda name, why: None
         self._conversations = Conversations(board, self._board_id, self._releases, clock, self._told)
         self.speakers = self._conversations.speakers
-        self.moving = Moving(self.speakers)
+        moving = Moving(self.speakers)
+        self.find, self.put, self.give = moving.find, moving.put, moving.give
+        """Steps of a session that moves between boards."""
 
     # releases
 

@@ -71,9 +71,9 @@ class Jobs:
     async def _move(self, effect: KvFind | KvPut | KvGive) -> None:
         match effect:
             case KvFind():
-                self._feed(await self._host.moving.find(effect))
+                self._feed(await self._host.find(effect))
             case KvPut():
-                self._feed(await self._host.moving.put(effect))
+                self._feed(await self._host.put(effect))
             case KvGive():
-                self._feed(await self._host.moving.give(effect))
+                self._feed(await self._host.give(effect))
         self.tell_kv()
