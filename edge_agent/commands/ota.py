@@ -127,13 +127,11 @@ def _built(arguments: argparse.Namespace, folder: OperatorFolder) -> Built:
 
 def _agent(wheels: Path, classes: list[str]) -> Built:
     """A release of the agent itself, of the wheels that ``sly ota pack-agent`` made."""
-    from edge_agent.core.errors import RefusedError
     from ota.manifest import AGENT, Kind
     from ota.release import Built, build_release
+    from ota.wheelhouse import wheelhouse_files
 
-    files = {path.name: path for path in sorted(wheels.glob("*.whl"))}
-    if not files:
-        raise RefusedError(f"folder {wheels}", "no wheel", "what sly ota pack-agent made")
+    files = wheelhouse_files(wheels)
     return Built(build_release(AGENT, 1, "", files, Kind.AGENT, classes), files)
 
 
