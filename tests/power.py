@@ -20,15 +20,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from itertools import chain
 from multiprocessing import Pool
 from pathlib import Path
 from random import Random
 
-from edge_agent.core.cbor import decode, encode
+from edge_agent.core.cbor import decode
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import DIGEST_BYTES
 from edge_agent.store.blobs import BlobStore
@@ -37,222 +37,17 @@ from edge_agent.store.staging import Receiving, Staging
 from ota import records
 from ota.records import Records
 from ota.slots import Held, ModelSlots, State, confirm, give_up, go_back, roll_back, stage, try_
-from tests.virtual_disk import Keeps, PowerCutError, VirtualDisk, mixture, survivals
+from tests.power_ledger import Book, Journal, Mains
+from tests.power_stories import STEP_BYTES, Deliver, File, Published, Return, Story, Take, budget_bytes, published, told
+from tests.virtual_disk import Keeps, PowerCutError, mixture, survivals
 
 records._opened = lru_cache(4096)(records._opened)  # pure; the same few records are read in every state
 
 MODEL = "m"
 CACHE, GROWING = Path("/state/models"), Path("/state/models/growing")
-STEP_BYTES = 600
-"""Of a piece: not a multiple of a sector, so that pieces share sectors."""
-MOST_RELEASES = 6
-"""Of one story."""
 MAX_STARTS = 1000
-"""Within a trial; that few of them end it is shown by ``tests/test_power.py`` and ``tests/test_slots.py``."""
-COMMIT = "commit"
+"""Within a trial; that few of them end it is shown by ``tests/test_slots.py``."""
 SECOND_CUTS = 8
-
-
-@dataclass(frozen=True)
-class File:
-    """The bytes of a released file and their pieces, as ``ota.chunks.Artefact`` has them, but of small ones."""
-
-    data: bytes
-    step_bytes: int = STEP_BYTES
-
-    @cached_property
-    def digest(self) -> bytes:
-        return sha256(self.data).digest()
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.data)
-
-    @property
-    def count(self) -> int:
-        return -(-len(self.data) // self.step_bytes)
-
-    def piece(self, index: int) -> bytes:
-        return self.data[index * self.step_bytes : (index + 1) * self.step_bytes]
-
-    def piece_bytes(self, index: int) -> int:
-        return len(self.piece(index))
-
-    def piece_digest(self, index: int) -> bytes:
-        return sha256(self.piece(index)).digest()
-
-    def check(self, index: int, data: bytes | memoryview) -> None:
-        if bytes(data) != self.piece(index):
-            raise RefusedError(f"piece {index}", "other bytes")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A release of two files, of which a piece is the same in all releases, and its manifest: the digests of its files."""
-
-    number: int
-    files: tuple[File, File]
-
-    @cached_property
-    def manifest(self) -> File:
-        data = encode([self.number, *(each.digest for each in self.files)])
-        return File(data + bytes(250 - len(data)), step_bytes=250)
-
-    @property
-    def held(self) -> Held:
-        return Held(self.number, self.manifest.digest)
-
-
-@lru_cache(64)
-def published(number: int, seed: int) -> Published:
-    random = Random(f"{seed}/{number}")
-    same = Random(seed).randbytes(STEP_BYTES)
-    large = random.randbytes(random.randint(1, STEP_BYTES)) if number % 2 else random.randbytes(STEP_BYTES)
-    return Published(number, (File(same + large), File(random.randbytes(random.randint(1, STEP_BYTES)))))
-
-
-@lru_cache(8)
-def budget_bytes(seed: int) -> int:
-    """Of the cache: for the three largest releases of a story and nothing more, so an older one has to give way to a new one."""
-    releases = [published(number, seed) for number in range(1, MOST_RELEASES + 1)]
-    sizes = [sum(file.size_bytes for file in (each.manifest, *each.files)) for each in releases]
-    return sum(sorted(sizes)[-3:])
-
-
-@dataclass(frozen=True)
-class Book:
-    """What the ledger holds; a commit replaces all of it."""
-
-    documents: dict[str, bytes] = field(default_factory=dict)
-    marks: dict[str, int] = field(default_factory=dict)
-    owed: tuple[str, ...] = ()
-    delivered: tuple[str, ...] = ()
-    receipts: tuple[bytes, ...] = ()
-
-
-class Mains(VirtualDisk):
-    """The disk of the whole board: the files, and what was committed. A commit is one change, and the power may fail in it."""
-
-    def __init__(self, cut_at: int | None = None) -> None:
-        super().__init__(cut_at)
-        self.book = Book()
-        self.writing: Book | None = None
-
-    def rebooted(self, keeps: Keeps, cut_at: int | None = None, kind: type[VirtualDisk] | None = None) -> Mains:
-        new = super().rebooted(keeps, cut_at, kind)
-        assert isinstance(new, Mains)
-        new.book = self.writing if self.writing is not None and keeps(COMMIT) else self.book
-        return new
-
-    def killed(self) -> Mains:
-        """As a killed process leaves it: SQLite finds what was being committed in whole, or not at all; here not at all."""
-        super().killed()
-        self.writing = None
-        return self
-
-    def commit(self, book: Book) -> None:
-        self.writing = book
-        self._change()
-        self.book, self.writing = book, None
-
-
-class Journal:
-    """The ledger's stand-in: see the head of this file."""
-
-    def __init__(self, disk: Mains) -> None:
-        self._disk = disk
-        self._open: Book | None = None
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        assert self._open is None, "transactions do not nest"
-        book = self._disk.book
-        self._open = replace(book, documents=dict(book.documents), marks=dict(book.marks))
-        try:
-            yield
-            if self._open != book:
-                self._disk.commit(self._open)
-        finally:
-            self._open = None
-
-    @property
-    def book(self) -> Book:
-        return self._open or self._disk.book
-
-    def document(self, name: str) -> bytes | None:
-        return self.book.documents.get(name)
-
-    def put_document(self, name: str, data: bytes) -> None:
-        self._changing.documents[name] = data
-
-    def high_water(self, name: str) -> int:
-        return self.book.marks.get(name, 0)
-
-    def raise_high_water(self, name: str, value: int) -> None:
-        if value < self.high_water(name):
-            raise RefusedError(f"high-water mark {name}", value, f"{self.high_water(name)} or more")
-        self._changing.marks[name] = value
-
-    def owe(self, key: str) -> None:
-        if key not in self.book.owed + self.book.delivered:
-            self._open = replace(self._changing, owed=(*self.book.owed, key))
-
-    def deliver(self, key: str) -> None:
-        owed = tuple(each for each in self.book.owed if each != key)
-        self._open = replace(self._changing, owed=owed, delivered=(*self.book.delivered, key))
-
-    def append(self, body: bytes) -> None:
-        before = sha256(self.book.receipts[-1]).digest() if self.book.receipts else bytes(DIGEST_BYTES)
-        self._open = replace(self._changing, receipts=(*self.book.receipts, before + body))
-
-    @property
-    def _changing(self) -> Book:
-        assert self._open is not None, "a change outside a transaction"
-        return self._open
-
-
-@dataclass(frozen=True)
-class Take:
-    """An operator pushes a release: it is sound, or rolls back, or is given up while it is fetched."""
-
-    number: int
-    end: str = "sound"
-
-
-@dataclass(frozen=True)
-class Return:
-    """The fleet goes back to the release before."""
-
-
-@dataclass(frozen=True)
-class Deliver:
-    """What is owed is sent, one message after another."""
-
-
-Deed = Take | Return | Deliver
-Story = tuple[Deed, ...]
-WHOLE_STORY: Story = (Take(2), Take(3, "bad"), Deliver(), Take(4, "dropped"), Take(4), Return(), Take(5), Deliver())
-
-
-def told(seed: int) -> Story:
-    """A story that can happen; that of seed 0 has everything in it."""
-    if not seed:
-        return WHOLE_STORY
-    random, deeds, confirmed, number = Random(seed), list[Deed](), [1], 1
-    for _ in range(5):
-        deed = random.choice(("sound", "sound", "bad", "dropped", "return", "deliver"))
-        if deed == "return" and len(confirmed) < 2 or deed == "deliver" and not deeds:
-            deed = "sound"
-        if deed == "return":
-            deeds.append(Return())
-            confirmed = confirmed[-2:-1]
-        elif deed == "deliver":
-            deeds.append(Deliver())
-        else:
-            number += 1
-            deeds.append(Take(number, deed))
-            confirmed += [number] * (deed == "sound")
-    return tuple(deeds)
 
 
 @dataclass

@@ -16,7 +16,9 @@ from edge_agent.store.ledger import Ledger
 from ota.records import Records
 from ota.slots import IllegalMoveError, ModelSlots, State, fall_back
 from tests import power
-from tests.power import MODEL, Board, LostError, Mains, Take, after_kills, at_first, check, published, states, told
+from tests.power import MODEL, Board, LostError, after_kills, at_first, check, states
+from tests.power_ledger import Book, Mains
+from tests.power_stories import Take, published, told
 from tests.test_kill import MAX_WAIT_S, killed_while
 
 STATES = {0: 7_000, 1: 6_000, 2: 7_500}
@@ -53,7 +55,7 @@ class FolderUnsynced(Mains):
 class Hasty(Mains):
     """A ledger that says that it committed before it did."""
 
-    def commit(self, book: power.Book) -> None:
+    def commit(self, book: Book) -> None:
         before = self.book
         super().commit(book)
         self.book, self.writing = before, book
