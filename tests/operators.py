@@ -39,6 +39,11 @@ class FleetBroker:
             self._process = subprocess.Popen([self._path, "-c", configuration], stdout=log, stderr=log)
         wait_until_accepting(self._folder.settings.port, self._process)
 
+    def freeze(self) -> None:
+        """It reads and answers nothing any more, and its connections stay."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)

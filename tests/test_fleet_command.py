@@ -106,9 +106,12 @@ def test_a_folder_with_content_is_never_taken_for_a_new_fleet(
 ) -> None:
     before = {path: path.read_bytes() for path in every_file(fleet)}
     assert "there already" in refused(capsys, "init", str(fleet), "--broker-host", HOST)
-    file = tmp_path / "file"
+    file = tmp_path / "mine" / "file"
+    file.parent.mkdir()
     file.write_text("mine")
-    assert "there already" in refused(capsys, "init", str(file), "--broker-host", HOST)
+    for each in (file, file.parent):
+        assert "there already" in refused(capsys, "init", str(each), "--broker-host", HOST)
+    assert list(file.parent.iterdir()) == [file]
     assert {path: path.read_bytes() for path in every_file(fleet)} == before
 
 
@@ -384,11 +387,14 @@ def test_a_session_outlives_a_broker_that_is_killed_and_says_what_it_was_saying(
         async def scene() -> None:
             async with folder.session() as session:
                 await folder.publish(session)
+                broker.freeze()
+                under_way = asyncio.create_task(session.say(Message(TOPICS.word("barn"), b"x", retain=True)))
+                await asyncio.sleep(0)
                 broker.stop(signal.SIGKILL)
-                await session.wait_for(lambda: bool(session.down), LIMIT_S)
-                saying = asyncio.create_task(session.say(Message(TOPICS.word("barn"), b"x", retain=True)))
+                assert await session.wait_for(lambda: bool(session.down), LIMIT_S)
+                waiting = asyncio.create_task(session.say(Message(TOPICS.word("kitchen"), b"x", retain=True)))
                 await asyncio.to_thread(broker.start)
-                await saying
+                await asyncio.gather(under_way, waiting)
 
         asyncio.run(scene())
 
