@@ -78,7 +78,7 @@ def test_a_turn_under_way_ends_on_the_old_release_while_new_ones_are_served(tmp_
             await rig.host.bring(rig.install_language(2))
             begun = asyncio.Event()
             long = asyncio.create_task(rig.say("Tell me all.", "a", 200, heard=lambda text: begun.set()))
-            nameless = asyncio.create_task(rig.say("And me.", "", 201))
+            nameless = asyncio.create_task(rig.say("And me.", "", 300))
             await begun.wait()
             await rig.host.hand_over(LANGUAGE)
             _, digest = await said(rig, "Me too.", "b")
