@@ -170,9 +170,11 @@ def test_a_checker_is_limited_and_ends_with_the_agent() -> None:
         "time.sleep(3600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", agent], cwd=Path(__file__).parents[1], stdin=subprocess.PIPE) as process:
-        child = asyncio.run(_first_child(process.pid))
-        asyncio.run(_limits_of(child))
-        process.kill()
+        try:
+            child = asyncio.run(_first_child(process.pid))
+            asyncio.run(_limits_of(child))
+        finally:
+            process.kill()
         asyncio.run(_end_of(child))
 
 
