@@ -140,7 +140,7 @@ class Giving:
             return
         arrived = wanter.lacking & ~want.lacking
         foreign = not self.first and offer.is_foreign(arrived)
-        offer.advance(wanter, want, now_us)
+        offer.advance(wanter, want, now_us, alone=self.first)
         wanter.progressed += arrived.bit_count()
         if wanter.progressed >= NEXT_TO_NOTHING_PIECES or (foreign and wanter.begun):
             wanter.progressed, wanter.progress_us = 0, now_us

@@ -106,13 +106,14 @@ class Offer:
         if not self.wanters:
             self.forgotten, self.sent = self.sends, []
 
-    def advance(self, wanter: Wanter, want: Want, now_us: int) -> None:
-        """What a later want says of what was sent."""
+    def advance(self, wanter: Wanter, want: Want, now_us: int, alone: bool) -> None:
+        """What a later want says of what was sent. ``alone``: as far as is known here nobody else gives, so the order of what
+        arrived is that of the sends."""
         arrived = wanter.lacking & ~want.lacking
         wanter.seen = max(wanter.seen, self._newest(arrived, wanter.base))
         if arrived & ~self._mine():
             wanter.foreign_us = now_us
-        alone = wanter.foreign_us is None or now_us - wanter.foreign_us >= FOREIGN_US
+        alone = alone and (wanter.foreign_us is None or now_us - wanter.foreign_us >= FOREIGN_US)
         base = max(
             wanter.base,
             wanter.seen - REORDER_PIECES if alone else 0,

@@ -20,6 +20,7 @@ from edge_agent.transport.endpoint import Endpoint
 from edge_agent.transport.inbox import MAX_WAITING_BYTES, MAX_WAITING_EVENTS, Inbox
 from edge_agent.transport.link import (
     MAX_OWED_MESSAGES,
+    MAX_PAYLOAD_BYTES,
     MAX_TOPIC_BYTES,
     Delivered,
     LinkEvent,
@@ -278,8 +279,8 @@ def test_a_broker_that_ignores_what_we_owe_it_is_read_no_further_until_something
     with HostileBroker(script) as broker:
         victim = world.victim(broker)
         world.wait(lambda: len(victim.messages) >= MAX_OWED_MESSAGES, "as many as may be owed")
-        victim.link.publish(Message("still/heard", b"", qos=0))
-        assert published.wait(60), "what is said meanwhile goes out"
+        victim.link.publish(Message("still/heard", bytes(MAX_PAYLOAD_BYTES), qos=0))
+        assert world.loop.run_until_complete(asyncio.to_thread(published.wait, 60)), "what is said meanwhile goes out"
         assert len(victim.messages) == MAX_OWED_MESSAGES
         for delivered in victim.delivered[:10]:
             victim.link.acknowledge(delivered.token)

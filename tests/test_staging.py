@@ -392,6 +392,43 @@ def test_a_disk_error_at_any_operation_loses_nothing_that_was_there_and_the_same
     raise AssertionError("it never went through")
 
 
+class Forgetful(VirtualDisk):
+    """As Linux does, it counts cached data as clean after an fsync of it failed: a later one succeeds and writes nothing."""
+
+    def fsync(self, fd: int) -> None:
+        inode = self.open_files[fd][0]
+        try:
+            self._change()
+        except OSError:
+            inode.pages_lie = True
+            raise
+        if not inode.pages_lie:
+            inode.durable, inode.durable_mtime_s = bytes(inode.data), inode.mtime_s
+
+    def forget_cached(self, fd: int) -> None:
+        super().forget_cached(fd)
+        inode = self.open_files[fd][0]
+        if inode.pages_lie:
+            inode.pages_lie, inode.data = False, bytearray(inode.durable)
+
+
+def test_after_an_fsync_that_failed_what_the_storage_does_not_have_is_written_again() -> None:
+    for fail_at in range(1, 100):
+        disk = Forgetful()
+        board = on(disk)
+        receiving = board.staging.open(ARTEFACT)
+        disk.fail_at = disk.operations + fail_at
+        try:
+            put_all(receiving)
+            receiving.finish()
+            break
+        except UnavailableError:
+            put_all(receiving)
+            receiving.finish()
+        assert all(on(disk.rebooted(keeps)).holds(MODEL) for keeps in survivals(2))
+    assert fail_at > 10
+
+
 def violations(kind: type[VirtualDisk]) -> Counter[str]:
     """What is broken after a cut at any change of an installation, and a second one at any change of the start that follows."""
     found: Counter[str] = Counter()

@@ -34,6 +34,8 @@ class Inode:
     mtime_s: int = 0
     durable_mtime_s: int = 0
     mode: int = 0o600
+    pages_lie: bool = False
+    """Set by a disk that loses what it could not sync."""
 
     def put(self, data: bytes | memoryview, offset: int) -> None:
         self.data.extend(bytes(max(0, offset - len(self.data))))
@@ -110,6 +112,8 @@ class VirtualDisk(Disk):
 
     def open_write(self, path: Path) -> int:
         self._operation()
+        if not self._inode(path).mode & 0o200:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return self._descriptor(self._inode(path))
 
     def open_read(self, path: Path) -> int:
