@@ -192,9 +192,12 @@ class UpdatingBoard:
             here, FLEET, self._boots, self.signer, self.books, slots, manifests=manifests, held=self.cache,
             gives_bytes_per_s=GIVES_BYTES_PER_S, members=self.fleet.keys, operators=self.fleet.operators,
         )  # fmt: skip
+        self._connect()
+        self._tick()
+
+    def _connect(self) -> None:
         self.link = LoopbackLink(self.fleet.broker, self.name, LINK)
         self.link.open(self._hear)
-        self._tick()
 
     def kill(self) -> None:
         """The plug is pulled."""
