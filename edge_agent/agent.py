@@ -1,17 +1,21 @@
 """The agent: one board's daemon, brought up, asked, and taken down.
 
 Owns the order in which the rooms of the shell come and go, and answers turns of talk for the doors (``gateway.talker``).  Rules:
-one asyncio loop; a stop drains within its time limit; no broker, no internet and a failed model never keep it from starting.
+one asyncio loop; a stop drains within its time limit; no broker, no internet and a failed model never keep it from starting, and
+a disk that fails never ends its serving (``shell.standby``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +49,9 @@ from edge_agent.gateway.local import LocalServer
 from edge_agent.gateway.local_talk import TALK, talk_stream
 from edge_agent.gateway.talker import DRAINING, UNKNOWN_MODEL, Figure
 from edge_agent.hosting import Host, language_models, model_files
-from edge_agent.node.events import Drain, Event, Hosted, Measured, Withdrawn
+from edge_agent.node.events import Drain, Effect, Event, Hosted, Measured, Reply, Withdrawn
 from edge_agent.node.node import Node
+from edge_agent.node.settings import NodeSettings
 from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.service import notify
 from edge_agent.shell import counted
@@ -57,7 +62,10 @@ from edge_agent.shell.endorsing import Endorsing
 from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
+from edge_agent.shell.standby import Standby
+from edge_agent.shell.state_disk import folder_for_socket
 from edge_agent.shell.tasks import Tasks
+from edge_agent.shell.under_way import UnderWay
 from edge_agent.shell.updating import Updating
 from edge_agent.shell.verbs import Verbs
 from edge_agent.shell.work_loop import WorkLoop
@@ -65,6 +73,7 @@ from edge_agent.store.blobs import BlobStore
 from edge_agent.store.ledger import Ledger
 from edge_agent.talk import Talks
 from edge_agent.transport.link import LinkEvent, Will
+from ota.launcher import SLOTS_VARIABLE
 
 if TYPE_CHECKING:
     from edge_agent.speaking import Speaker
@@ -87,6 +96,8 @@ class Agent:
     work: WorkLoop
     verbs: Verbs
     heartbeat: Heartbeat
+    _settings_on: Callable[[Ledger], NodeSettings]
+    _library: str
 
     def __init__(
         self,
@@ -105,8 +116,13 @@ class Agent:
         self._closers: list[Callable[[], Any]] = []
         self.measuring: Measuring | None = None
         self.updater: Updater | None = None
+        self._under_way = UnderWay(config.board.id, self.clock)
+        self.standby = Standby(config.state.folder, self, self._under_way, self.say)
         self.stop_requested = asyncio.Event()
-        self.faulty = self.start_anew = False
+        self.faulty = False
+        self.start_anew = self.begins_anew = False
+        """Another release of the agent is to start; this one is, in this process."""
+        self.socket = config.state.folder / SOCKET_NAME
         self.gateway_port = 0
         """Where the gateway listens; 0 without one."""
 
@@ -119,7 +135,8 @@ class Agent:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        notify("STOPPING=1")
+        if not self.begins_anew:
+            notify("STOPPING=1")
         if kind is None and not self.work.broken:
             await self.drain()
         await self._close()
@@ -161,7 +178,7 @@ class Agent:
             raise RefusedError(UNKNOWN_MODEL, model, ", ".join(self.models()) or "none is hosted", "see [models] serve")
         async with aclosing(self._talks.talk(turn, model, data=data, limits=limits)) as parts:
             async for part in parts:
-                yield part
+                yield self.standby.excused_end(part) if isinstance(part, TurnEnd) and self.config.attest.on else part
 
     async def ready(self) -> str:
         """Why no turn could be served now; empty when one could."""
@@ -194,8 +211,8 @@ class Agent:
         endpoint = endpoint_of(config.cloud) if config.cloud.on else None
         folder = private_folder(config)
         software = self._begin_to_measure()
-        ledger = Ledger(folder / "ledger.db")
-        self._closers.append(ledger.close)
+        ledger = self.standby.open()
+        self._closers.append(self.standby.close)
         blobs = BlobStore(folder / "models", config.state.cache_bytes)
         signer = signer_of(config)
         self.board = self._given_board or open_board(config.board.backend, board_settings(config))
@@ -204,14 +221,14 @@ class Agent:
         await check_broker(config, self.say)
         measured = self._with_delegate(await software) if software else None
         key_kind = endorser.kind if endorser else KeyKind.SOFTWARE
-        self.node = Node(node_settings(config, signer, self.board, ledger, measured, key_kind), ledger)
+        self._settings_on = partial(node_settings, config, signer, self.board, software=measured, key_kind=key_kind)
+        self.node, ledger = self._first_node(ledger, partial(node_settings, config, signer, self.board))
         self.host = self._hosting(blobs)
         self._furnish(ledger)
-        self._open_updates(ledger, blobs, measured)
+        if not self.standby.why:
+            self._open_updates(ledger, blobs, measured)
         self._prepare_endorsing()
-        server = LocalServer(folder / SOCKET_NAME, self.verbs.handle, {TALK: talk_stream(self)})
-        await server.start()
-        self._closers.append(server.close)
+        await self._open_door()
         await self._load_models(files)
         if measured:
             self._measure(measured)
@@ -227,8 +244,35 @@ class Agent:
             self._tasks.spawn(self.measuring.goldens.run_for_ever(), "golden inputs")
         if self.updater is not None:
             self._tasks.spawn(self.updater.run_for_ever(), "updates")
+        self._tasks.spawn(self.standby.watch_for_ever(), "disk")
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
+
+    def _first_node(self, ledger: Ledger, bare: Callable[[Ledger], NodeSettings]) -> tuple[Node, Ledger]:
+        """On a ledger in memory if this one does not even count the boot; such a node attests to nothing (``bare``)."""
+        if not self.standby.why:
+            try:
+                return self.node_on(ledger), ledger
+            except UnavailableError as error:
+                ledger = self.standby.open_in_memory(error)
+        return Node(bare(ledger), ledger), ledger
+
+    async def _open_door(self) -> None:
+        """The socket, in the state folder or, while that takes none, as near as can be."""
+        try:
+            await self._listen_on(self.socket)
+        except (OSError, UnavailableError) as error:
+            disk_failed = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+            if not (self.standby.why and disk_failed):
+                raise
+            self.socket = folder_for_socket(self.config.state.folder) / SOCKET_NAME
+            self.say(f"the socket is {self.socket} meanwhile: {error}")
+            await self._listen_on(self.socket)
+
+    async def _listen_on(self, path: Path) -> None:
+        server = LocalServer(path, self.verbs.handle, {TALK: talk_stream(self)})
+        await server.start()
+        self._closers.append(server.close)
 
     def _prepare_endorsing(self) -> None:
         """Find this board's own attestation key; say whose endorsements nobody can check here."""
@@ -267,26 +311,31 @@ class Agent:
         """The rooms of the shell, around the node and the host."""
         self._jobs = Jobs(self.host, self._tasks, self._feed, self.config.board.id)
         self._effects = Effects(self._jobs, self._answers, self._talks, self._endorsing, self._feed, self.say)
-        self.work = WorkLoop(self.node, ledger, self.clock, self._effects.carry_out, self._fault)
+        self.work = WorkLoop(self.node, ledger, self.clock, self._carry_out, self._fault, self.standby.lost)
         self._closers.append(self.work.close)
-        self.verbs = Verbs(self.node, self.work, self.clock, self.host, self._answers, self._jobs)
+        self.verbs = Verbs(lambda: self.node, self.work, self.clock, self.host, self._answers, self._jobs, self.standby.told)
         self.heartbeat = Heartbeat(self.board, self.clock, self._feed, lambda: self.node.at_rest)
 
     def _open_updates(self, ledger: Ledger, blobs: BlobStore, measured: Software | None) -> None:
         """What the fleet pushes: taken up where the last start left it."""
         if not self.config.ota.root:
             return
-        library = measured.library.name if measured else ""
-        updating = Updating(self.config, replace(self.node.settings), self._feed, self.say, self._start_anew, library)
+        self._library = measured.library.name if measured else ""
+        updating = self._updating()
         self.updater = updating.open(self.board, ledger, blobs, self.host, self.clock)
         self._closers.append(self.updater.close)
         self.updater.start([*model_files(self.config), *language_models(self.config)])
         if self.updater.charter is not None:
             updating.adopt(self.updater.charter)
 
+    def _updating(self) -> Updating:
+        return Updating(self.config, replace(self.node.settings), self._feed, self.say, self._start_anew, self._library)
+
     def _start_anew(self, why: str) -> None:
+        """Another release of the agent is to take over: by whoever started this one, if there is such."""
         self.say(f"starting anew: {why}")
         self.start_anew = True
+        self.begins_anew = not (os.environ.get(SLOTS_VARIABLE) or os.environ.get("NOTIFY_SOCKET"))
         self.stop_requested.set()
 
     async def _load_models(self, names: list[str]) -> None:
@@ -301,6 +350,8 @@ class Agent:
 
     def _open_link(self) -> None:
         broker = self.config.broker
+        if self.standby.why:
+            return
         if not broker.host:
             self.say("no [broker] host: this board stands alone")
             return
@@ -354,16 +405,66 @@ class Agent:
             if asyncio.iscoroutine(outcome):
                 await outcome
 
+    # a disk that fails (shell.standby.Inhabitants)
+
+    def node_on(self, ledger: Ledger) -> Node:
+        return Node(self._settings_on(ledger), ledger)
+
+    def decide_by(self, node: Node, ledger: Ledger, first: Sequence[Event]) -> None:
+        before, self.node = self.node, node
+        try:
+            self.work.take_over(node, ledger, first)
+        except UnavailableError:
+            self.node = before
+            raise
+
+    def leave_fleet(self, why: str) -> None:
+        if self.updater is not None:
+            self.updater.pause(why)
+        link, self._effects.link = self._effects.link, None
+        if link is None:
+            return
+        if link.up:
+            with suppress(UnavailableError):
+                link.publish(self.node.farewell())
+        self._tasks.spawn(asyncio.to_thread(link.close), "goodbye")
+
+    def return_to_fleet(self, ledger: Ledger) -> None:
+        if self.updater is not None:
+            updating = self._updating()
+            self.updater.resume(ledger, self.node.settings.boot_epoch, updating)
+            if self.updater.charter is not None:
+                updating.adopt(self.updater.charter)
+        self.work.recover()
+        if self.measuring is not None:
+            self._feed(Measured(self.measuring.measurements()))
+        self._open_link()
+
+    def begin_anew(self, why: str) -> None:
+        self.say(f"starting anew: {why}")
+        self.begins_anew = True
+        self.stop_requested.set()
+
     # between the rooms
 
     def _hear(self, event: LinkEvent) -> None:
+        if self._effects.link is None:
+            return
         if self.updater is None or not self.updater.hear(event):
             self._feed(event)
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, Measured):
             self._endorsing.loaded(event.measurements)
+        self._under_way.hear(event)
         self.work.feed(event)
+
+    def _carry_out(self, effect: Effect) -> None:
+        if not self._under_way.lets(effect):
+            return
+        if isinstance(effect, Reply) and self.config.attest.on:
+            effect = replace(effect, result=self.standby.excused(effect.result))
+        self._effects.carry_out(effect)
 
     def _fault(self, text: str) -> None:
         self.say(text)
@@ -372,10 +473,25 @@ class Agent:
 
 
 async def serve(config: AgentConfig) -> int:
-    """Run an agent until SIGTERM or SIGINT; 0 after a clean drain, 1 if it stopped because of a fault of its own."""
-    async with Agent(config) as agent:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, agent.stop_requested.set)
-        agent.say(f"{config.board.id} is ready on {config.state.folder / SOCKET_NAME}")
-        await agent.serve()
-        return 1 if agent.faulty else 0
+    """Run an agent until SIGTERM or SIGINT; 0 after a clean drain, 1 if it stopped because of a fault of its own.
+
+    What begins anew, and nobody else starts, begins anew here.
+    """
+    stop_asked, running = asyncio.Event(), list[Agent]()
+
+    def stop() -> None:
+        stop_asked.set()
+        for agent in running:
+            agent.stop_requested.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    while True:
+        async with Agent(config) as agent:
+            running[:] = [agent]
+            agent.say(f"{config.board.id} is ready on {agent.socket}")
+            if not stop_asked.is_set():
+                await agent.serve()
+            agent.begins_anew &= not stop_asked.is_set() and not agent.faulty
+        if not agent.begins_anew:
+            return 1 if agent.faulty else 0

@@ -2,8 +2,8 @@
 
 The only file of the updates with I/O.  Rules: nothing is decided here; the ledger's transaction closes before any effect is
 carried out; every message is acknowledged, whatever becomes of it; what takes long runs beside the event loop and comes back as
-an event; a ledger that fails costs the updates a pause and never the serving: they begin anew from what it holds; what belongs to an
-attempt that was given up is not heard.
+an event; a ledger or a disk that fails costs the updates a pause and never the serving: they begin anew from what the ledger
+holds, or go on where the disk left them; what belongs to an attempt that was given up is not heard.
 """
 
 from __future__ import annotations
@@ -135,6 +135,9 @@ class Updater:
         self._kept: frozenset[bytes] = frozenset()
         self._course: Course | None = None
         self._generation = 0
+        self._paused = False
+        self._unfinished: set[str] = set()
+        """Models that the attempt before had in hand."""
         self._link: Link | None = None
         self._link_up = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ota")
@@ -161,10 +164,53 @@ class Updater:
         self.slots = self._records.count_start(self._config.trial_boots, hosted)
         for note in self._records.take_notes():
             self._door.say(note)
-        self._staging = Staging(self._folder / "staging", self._blobs, self._disk)
-        if self._agent is not None:
-            self._agent.recover()
+        try:
+            self._stage()
+            if self._agent is not None:
+                self._agent.recover()
+        except UnavailableError as error:
+            self._door.say(f"updates wait for the disk: {error}")
         self._begin()
+
+    def _stage(self) -> Staging:
+        """Where artefacts grow; there from the start on, unless the disk failed. Raises ``UnavailableError``."""
+        if self._staging is None:
+            self._staging = Staging(self._folder / "staging", self._blobs, self._disk)
+        return self._staging
+
+    # a ledger that fails
+
+    def pause(self, why: str) -> None:
+        """The ledger is gone until ``resume`` brings another."""
+        self._paused, self._link_up = True, False
+        self._leave_course()
+        self._door.say(f"updates pause: {why}")
+
+    def resume(self, ledger: Ledger, boot_epoch: int, door: Door) -> None:
+        """Begin anew from what ``ledger`` holds, in a boot of its own. ``open_link`` before what the link brings."""
+        self._ledger, self._records = ledger, Records(ledger)
+        self._boot_epoch, self._door, self._paused = boot_epoch, door, False
+        self._link = None
+        try:
+            self._begin()
+        except SlyError as error:
+            self._give_up(str(error), None)
+            return
+        self._spawn(self._take_back_unfinished(), "updates begin anew")
+
+    def _leave_course(self) -> None:
+        if self._course is not None:
+            self._unfinished |= {model for model, life in self._course.lives.items() if life.doing is not Doing.NOTHING}
+        self._course = None
+        self._generation += 1
+
+    async def _take_back_unfinished(self) -> None:
+        """What was brought, or is on trial, goes: who still wants it brings it again."""
+        unfinished, self._unfinished = self._unfinished, set()
+        on_trial = {model for model, slots in self.slots.items() if slots.state is State.TRIAL}
+        for model in sorted((unfinished | on_trial) - {AGENT}):
+            async with self._turns[model]:
+                await self._take_back(model)
 
     async def load_models(self, names: Iterable[str]) -> None:
         """Bring up what is confirmed of each model; where that cannot be, what was before it, at the last the factory's."""
@@ -312,22 +358,21 @@ class Updater:
     def _give_up(self, why: str, event: object) -> None:
         """The ledger failed: what this attempt believes may be ahead of it."""
         self._door.say(f"updates pause for {AGAIN_S:g} s: {why}")
-        self._course = None
-        self._generation += 1
+        self._leave_course()
         if isinstance(event, events.Heard | events.Stored):
             self._acknowledge(event.token)
-        self._spawn(self._begin_again(), "updates begin anew")
+        self._spawn(self._begin_again(self._generation), "updates begin anew")
 
-    async def _begin_again(self) -> None:
+    async def _begin_again(self, generation: int) -> None:
         await asyncio.sleep(AGAIN_S)
+        if self._paused or generation != self._generation:
+            return
         try:
             self._begin()
         except SlyError as error:
             self._give_up(str(error), None)
             return
-        for model, slots in self.slots.items():
-            if slots.state is State.TRIAL and model != AGENT:
-                await self._take_back(model)
+        await self._take_back_unfinished()
         if self._link_up:
             self.feed(events.LinkTurned(True))
 
@@ -441,9 +486,8 @@ class Updater:
     async def _open(self, effect: events.Open) -> None:
         generation, digest = self._generation, effect.artefact.digest
         try:
-            assert self._staging is not None
             self._drop(digest)
-            receiving = self._receiving[digest] = self._staging.open(effect.artefact, scan=False)
+            receiving = self._receiving[digest] = self._stage().open(effect.artefact, scan=False)
             await self._beside(receiving.scan)
             for seed in effect.seeds:
                 await self._beside(partial(receiving.seed, seed))

@@ -6,6 +6,8 @@ Rules: a body that is not the verb's is refused like a verb that does not exist;
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edge_agent.core import wire
 from edge_agent.core.cbor import list_of
 from edge_agent.core.clock import Clock
@@ -26,9 +28,18 @@ NEWEST = "last"
 
 
 class Verbs:
-    def __init__(self, node: Node, work: WorkLoop, clock: Clock, host: Host, answers: Answers, jobs: Jobs) -> None:
-        self._node, self._work, self._clock = node, work, clock
-        self._host, self._answers, self._jobs = host, answers, jobs
+    """``node`` gives the one that decides now; ``disk``, whether that is kept, and what ails the disk."""
+
+    def __init__(
+        self, node: Callable[[], Node], work: WorkLoop, clock: Clock, host: Host, answers: Answers, jobs: Jobs,
+        disk: Callable[[], dict[str, object]],
+    ) -> None:  # fmt: skip
+        self._deciding, self._work, self._clock = node, work, clock
+        self._host, self._answers, self._jobs, self._disk = host, answers, jobs, disk
+
+    @property
+    def _node(self) -> Node:
+        return self._deciding()
 
     async def handle(self, verb: str, body: object) -> object:
         """The answer to one call. Raises ``RefusedError``."""
@@ -44,7 +55,7 @@ class Verbs:
                 return table_report(self._node, self._clock.monotonic_us())
             case "status", int() | None:
                 await self._work.until(lambda: self._node.online_boards >= (body or 1))
-                return fleet_report(self._node, self._clock.monotonic_us())
+                return fleet_report(self._node, self._clock.monotonic_us()) | self._disk()
             case "trust", None:
                 return trust_report(self._node, self._clock.monotonic_us())
             case "evidence", list():

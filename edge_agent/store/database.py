@@ -11,6 +11,8 @@ Owns the life of the file: lock, birth, check, migration, transactions, and what
   the WAL index in private memory and other programs out.
 * A transaction in which a statement failed takes no other and is not committed, even if the error was swallowed: SQLite may
   have rolled it back already, and what came next would be committed alone.
+* A database that keeps room (``keep_room``) has what it needs of the disk beforehand: free pages in the file, and blocks of the
+  log, which stay its own when the log is folded, and over a stop.  Others may then fill the disk, and it goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ from edge_agent.store.files import PART_PREFIX, PRIVATE_FILE, Disk, reaching
 APPLICATION_ID = 0x536C794C
 """Tells a ledger from any other SQLite file ("SlyL", in the header)."""
 PAGE_CACHE_KIB = 512
-WAL_LIMIT_BYTES = 4 * 2**20
+WAL_LIMIT_BYTES = 9 * 2**20
+"""What a log keeps of the disk.  It is folded when 1000 pages of 4 KiB lie in it (SQLite's ``wal_autocheckpoint``); the rest is
+for one transaction with an entry of the largest size."""
+RESERVE_BYTES = 2 * 2**20
+"""Free pages that ``keep_room`` makes in a file that has less than half of that."""
+SPARE_FACTOR = 2
+"""Room is taken only where the disk has this many times as much: never the last of it."""
 BUSY_TIMEOUT_MS = 2000
 HOLDER_BYTES = 128
 HEADER_BYTES = 100
@@ -77,8 +85,9 @@ class Database:
     def __init__(self, path: Path, migrations: Migrations, unsafe_start_over: bool = False, usable_from: int = 0) -> None:
         self._path, self._migrations, self._disk = path, migrations, Disk()
         self._usable_from = usable_from or len(migrations)
-        self._open_transaction = self._begun = self._fold_is_due = False
+        self._open_transaction = self._begun = self._fold_is_due = self._keeps_room = False
         self._failure: Exception | None = None
+        self._file = -1
         self.moved_aside: Path | None = None
         with reaching(path):
             self._disk.make_folder(path.parent)
@@ -94,8 +103,83 @@ class Database:
         if self._lock >= 0:
             with suppress(sqlite3.Error):
                 self._connection.close()
+            if self._file >= 0:
+                os.close(self._file)
+            if self._keeps_room:
+                with suppress(OSError):
+                    self._take_log_room()
             os.close(self._lock)
             self._lock = -1
+
+    def keep_room(self) -> str:
+        """Take of the disk now what will be written later; why that cannot be had, empty if it is there.
+
+        Costs about a commit the first time; else it looks at two numbers.  For a file system that writes in place (ext4, XFS,
+        tmpfs): one that never does (Btrfs, ZFS, F2FS) may refuse on a full disk anyway.
+        """
+        try:
+            self._keeps_room = self._log_has_room()
+            if why := self._why_no_room():
+                return why
+            self._take_log_room()
+            self._keeps_room = True
+            if self._free_bytes() < RESERVE_BYTES // 2:
+                self._take_file_room()
+        except OSError as error:
+            return error.strerror or str(error)
+        except UnavailableError as error:
+            return str(error)
+        return ""
+
+    def _why_no_room(self) -> str:
+        """Empty if nothing is needed any more, or there is plenty."""
+        needed_bytes = 0 if self._keeps_room else WAL_LIMIT_BYTES
+        if self._free_bytes() < RESERVE_BYTES // 2:
+            needed_bytes += RESERVE_BYTES
+        disk = os.statvfs(self._path.parent)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes >= SPARE_FACTOR * needed_bytes:
+            return ""
+        return f"{free_bytes} bytes are free; room is taken when there are {SPARE_FACTOR * needed_bytes}"
+
+    def _log_has_room(self) -> bool:
+        return self._log().exists() and self._log().stat().st_blocks * 512 >= WAL_LIMIT_BYTES
+
+    def _free_bytes(self) -> int:
+        pages, page_bytes = (self.execute(f"PRAGMA {name}")[0][0] for name in ("freelist_count", "page_size"))
+        return int(pages * page_bytes)
+
+    def _log(self) -> Path:
+        return self._path.with_name(self._path.name + "-wal")
+
+    def _take_log_room(self) -> None:
+        """Zeros behind the last frame, or in the place of a log, are no frames (sqlite.org/fileformat.html, section 4.1)."""
+        fd = os.open(self._log(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE_FILE)
+        try:
+            os.posix_fallocate(fd, 0, WAL_LIMIT_BYTES)
+        finally:
+            os.close(fd)
+
+    def _take_file_room(self) -> None:
+        """Pages that are made and thrown away again stay in the file, as holes; then the holes get their blocks.
+
+        None of it need outlive a power cut, so the commit does not wait.  The descriptor stays open as long as SQLite's: closing
+        any one of a file takes this process's locks from it (sqlite.org/howtocorrupt.html, section 2.2).
+        """
+        self.execute("PRAGMA synchronous=NORMAL")
+        self.execute(f"PRAGMA cache_size=-{2 * RESERVE_BYTES // 1024}")
+        try:
+            with self.transaction():
+                self.execute("CREATE TABLE ballast (bytes BLOB)")
+                self.execute(f"INSERT INTO ballast VALUES (zeroblob({RESERVE_BYTES}))")
+                self.execute("DROP TABLE ballast")
+            self.execute("PRAGMA wal_checkpoint(RESTART)")
+        finally:
+            self.execute(f"PRAGMA cache_size=-{PAGE_CACHE_KIB}")
+            self.execute("PRAGMA synchronous=FULL")
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.posix_fallocate(self._file, 0, os.fstat(self._file).st_size)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -159,8 +243,9 @@ class Database:
 
     def _fold(self) -> None:
         """After the disk was full: fold the log into the file while there is room for that, so that it needs no more."""
+        how = "RESTART" if self._keeps_room else "TRUNCATE"
         with suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             self._fold_is_due = False
 
     def _lock_file(self) -> int:

@@ -94,6 +94,10 @@ class Ledger:
         """Where the bad file went if this ledger was started over."""
         return self._database.moved_aside
 
+    def keep_room(self) -> str:
+        """Take of the disk now what is needed while others fill it; why that cannot be had, empty if it is there."""
+        return self._database.keep_room()
+
     def close(self) -> None:
         """May be called twice."""
         self._database.close()
