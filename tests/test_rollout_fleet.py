@@ -1,0 +1,118 @@
+"""Fifty boards behind a real broker: eight real agents, and forty-two without engines in one process; the real ``sly ota push``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.commands.terminal import WIDTH
+from edge_agent.steward.folder import OperatorFolder
+from edge_agent.store.files import Disk
+from tests.enrolled_fleet import MODEL, PATIENCE_S, QUICK, EnrolledAgents, bad_file, enrolled, good_file, sly, told
+from tests.fetched import model_path
+from tests.operators import broker_of, new_fleet
+
+REAL = [f"real{i}" for i in range(8)]
+LIGHT = [f"light{i:02d}" for i in range(42)]
+SCREEN_LINES = 24
+WAVES = ("--canary", "10%", "--wave", "50%", "--settled", "100%")
+
+
+class LightBoards:
+    """The process ``tests.light_boards``."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "tests.light_boards", *(str(folder / board) for board in LIGHT)]
+        with (folder / "light.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.log = folder / "light.log"
+
+    def wait_up(self) -> None:
+        assert self._line().split() == ["up", *LIGHT]
+
+    def serving(self) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("?\n")
+        self.process.stdin.flush()
+        return json.loads(self._line())  # type: ignore[no-any-return]
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the light boards ended: {self.log.read_text()[-2000:]}"
+        return line
+
+
+@contextlib.contextmanager
+def light_boards(folder: Path) -> Iterator[LightBoards]:
+    boards = LightBoards(folder)
+    try:
+        yield boards
+    finally:
+        boards.process.kill()
+        boards.process.communicate(timeout=PATIENCE_S)
+
+
+def enroll_all(operator: OperatorFolder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the disk: that is tested elsewhere."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Disk, "fsync", lambda self, fd: None)
+        patched.setattr(Disk, "fsync_folder", lambda self, path: None)
+        for board in REAL:
+            enrolled(operator, folder, board, "jalapeno", QUICK)
+        for board in LIGHT:
+            enrolled(operator, folder, board, "raspberry_pi", QUICK)
+
+
+def everyone_serves(agents: EnrolledAgents, light: LightBoards, operator: OperatorFolder, number: int, digest: bytes) -> None:
+    """By their own answers, their own tables, and what they told the fleet."""
+    assert {board: agents.served_by(board) for board in REAL} == dict.fromkeys(REAL, digest)
+    assert {board: (serving, confirmed) for board, (serving, confirmed, _) in light.serving().items()} == dict.fromkeys(
+        LIGHT, (number, number)
+    )
+    (status,) = told(operator, "ota", "status", MODEL)["rollouts"]
+    assert {each["board"]: each["serves"] for each in status["boards"]} == dict.fromkeys([*REAL, *LIGHT], number)
+
+
+def test_a_release_that_fails_its_health_check_is_stopped_at_the_canaries_of_50_boards_and_a_good_one_reaches_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = sha256(model_path(MODEL).read_bytes()).digest()
+    operator = new_fleet(tmp_path / "op")
+    enroll_all(operator, tmp_path, monkeypatch)
+    with broker_of(operator), light_boards(tmp_path) as light, EnrolledAgents(tmp_path, REAL) as agents:
+        assert sly(operator, "fleet", "publish").returncode == 0
+        agents.start()
+        light.wait_up()
+
+        bad = bad_file(tmp_path / "bad")
+        pushed = sly(operator, "ota", "push", str(bad), "--untested", *WAVES)
+        print(pushed.stdout)
+        assert pushed.returncode == 1, pushed.stderr
+        stopped_at_the_canaries(pushed.stdout)
+        everyone_serves(agents, light, operator, 0, factory)
+
+        good = good_file(tmp_path / "good", bytes(100_000))
+        pushed = sly(operator, "ota", "push", str(good), "--untested", *WAVES)
+        assert pushed.returncode == 0, pushed.stderr
+        assert "done; every wave has settled" in pushed.stdout and "serving: release 2 on 50" in pushed.stdout
+        everyone_serves(agents, light, operator, 2, sha256(good.read_bytes()).digest())
+        assert agents.stop() == [0] * len(REAL)
+
+
+def stopped_at_the_canaries(screen: str) -> None:
+    """All of it on one screen: who failed, why, and that everybody serves what was there before."""
+    lines = screen.splitlines()
+    assert len(lines) <= SCREEN_LINES and max(map(len, lines)) <= WIDTH
+    assert lines[0].startswith(f"rollout of {MODEL} 1: stopped; ") and "of the first 5 boards lost" in screen
+    failed = [line for line in lines if ": failed: " in line]
+    assert failed and all("NaN" in line for line in failed), screen
+    assert "serving: release factory on 50" in screen and screen.count("not begun") == 2
