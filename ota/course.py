@@ -56,11 +56,14 @@ from ota.slots import MAX_WHY_CHARS, ModelSlots
 from ota.transfers import Transfers
 
 CHARTER, PROGRESS, ROLLOUT = "ota/charter", "ota/progress", "ota/rollout/"
-CHARTER_SERIAL, NOT_BEFORE, MARKS = "ota/charter_serial", "ota/not_before_s", "ota/marks"
+CHARTER_SERIAL, MARKS = "ota/charter_serial", "ota/marks"
 REPORT_PERIOD_US = 1_000_000
 MAX_MANIFESTS = 256
 KINDS = frozenset({Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT, Kind.OTA_CHUNK})
 """Of the topics that this is about."""
+AWAITS_CHARTER = (Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT)
+"""Signed by whom a charter names."""
+MAX_ASIDE = 256
 
 
 class Course:
@@ -94,6 +97,8 @@ class Course:
         self._kept: frozenset[bytes] | None = None
         self._number = 0
         self._own: Report | None = None
+        self._aside: dict[Topic, bytes] = {}
+        self._charter_is_new = False
         self._told: Report | None = None
         self._told_us = -REPORT_PERIOD_US
         self._handlers: dict[type, Callable[..., Iterator[Effect]]] = {
@@ -152,7 +157,7 @@ class Course:
 
     def _filters(self) -> Iterator[str]:
         """What the broker keeps and only a charter lets be believed: asked for again when there is another."""
-        yield from (self.topics.every(kind) for kind in (Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT))
+        yield from map(self.topics.every, AWAITS_CHARTER)
 
     def _heard(self, event: Heard, now_us: int) -> Iterator[Effect]:
         if event.topic.kind is Kind.OTA_CHUNK:
@@ -162,8 +167,26 @@ class Course:
             self._take(event.topic, event.payload, now_us)
         except RefusedError as error:
             yield Note(f"not believed: {error}")
+            self._put_aside(event.topic, event.payload)
         if event.token:
             yield Done(event.token)
+
+    def _put_aside(self, topic: Topic, payload: bytes) -> None:
+        """What a later charter may let be believed; the oldest gives way."""
+        if topic.kind in AWAITS_CHARTER:
+            self._aside.pop(topic, None)
+            self._aside[topic] = payload
+            if len(self._aside) > MAX_ASIDE:
+                del self._aside[next(iter(self._aside))]
+
+    def _take_again(self, now_us: int) -> None:
+        """What was put aside, by the charter that is in force now."""
+        aside, self._aside = self._aside, {}
+        for topic, payload in aside.items():
+            try:
+                self._take(topic, payload, now_us)
+            except RefusedError:
+                self._aside[topic] = payload
 
     def _take(self, topic: Topic, payload: bytes, now_us: int) -> None:
         if topic.kind is Kind.OTA_META:
@@ -199,8 +222,6 @@ class Course:
     def _listed(self, event: Listed, now_us: int) -> Iterator[Effect]:
         for name, mark in event.marks.items():
             self._books.raise_high_water(name, mark)
-        if event.signed_s > self._books.high_water(NOT_BEFORE):
-            self._books.raise_high_water(NOT_BEFORE, event.signed_s)
         self._books.put_document(MARKS, encode(sorted({*self._marks(), *event.marks})))
         if self.offered.why:
             yield Note("the fleet's metadata is good again")
@@ -247,6 +268,7 @@ class Course:
         yield Adopt(charter)
         if self.link_up:
             yield from map(Listen, self._filters())
+        self._charter_is_new = True
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
         life = self.lives.get(AGENT)
@@ -265,8 +287,11 @@ class Course:
     def _go_on(self, now_us: int) -> Iterator[Effect]:
         while self._notes:
             yield Note(self._notes.pop(0))
+        if self._charter_is_new:
+            self._charter_is_new = False
+            self._take_again(now_us)
         floors = {name: self._books.high_water(name) for name in self._marks()}
-        if look := self.offered.look(self._wanted_paths(), floors, self._books.high_water(NOT_BEFORE), now_us):
+        if look := self.offered.look(self._wanted_paths(), floors, now_us):
             yield look
         yield from self._pursue(now_us)
         yield from self._keep()

@@ -47,7 +47,6 @@ class Listed:
 
     targets: Mapping[str, tuple[int, bytes]]
     marks: Mapping[str, int]
-    signed_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,6 @@ class List:
     offered: Mapping[str, bytes] = field(repr=False)
     wanted: tuple[str, ...]
     floors: Mapping[str, int]
-    not_before_s: int
 
 
 @dataclass(frozen=True, slots=True)

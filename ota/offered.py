@@ -58,13 +58,13 @@ class Offered:
             self._changed_us = now_us if self._changed_us is None else self._changed_us
             self._last_us = now_us
 
-    def look(self, wanted: Iterable[str], floors: Mapping[str, int], not_before_s: int, now_us: int) -> List | None:
+    def look(self, wanted: Iterable[str], floors: Mapping[str, int], now_us: int) -> List | None:
         """The look that is due, for the targets that are ``wanted``; ``None`` if none is."""
         paths = frozenset(wanted)
         if self._looking or TIMESTAMP not in self.documents or not self._is_due(paths, now_us):
             return None
         self._looking, self._changed_us, self._due_us, self._asked = True, None, None, paths
-        return List(dict(self.documents), tuple(sorted(paths)), floors, not_before_s)
+        return List(dict(self.documents), tuple(sorted(paths)), floors)
 
     def listed(self, event: Listed, now_us: int) -> None:
         self._looking, self.why, self.targets = False, "", event.targets

@@ -46,6 +46,8 @@ TICK_S = 1.0
 BUSY_TICK_S = 0.25
 AGAIN_S = 10.0
 MAX_ROOT_BYTES = 512 * 2**10
+NOT_BEFORE_S = 0
+"""What has passed for sure is among the floors: the latest moment that the timestamp's own keys have signed."""
 
 
 class Hosts(Protocol):
@@ -468,11 +470,11 @@ class Updater:
             self.feed(events.NotListed(str(error), isinstance(error, RefusedError)), generation)
             return
         targets = {path: (each.size_bytes, each.digest) for path, each in checked.targets.items()}
-        self.feed(events.Listed(targets, checked.marks, checked.signed_s), generation)
+        self.feed(events.Listed(targets, checked.marks), generation)
 
     async def _checked(self, effect: events.List) -> Checked:
         """By what the broker keeps; by the mirror, if there is one, where that does not do."""
-        known = (effect.wanted, effect.floors, effect.not_before_s)
+        known = (effect.wanted, effect.floors, NOT_BEFORE_S)
         try:
             return await checking.check(self._folder / "metadata", self._root, effect.offered, *known)
         except SlyError as error:

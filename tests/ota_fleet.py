@@ -172,7 +172,7 @@ class OtaFleet:
 
     def listed(self, offered: events.List) -> events.Listed | events.NotListed:
         targets = {path: self.operator.targets[path] for path in offered.wanted if path in self.operator.targets}
-        return events.Listed(targets, {"tuf/timestamp/sim": 1}, 1_790_000_000)
+        return events.Listed(targets, {"tuf/timestamp/sim": 1})
 
     def flaw(self, release: int, board: str, when: str) -> str:
         return self._flaw(board, when) if release == NUMBER else ""

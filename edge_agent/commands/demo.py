@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("demo", help="four emulated boards, a real detector, and two disasters, in under a minute")
+    parser = subparsers.add_parser("demo", help="four emulated boards, a real detector, three disasters, in about a minute")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="where pictures and logs go (./demo)")
     parser.add_argument("--requests", type=int, default=120, metavar="N", help="requests in each of the three acts (120)")
     parser.add_argument("--json", action="store_true", help="print the closing table as JSON")

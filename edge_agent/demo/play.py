@@ -1,4 +1,4 @@
-"""The demo: the main job on real input, the plug pulled twice and a model tampered with, and a verdict on every promise.
+"""The demo: the main job on real input, the plug pulled twice, a model tampered with, two pushed; a verdict on every promise.
 
 Owns the story and what is counted.  Rules: the agents are the ones that run on boards, in processes of their own; every
 promise is checked on what the clients saw; one that broke is named and makes the exit code 1.
@@ -26,6 +26,7 @@ from edge_agent.demo.conversation import AFTER_KILL, LANGUAGE_MODEL, Asked, conv
 from edge_agent.demo.report import closing_json, closing_table, promises
 from edge_agent.demo.story import Served, Story, say
 from edge_agent.demo.tampering import Caught, caught_json, caught_table, tamper
+from edge_agent.demo.updating import Updated, update, updated_json, updated_table
 from edge_agent.local_fleet import LocalFleet, Member
 from edge_agent.progress import Bar
 from edge_agent.transport.embedded import EmbeddedBroker
@@ -54,13 +55,16 @@ def run(output: Path, requests: int, *, as_json: bool = False) -> int:
         story = asyncio.run(_play(folder, picture, requests))
         asked = converse(folder, story)
         caught = _tamper(folder, story, picture)
+        updated = _update(folder, story, picture)
         chosen = choices(each.why for each in story.served if each.why is not None)
         if as_json:
             extra = {"choices": choices_json(chosen), "talk": talk_json(asked), "trust": caught_json(caught)}
+            extra["updates"] = updated_json(updated)
             print(json.dumps(closing_json(story, BOARDS) | extra))
         else:
             options = choices_table(chosen, len(story.served))
-            print(closing_table(story, BOARDS), options, talk_table(asked), caught_table(caught), promises(story), sep="\n")
+            tables = (talk_table(asked), caught_table(caught), updated_table(updated))
+            print(closing_table(story, BOARDS), options, *tables, promises(story), sep="\n")
         _draw(output, picture, story, asked)
     finally:
         for log in folder.glob("**/agent.log"):
@@ -157,6 +161,11 @@ async def _act_three(
 def _tamper(folder: Path, story: Story, picture: bytes) -> Caught:
     with EmbeddedBroker(_free_port()) as broker:
         return tamper(folder, story, broker, picture)
+
+
+def _update(folder: Path, story: Story, picture: bytes) -> Updated:
+    with EmbeddedBroker(_free_port()) as broker:
+        return update(folder, story, broker, picture)
 
 
 def _explain_the_rest(story: Story, fleet: LocalFleet, ingress: str) -> None:
