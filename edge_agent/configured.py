@@ -170,7 +170,7 @@ def _chartered_attest(attest: AttestSettings, config: AgentConfig, charter: Char
         libraries=known.libraries | said.libraries,
         models=rules.releases,
         golden={**known.golden, **said.golden},
-        policy=known.policy | {policy_digest(config, rules)},
+        policy=known.policy | {placed_by(config, rules)},
     )
     endorsers = {**attest.endorsers, **{board: each.endorser for board, each in charter.boards.items() if each.endorser}}
     return replace(attest, references=references, operators=charter.operators or attest.operators, endorsers=endorsers)
@@ -226,7 +226,13 @@ def policy_digest(config: AgentConfig, rules: Rules) -> bytes:
     """SHA-256 of what a board places and appraises by, the same on all boards of a fleet that is configured alike."""
     attest = config.attest
     appraising = [attest.epoch_s, attest.missed, sorted(attest.verifiers), attest.agree, attest.software_keys]
-    return sha256(encode([rules_digest(Rules(rules.policy)), appraising])).digest()
+    return sha256(encode([rules_digest(rules), appraising])).digest()
+
+
+def placed_by(config: AgentConfig, rules: Rules) -> bytes:
+    """``policy_digest`` of what is configured here and of the policy in force. The releases that a charter names are signed: they
+    come to all boards, not at once, and are no part of what boards must have alike."""
+    return policy_digest(config, Rules(rules.policy, release_digests(config)))
 
 
 def _endorsers(config: AgentConfig) -> dict[str, bytes]:

@@ -53,6 +53,11 @@ class Measuring:
         self._told: Measurements | None = None
         self._unreadable: set[str] = set()
 
+    def rule(self, policy: bytes) -> None:
+        """This board places and appraises by other rules now."""
+        self._policy = policy
+        self.tell()
+
     def begin(self) -> None:
         """Take in what is there, and tell it: what was hashed while it was loaded counts as hashed."""
         for files, digests in (
