@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import urllib3
 from tuf.api import exceptions as tuf
-from tuf.api._payload import Timestamp
+from tuf.api.metadata import Timestamp
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tuf.api._payload import Role, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.store.files import Disk, reaching

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
-from tuf.api._payload import Root
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Root
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.store.files import PRIVATE_FILE, Disk, reaching, read_bounded, write_atomically

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from tuf.api._payload import TargetFile
+from tuf.api.metadata import TargetFile
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.store.files import READ_CHUNK_BYTES, Disk, Part, reaching, read_bounded, sweep_parts, write_atomically

@@ -25,8 +25,7 @@ from urllib import parse
 
 from securesystemslib.exceptions import StorageError
 from tuf.api import exceptions as tuf
-from tuf.api._payload import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater

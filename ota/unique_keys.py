@@ -11,8 +11,7 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from tuf.api import exceptions as tuf
-from tuf.api._payload import Root
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, Root
 
 from edge_agent.core.errors import RefusedError
 
