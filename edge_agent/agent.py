@@ -33,7 +33,7 @@ from edge_agent.configured import (
     engine_settings,
     mqtt_options,
     node_settings,
-    policy_digest,
+    placed_by,
     private_folder,
     signer_of,
 )
@@ -63,7 +63,7 @@ from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
 from edge_agent.shell.standby import Standby
-from edge_agent.shell.state_disk import folder_for_socket
+from edge_agent.shell.state_disk import folder_for_socket, is_of_the_disk
 from edge_agent.shell.tasks import Tasks
 from edge_agent.shell.under_way import UnderWay
 from edge_agent.shell.updating import Updating
@@ -262,8 +262,7 @@ class Agent:
         try:
             await self._listen_on(self.socket)
         except (OSError, UnavailableError) as error:
-            disk_failed = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
-            if not (self.standby.why and disk_failed):
+            if not self.standby.why or not is_of_the_disk(error):
                 raise
             self.socket = folder_for_socket(self.config.state.folder) / SOCKET_NAME
             self.say(f"the socket is {self.socket} meanwhile: {error}")
@@ -293,7 +292,7 @@ class Agent:
         return software.with_delegate(delegate.library) if delegate else software
 
     def _measure(self, software: Software) -> None:
-        policy = policy_digest(self.config, self.node.settings.rules)
+        policy = placed_by(self.config, self.node.settings.rules)
         rate = self.config.attest.rehash_bytes_per_s
         self.measuring = Measuring(self.host, software, policy, rate, self.clock, self._feed, self.say)
         self._closers.append(self.measuring.close)

@@ -19,11 +19,13 @@ from edge_agent.core.errors import SlyError, UnavailableError
 from edge_agent.core.values import MAX_REASON_CHARS, InferenceResult, Status
 from edge_agent.node.events import Event
 from edge_agent.node.node import Node
-from edge_agent.shell.state_disk import LEDGER_NAME, LedgerInMemory, why_not_kept
+from edge_agent.shell.state_disk import LEDGER_NAME, LedgerInMemory, is_of_the_disk, why_not_kept
 from edge_agent.shell.under_way import UnderWay
 from edge_agent.store.ledger import Ledger
 
 LOOK_S = 10.0
+SOON_LOOKS = 30
+"""A ledger that fails again within so many looks is given twice as many to rest as before, at most so many."""
 NOTHING_KEPT = "nothing can be kept"
 
 
@@ -64,6 +66,9 @@ class Standby:
         self._folder, self._agent, self._under_way, self._say = folder, agent, under_way, say
         self._ledger: Ledger | None = None
         self._began_without = False
+        self._looks = self._kept_since = self._due = 0
+        """How often the disk was looked at; which of those brought the ledger back, and which may next."""
+        self._rest = 1
         self.why = self.disk = self._said = ""
 
     def open(self) -> Ledger:
@@ -79,8 +84,8 @@ class Standby:
         return self._ledger
 
     def open_in_memory(self, error: UnavailableError) -> Ledger:
-        """The same when the disk fails later in the start. Raises ``error`` itself if another process has the ledger."""
-        if isinstance(error.__cause__, BlockingIOError):
+        """The same when the disk fails later in the start. Raises ``error`` itself if no disk is behind it."""
+        if not is_of_the_disk(error):
             raise error
         self.close()
         self._ledger, self._began_without = LedgerInMemory(), True
@@ -105,6 +110,9 @@ class Standby:
             return False
         self.why = f"{NOTHING_KEPT}: {error}"
         self._say(f"{self.why}; serving goes on alone and without receipts until the disk is good again")
+        failed_soon = self._kept_since and self._looks - self._kept_since < SOON_LOOKS
+        self._rest = min(2 * self._rest, SOON_LOOKS) if failed_soon else 1
+        self._due = self._looks + self._rest
         self._agent.leave_fleet(self.why)
         self.close()
         self._ledger = memory
@@ -119,14 +127,15 @@ class Standby:
     async def look(self) -> None:
         """Ask the disk, say what has changed, and go back to what can be kept as soon as it can."""
         before, self.disk = self.disk, await asyncio.to_thread(why_not_kept, self._folder)
+        self._looks += 1
         if self.disk and self.disk != before:
             rest = "" if self.why else "; the ledger goes on in the room that it has"
             self._say(f"the state folder takes nothing: {self.disk}{rest}")
         elif before and not self.disk:
             self._say(f"{self._folder} takes again what is written to it")
-        if self.why and not self.disk:
+        if self.why and not self.disk and self._looks >= self._due:
             self._keep_again()
-        elif before and not self.disk:
+        elif before and not self.disk and not self.why:
             self._keep_room()
 
     def told(self) -> dict[str, object]:
@@ -164,7 +173,7 @@ class Standby:
             return
         if memory is not None:
             memory.close()
-        self._said = ""
+        self._said, self._kept_since = "", self._looks
         self._say(f"what is decided is kept again, as boot {node.settings.boot_epoch}")
         self._agent.return_to_fleet(ledger)
 

@@ -6,8 +6,10 @@ user's alone, and nothing in them outlives the agent.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +25,16 @@ PROBE_NAME = f"{PART_PREFIX}probe"
 PROBE_BYTES = 64 * 2**10
 IN_MEMORY = ("/dev/shm", "/run")
 WHERE_SOCKETS_GO = ("/run", "/dev/shm")
+_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a disk that is full, failing or read-only is behind an error: no wrong setting, and no other process."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        return cause.errno in _ERRNOS
+    return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _CODES
 
 
 def why_not_kept(folder: Path, disk: Disk | None = None) -> str:
