@@ -8,15 +8,16 @@
   operator and reports by a board of the charter, pieces by their digests.
 * A newer charter, a newer rollout of a model, a newer report of a board counts; an older one changes nothing.
 * Each board judges by itself what a rollout asks of it; who rolled it out may be gone.
+* By a newer charter everything that was heard is judged anew: whom it does not name was not heard.
+* No table grows with what others say, and nothing that comes, or that the ledger has damaged, raises but a ledger that fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from edge_agent.core.cbor import decode, encode, list_of
 from edge_agent.core.cose import Signer
-from edge_agent.core.errors import RefusedError, SlyError
+from edge_agent.core.errors import RefusedError
 from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Kind, Topic, Topics
 from ota.charter import CHARTER_PATH, Charter, decode_charter
@@ -45,25 +46,26 @@ from ota.events import (
     Turned,
 )
 from ota.heard import Heard as HeardWords
+from ota.kept import Kept
 from ota.lifecycle import Doing, Here, Lifecycle, Need, Shelf
 from ota.manifest import AGENT, Release, decode_release, encode_release, manifest_path
 from ota.offered import Offered
 from ota.orders import open_report, open_rollout, sign_report
 from ota.records import Books, Records
-from ota.rollout import MAX_ROLLOUTS, Progress, Report, SlotReport, Step
+from ota.rollout import MAX_ROLLOUTS, Progress, Report, SlotReport
 from ota.sharing import Sharing, artefacts_of
 from ota.slots import MAX_WHY_CHARS, ModelSlots
 from ota.transfers import Transfers
 
-CHARTER, PROGRESS, ROLLOUT = "ota/charter", "ota/progress", "ota/rollout/"
-CHARTER_SERIAL, MARKS = "ota/charter_serial", "ota/marks"
+CHARTER, CHARTER_SERIAL = "ota/charter", "ota/charter_serial"
 REPORT_PERIOD_US = 1_000_000
-MAX_MANIFESTS = 256
 KINDS = frozenset({Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT, Kind.OTA_CHUNK})
 """Of the topics that this is about."""
 AWAITS_CHARTER = (Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT)
 """Signed by whom a charter names."""
 MAX_ASIDE = 256
+MAX_ASIDE_BYTES = 2 * 2**20
+MAX_ASIDE_BYTES = 4 * 2**20
 
 
 class Course:
@@ -88,16 +90,18 @@ class Course:
         self.offered, self.words = Offered(), HeardWords()
         self._records = Records(books)
         self.transfers = Transfers(here.board, boot_epoch, signer, self.topics, held)
-        progress = {each.model: each for each in _read_progress(books.document(PROGRESS))}
+        self._ledger = Kept(books)
+        progress = self._ledger.progress
         self.lives = {model: self._life(model, each, progress.get(model)) for model, each in slots.items()}
-        self._kept_progress = dict(progress)
-        self._notes: list[str] = []
-        self._recall_rollouts(progress)
+        self._notes = [*self._ledger.notes]
+        self._recall_rollouts()
         self.link_up = False
-        self._kept: frozenset[bytes] | None = None
+        self._pinned: frozenset[bytes] | None = None
         self._number = 0
         self._own: Report | None = None
         self._aside: dict[Topic, bytes] = {}
+        self._disbelieved: dict[str, str] = {}
+        """Why the rollout that the broker has of a model is not believed."""
         self._charter_is_new = False
         self._told: Report | None = None
         self._told_us = -REPORT_PERIOD_US
@@ -129,7 +133,15 @@ class Course:
     @property
     def note(self) -> str:
         """What ails the updates of this board."""
-        return (self.offered.why or self.transfers.why)[:MAX_WHY_CHARS]
+        why = self.offered.why or self._charter_why() or self.transfers.why or next(iter(self._disbelieved.values()), "")
+        return why[:MAX_WHY_CHARS]
+
+    def _charter_why(self) -> str:
+        """Why the charter that the metadata lists is not in force, or what this board is by the one that is."""
+        listed = self.offered.targets.get(CHARTER_PATH)
+        if listed is not None and (why := self.transfers.why_never(listed[1])):
+            return why
+        return _why_out(self.charter, self.here.board) if self.charter is not None else ""
 
     def members(self) -> Mapping[str, bytes]:
         return self.charter.members if self.charter else self._members
@@ -156,8 +168,9 @@ class Course:
             yield from map(Listen, self._filters())
 
     def _filters(self) -> Iterator[str]:
-        """What the broker keeps and only a charter lets be believed: asked for again when there is another."""
-        yield from map(self.topics.every, AWAITS_CHARTER)
+        """What the broker keeps and only a charter lets be believed: asked for again when there is another. What others lack
+        does not matter to a board that gives nothing."""
+        yield from (self.topics.every(kind) for kind in AWAITS_CHARTER if kind is not Kind.OTA_WANT or self.sharing is not None)
 
     def _heard(self, event: Heard, now_us: int) -> Iterator[Effect]:
         if event.topic.kind is Kind.OTA_CHUNK:
@@ -167,17 +180,20 @@ class Course:
             self._take(event.topic, event.payload, now_us)
         except RefusedError as error:
             yield Note(f"not believed: {error}")
-            self._put_aside(event.topic, event.payload)
+            self._put_aside(event.topic, event.payload, str(error))
         if event.token:
             yield Done(event.token)
 
-    def _put_aside(self, topic: Topic, payload: bytes) -> None:
+    def _put_aside(self, topic: Topic, payload: bytes, why: str) -> None:
         """What a later charter may let be believed; the oldest gives way."""
-        if topic.kind in AWAITS_CHARTER:
-            self._aside.pop(topic, None)
-            self._aside[topic] = payload
-            if len(self._aside) > MAX_ASIDE:
-                del self._aside[next(iter(self._aside))]
+        if topic.kind not in AWAITS_CHARTER:
+            return
+        self._aside.pop(topic, None)
+        self._aside[topic] = payload
+        while len(self._aside) > MAX_ASIDE or sum(map(len, self._aside.values())) > MAX_ASIDE_BYTES:
+            del self._aside[next(iter(self._aside))]
+        if topic.kind is Kind.ROLLOUT and (topic.model in self._disbelieved or len(self._disbelieved) < MAX_ROLLOUTS):
+            self._disbelieved[topic.model] = f"rollout of {topic.model}: {why}"
 
     def _take_again(self, now_us: int) -> None:
         """What was put aside, by the charter that is in force now."""
@@ -191,28 +207,37 @@ class Course:
     def _take(self, topic: Topic, payload: bytes, now_us: int) -> None:
         if topic.kind is Kind.OTA_META:
             self.offered.hear(topic.role, payload, now_us)
-        elif not payload:
-            return
         elif topic.kind is Kind.ROLLOUT:
             self._take_rollout(topic.model, payload)
-        elif topic.kind is Kind.OTA_WANT:
-            wants = open_wants(payload, self._member_key)
-            _must_agree("wants", wants.board, topic.board)
-            if self.sharing is not None:
-                self.sharing.heard(wants, now_us)
-        elif topic.kind is Kind.REPORT:
+        elif topic.board == self.here.board:
+            self._hear_back(topic.kind, payload)
+        elif payload and topic.kind is Kind.REPORT:
             report = open_report(payload, self._member_key)
             _must_agree("report", report.board, topic.board)
-            if report.board != self.here.board:
-                self.words.hear_report(report)
-            elif self._told is not None and report.newness < self._told.newness:
+            self.words.hear_report(report)
+        elif payload and self.sharing is not None:
+            wants = open_wants(payload, self._member_key)
+            _must_agree("wants", wants.board, topic.board)
+            self.sharing.heard(wants, now_us)
+
+    def _hear_back(self, kind: Kind, payload: bytes) -> None:
+        """What the broker has of this board: if it is not what was said last, it is said again, for who comes later."""
+        if kind is Kind.OTA_WANT:
+            wants = open_wants(payload, self._own_key) if payload else None
+            self.transfers.hear_own(wants)
+        elif self._told is not None:
+            report = open_report(payload, self._own_key) if payload else None
+            if report is None or report.newness < self._told.newness:
                 self._told = None
 
     def _take_rollout(self, model: str, payload: bytes) -> None:
-        rollout = open_rollout(payload, self._operator_key)
-        _must_agree("rollout", rollout.plan.model, model)
-        if self.words.hear_rollout(rollout, payload) and self.here.board in rollout.plan.boards:
-            self._books.put_document(ROLLOUT + model, payload)
+        """An empty one, as any stranger may send it, takes nothing back."""
+        if payload:
+            rollout = open_rollout(payload, self._operator_key)
+            _must_agree("rollout", rollout.plan.model, model)
+            if self.words.hear_rollout(rollout, payload) and self.here.board in rollout.plan.boards:
+                self._ledger.put_rollout(model, payload)
+        self._disbelieved.pop(model, None)
 
     def _sent(self, event: Sent, now_us: int) -> Iterator[Effect]:
         if self.sharing is not None:
@@ -220,9 +245,11 @@ class Course:
         yield from ()
 
     def _listed(self, event: Listed, now_us: int) -> Iterator[Effect]:
-        for name, mark in event.marks.items():
-            self._books.raise_high_water(name, mark)
-        self._books.put_document(MARKS, encode(sorted({*self._marks(), *event.marks})))
+        try:
+            self._ledger.raise_floors(event.marks)
+        except RefusedError as error:
+            yield from self._not_listed(NotListed(str(error), refused=True), now_us)
+            return
         if self.offered.why:
             yield Note("the fleet's metadata is good again")
         self.offered.listed(event, now_us)
@@ -240,35 +267,66 @@ class Course:
         yield from self.transfers.stored(event, now_us)
 
     def _finished(self, event: Finished, now_us: int) -> Iterator[Effect]:
-        try:
-            if not event.why and event.data:
-                yield from self._read(event.digest, event.data)
-        except SlyError as error:
-            self.transfers.never[event.digest] = str(error)
-            yield Note(f"signed, and of no use here: {error}")
         self.transfers.finished(event, now_us)
+        if event.refused:
+            yield Note(f"signed, and of no use here: {event.why}")
+        elif not event.why and event.data:
+            try:
+                yield from self._read(event.digest, event.data)
+            except RefusedError as error:
+                self.transfers.refuse(event.digest, str(error))
+                yield Note(f"signed, and of no use here: {error}")
 
     def _read(self, digest: bytes, data: bytes) -> Iterator[Effect]:
         """A charter or a manifest is here."""
         listed = self.offered.targets.get(CHARTER_PATH)
         if listed is None or listed[1] != digest:
             path = next((path for path, target in self.offered.targets.items() if target[1] == digest), "")
-            self._manifests[digest] = decode_release(data, path)
+            if path:
+                self._manifests[digest] = decode_release(data, path)
             return
         charter = decode_charter(data)
+        self._must_be_next(charter, digest)
+        self._books.raise_high_water(CHARTER_SERIAL, charter.serial)
+        self._books.put_document(CHARTER, digest)
+        before, self.charter, self._charter_digest = self.members(), charter, digest
+        self._judge_anew(before)
+        yield Note(f"charter {charter.serial} of {charter.fleet}: {len(charter.members)} boards")
+        if why := _why_out(charter, self.here.board):
+            yield Note(why)
+        yield Adopt(charter)
+        if self.link_up:
+            yield from map(Listen, self._filters())
+        self._charter_is_new = True
+
+    def _must_be_next(self, charter: Charter, digest: bytes) -> None:
+        """Raises ``RefusedError`` for a charter that is not for this board, or older than what was in force."""
         _must_agree("charter of fleet", charter.fleet, self._fleet)
         own = charter.boards.get(self.here.board)
         if own is not None and own.key != self._signer.public_key:
             remedy = "it was enrolled elsewhere, or lost its identity.key: enroll it anew"
             raise RefusedError(f"charter, {self.here.board}", "another public key than this board's", own.key.hex(), remedy)
-        self._books.raise_high_water(CHARTER_SERIAL, charter.serial)
-        self._books.put_document(CHARTER, digest)
-        self.charter, self._charter_digest = charter, digest
-        yield Note(f"charter {charter.serial} of {charter.fleet}: {len(charter.members)} boards")
-        yield Adopt(charter)
-        if self.link_up:
-            yield from map(Listen, self._filters())
-        self._charter_is_new = True
+        floor = self._books.high_water(CHARTER_SERIAL)
+        is_other = charter.serial == floor and self._books.document(CHARTER) not in (None, digest)
+        if charter.serial < floor or is_other:
+            got = f"{charter.serial}{', another one' if is_other else ''}"
+            raise RefusedError("charter serial", got, f"{floor + is_other} or more", "this is a rollback to an older state")
+
+    def _judge_anew(self, before: Mapping[str, bytes]) -> None:
+        """By the charter in force: rollouts of operators that it names, reports of boards that have the key they had."""
+        words, self.words, self._own = self.words, HeardWords(), None
+        for model, rollout in words.rollouts.items():
+            signed = words.signed(model)
+            try:
+                self.words.hear_rollout(open_rollout(signed, self._operator_key), signed)
+            except RefusedError as error:
+                self._notes.append(f"the rollout of {rollout.plan.number} to {model} counts no more: {error}")
+        members = self.members()
+        for board, report in words.reports.items():
+            if members.get(board, before.get(board)) == before.get(board):
+                self.words.hear_report(report)
+        if self.sharing is not None:
+            self.sharing.keep_only([board for board, key in members.items() if before.get(board) == key])
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
         life = self.lives.get(AGENT)
@@ -290,8 +348,7 @@ class Course:
         if self._charter_is_new:
             self._charter_is_new = False
             self._take_again(now_us)
-        floors = {name: self._books.high_water(name) for name in self._marks()}
-        if look := self.offered.look(self._wanted_paths(), floors, now_us):
+        if look := self.offered.look(self._wanted_paths(), self._ledger.floors, now_us):
             yield look
         yield from self._pursue(now_us)
         yield from self._keep()
@@ -320,7 +377,8 @@ class Course:
             yield from life.go_on(plan, move, shelf, now_us)
         for note in self._records.take_notes():
             yield Note(note)
-        self._keep_progress()
+        progress = {model: life.progress for model, life in self.lives.items() if life.progress is not None}
+        self._ledger.put_progress(progress)
 
     def _hear_self(self) -> None:
         """What this board says counts in its own judgement as anybody's does."""
@@ -347,23 +405,35 @@ class Course:
             yield Need(listed[1], listed[0])
 
     def _keep(self) -> Iterator[Effect]:
-        """What must stay in the cache."""
+        """What must stay in the cache, and what of it is there: nothing else counts as held."""
         kept = {self._charter_digest} if self._charter_digest else set()
         for life in self.lives.values():
             for held in life.slots.held:
                 release = self._manifests.get(held.manifest)
                 kept |= {held.manifest, *(file.digest for file in release.files)} if release else {held.manifest}
-        there = frozenset(digest for digest in kept if self.transfers.holds(digest))
-        if there != self._kept:
-            self._kept = there
+        self.transfers.keep_only(kept)
+        there = frozenset(self.transfers.held)
+        if there != self._pinned:
+            self._pinned = there
             yield Keep(there)
+            self._forget_manifests()
             if self.sharing is not None:
                 self.sharing.hold(self._held_artefacts(there))
         if self.sharing is not None:
             self.sharing.look_at(self.words, self._manifests.values())
 
+    def _forget_manifests(self) -> None:
+        """Those that no slots and no plan name."""
+        named = {rollout.plan.manifest for rollout in self.words.rollouts.values()}
+        for life in self.lives.values():
+            candidate = life.slots.candidate
+            named |= {held.manifest for held in (*life.slots.held, *([candidate] if candidate else []))}
+        for digest in self._manifests.keys() - named:
+            del self._manifests[digest]
+            self._sizes.pop(digest, None)
+
     def _held_artefacts(self, there: frozenset[bytes]) -> Iterator[Artefact]:
-        for digest in there & self._manifests.keys():
+        for digest in sorted(there & self._manifests.keys()):
             release = self._manifests[digest]
             if digest not in self._sizes:
                 self._sizes[digest] = len(encode_release(release))
@@ -381,32 +451,18 @@ class Course:
         self._told, self._told_us = self._own, now_us
         yield Say(Message(self.topics.report(self.here.board), sign_report(self._told, self._signer), retain=True))
 
-    # what is kept
-
-    def _keep_progress(self) -> None:
-        progress = {model: life.progress for model, life in self.lives.items() if life.progress is not None}
-        kept = {model: _durable(each) for model, each in progress.items()}
-        if kept != self._kept_progress:
-            self._kept_progress = kept
-            entries = [[e.model, e.serial, e.step.value, e.why, e.failed] for e in kept.values()]
-            self._books.put_document(PROGRESS, encode(entries[-MAX_ROLLOUTS:]))
-
-    def _recall_rollouts(self, progress: Iterable[str]) -> None:
-        for model in sorted({*progress, *self.lives}):
-            signed = self._books.document(ROLLOUT + model)
-            if signed is None:
-                continue
+    def _recall_rollouts(self) -> None:
+        for model, signed in self._ledger.rollouts([*self._ledger.progress, *self.lives]).items():
             try:
                 self.words.hear_rollout(open_rollout(signed, self._operator_key), signed)
             except RefusedError as error:
                 self._notes.append(f"the rollout of {model} that was kept is left out: {error}")
 
-    def _marks(self) -> list[str]:
-        data = self._books.document(MARKS)
-        return list_of(decode(data, 65_536, subject="marks"), "marks", str, 1024) if data else []
-
     def _member_key(self, kid: bytes) -> bytes | None:
         return self.members().get(kid.decode("utf-8", "replace"))
+
+    def _own_key(self, kid: bytes) -> bytes | None:
+        return self._signer.public_key if kid == self._signer.kid else None
 
     def _operator_key(self, kid: bytes) -> bytes | None:
         operators = self.charter.operators if self.charter else self._operators
@@ -418,6 +474,14 @@ def _must_agree(subject: str, inside: str, outside: str) -> None:
         raise RefusedError(subject, f"{inside!r} inside, {outside!r} outside", "one and the same")
 
 
+def _why_out(charter: Charter, board: str) -> str:
+    """Why a board is none of the fleet's; empty if it is one."""
+    own = charter.boards.get(board)
+    if own is None:
+        return f"this board is not in charter {charter.serial} of {charter.fleet}: enroll it"
+    return f"this board is revoked by charter {charter.serial} of {charter.fleet}: {own.revoked}" if own.revoked else ""
+
+
 def _slot_report(slots: ModelSlots) -> SlotReport:
     candidate = slots.candidate.number if slots.candidate else 0
     return SlotReport(slots.model, slots.running.number, candidate, slots.state.value, slots.why)
@@ -425,18 +489,3 @@ def _slot_report(slots: ModelSlots) -> SlotReport:
 
 def _same(one: Report, other: Report) -> bool:
     return (one.agent, one.progress, one.slots, one.note) == (other.agent, other.progress, other.slots, other.note)
-
-
-def _durable(progress: Progress) -> Progress:
-    """What of it is worth a write: not how much was fetched."""
-    return progress.at(progress.step, 0, progress.why)
-
-
-def _read_progress(data: bytes | None) -> list[Progress]:
-    if data is None:
-        return []
-    entries = list_of(decode(data, 65_536, subject="progress"), "progress", list, MAX_ROLLOUTS)
-    found = []
-    for model, serial, step, why, failed in entries:
-        found.append(Progress(str(model), int(serial), Step(str(step)), why=str(why), failed=bool(failed)))
-    return found

@@ -1,8 +1,9 @@
 """Many enrolled boards of a real fleet in one process, without engines: ``python -m tests.light_boards FOLDER...``.
 
 Each has the real ``Course`` and a real link, with the certificate and the key of its folder, as ``sly fleet enroll`` wrote it.
-What stands in is what ``tests.ota_board`` says: tables for the ledger and the cache, and an engine that is a script: a release whose
-file holds a NaN gives one.  Metadata is verified by the agent's own check, once for all boards that were offered the same.
+What stands in is what ``tests.ota_board`` says: tables for the ledger and the cache, and an engine that is a script: a release
+whose file holds a NaN gives one.  Metadata is verified by the agent's own check, once for all boards that were offered the same.
+They give nothing to each other; there is an operator, and boards that do.
 Says ``up NAME...`` when every board is connected; answers each line on its stdin with a line of JSON: what serves where.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 from edge_agent.configured import broker_address, client_id, mqtt_options, read_config, signer_of, signing_keys
 from edge_agent.core.errors import RefusedError, SlyError
-from edge_agent.transport.link import LinkEvent, LinkUp, Message
+from edge_agent.transport.link import LinkEvent, LinkUp
 from edge_agent.transport.loopback import LoopbackBroker
 from edge_agent.transport.mqtt import MqttLink
 from edge_agent.transport.topics import Topics
@@ -40,6 +41,7 @@ class LightBoard(UpdatingBoard):
     """One board, of the files in ``folder``."""
 
     fleet: LightFleet
+    gives_bytes_per_s = 0
 
     def __init__(self, fleet: LightFleet, folder: Path) -> None:
         self._config = read_config(folder / "agent.toml")

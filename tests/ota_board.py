@@ -156,6 +156,8 @@ class Books:
 class UpdatingBoard:
     """``boot`` and ``kill`` it; ``course`` is its heart while it is ``up``; ``serving``: the release that answers requests."""
 
+    gives_bytes_per_s = GIVES_BYTES_PER_S
+
     def __init__(self, fleet: Fleet, name: str, backend: str) -> None:
         self.fleet, self.name, self.backend = fleet, name, backend
         self.signer = Signer(name.encode(), sha256(name.encode()).digest())
@@ -190,7 +192,7 @@ class UpdatingBoard:
         manifests = {digest: decode_release(self.cache[digest]) for digest in held if digest in self.cache}
         self.course = Course(
             here, FLEET, self._boots, self.signer, self.books, slots, manifests=manifests, held=self.cache,
-            gives_bytes_per_s=GIVES_BYTES_PER_S, members=self.fleet.keys, operators=self.fleet.operators,
+            gives_bytes_per_s=self.gives_bytes_per_s, members=self.fleet.keys, operators=self.fleet.operators,
         )  # fmt: skip
         self._connect()
         self._tick()

@@ -1,4 +1,4 @@
-"""Fifty boards behind a real broker: eight real agents, and forty-two without engines in one process; the real ``sly ota push``."""
+"""Fifty boards behind a real broker, and the real ``sly ota push``: eight agents, and 42 boards without engines in one process."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from tests.operators import broker_of, new_fleet
 
 REAL = [f"real{i}" for i in range(8)]
 LIGHT = [f"light{i:02d}" for i in range(42)]
+GIVERS = REAL[:2]
+TAKES_ONLY = {**QUICK, "ota": f"{QUICK['ota']}serve = false\n"}
 SCREEN_LINES = 24
 WAVES = ("--canary", "10%", "--wave", "50%", "--settled", "100%")
 
@@ -67,7 +69,7 @@ def enroll_all(operator: OperatorFolder, folder: Path, monkeypatch: pytest.Monke
         patched.setattr(Disk, "fsync", lambda self, fd: None)
         patched.setattr(Disk, "fsync_folder", lambda self, path: None)
         for board in REAL:
-            enrolled(operator, folder, board, "jalapeno", QUICK)
+            enrolled(operator, folder, board, "jalapeno", QUICK if board in GIVERS else TAKES_ONLY)
         for board in LIGHT:
             enrolled(operator, folder, board, "raspberry_pi", QUICK)
 
