@@ -166,7 +166,12 @@ def _below(folder: Path, suffix: str) -> Iterator[Path]:
 
 
 def _shared_objects(folder: Path) -> Iterator[Path]:
-    return (path for path in _below(folder, "") if path.suffix == ".so" or ".so." in path.name)
+    return (path for path in _below(folder, "") if is_shared_object(path.name))
+
+
+def is_shared_object(name: str) -> bool:
+    """By the name of a file; folders before it do not matter."""
+    return name.endswith(".so") or ".so." in name.rsplit("/", 1)[-1]
 
 
 def _folders(package: str) -> Sequence[Path]:

@@ -23,7 +23,8 @@ from edge_agent.steward.status import rollout_status
 from edge_agent.store.files import Disk, reaching, write_atomically
 from edge_agent.transport.link import Message
 from ota.charter import CHARTER_PATH
-from ota.manifest import Release, manifest_path
+from ota.manifest import Kind, Release, manifest_path
+from ota.measured_wheels import references_of_wheels
 from ota.orders import sign_rollout
 from ota.rollout import Action, Plan, Rollout, Standing, Step, judge, order_boards, ordered, share
 
@@ -60,6 +61,11 @@ def release_into(folder: OperatorFolder, release: Release, files: Mapping[str, P
     release = replace(release, number=repository.next_number(release.model))
     repository.add_release(release, files)
     repository.commit()
+    if release.kind is Kind.AGENT:
+        charter, found = folder.charter, references_of_wheels(files)
+        known = charter.references
+        known = replace(known, code=known.code | found.code, libraries=known.libraries | found.libraries)
+        folder.put_charter(replace(charter, references=known))
     return release
 
 
