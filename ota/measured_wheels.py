@@ -33,7 +33,7 @@ def references_of_wheels(files: Mapping[str, Path]) -> References:
                     elif package in DISTRIBUTIONS and is_shared_object(name):
                         libraries[package][name] = sha256(wheel.read(name)).digest()
         except zipfile.BadZipFile as error:
-            raise RefusedError(f"wheel {path.name}", str(error), "a wheel, which is a ZIP archive", "pack the agent anew") from error
+            raise RefusedError(f"wheel {path.name}", str(error), "a ZIP archive", "pack the agent anew") from error
     return References(
         code=frozenset({set_digest(code)}) if code else frozenset(),
         libraries=frozenset(set_digest(each) for each in libraries.values()),

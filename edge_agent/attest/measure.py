@@ -77,8 +77,8 @@ class MappedFile:
 
 @dataclass(frozen=True, slots=True)
 class MappedModel:
-    """A model that is loaded now. ``digest_of``: what it is called, of the digests of its ``files``; ``version``, ``slot``: of its
-    release, 0 and empty for what set-up brought."""
+    """A model that is loaded now. ``digest_of``: what it is called, of the digests of its ``files``; ``version``, ``slot``: of
+    its release, 0 and empty for what set-up brought."""
 
     name: str
     offered: bytes
