@@ -146,12 +146,14 @@ class Receiving:
                     self.held |= 1 << index
         return self.held.bit_count()
 
-    def put(self, index: int, data: bytes | memoryview) -> bool:
+    def put(self, index: int, data: bytes | memoryview, checked: bool = False) -> bool:
         """Write a piece; ``False`` if it is held already. Not durable before ``finish``.
 
+        ``checked``: the caller has just done ``pieces.check`` on these very bytes, and it is not done again.
         Raises ``RefusedError`` for what is not that piece, ``UnavailableError`` when the disk fails: it is lacking then.
         """
-        self.pieces.check(index, data)
+        if not checked:
+            self.pieces.check(index, data)
         if self.held >> index & 1:
             return False
         with reaching(self._path):

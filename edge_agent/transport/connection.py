@@ -120,8 +120,9 @@ class Connection:
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
-        self._stirred.set()
-        self._client.wake()
+        if len(self._commands) == 1:  # who finds one that waits already comes to this one after it
+            self._stirred.set()
+            self._client.wake()
 
     # On the network thread.
 

@@ -6,8 +6,8 @@ properties.  Rules here:
 * The announced length is judged before the first byte of the body is read; more than the kind of packet may have, and the
   connection ends with a reason.
 * A PUBLISH is split here; only its property section, which is bounded too, goes through paho's parser.
-* Every read asks for a quick TCP acknowledgement (tcp(7): it is not permanent), because a broker that leaves Nagle's algorithm
-  on, as rumqttd does, waits 40 ms for a delayed one.
+* Every read of a packet's body asks for a quick TCP acknowledgement (tcp(7): it is not permanent), because a broker that leaves
+  Nagle's algorithm on, as rumqttd does, waits 40 ms for a delayed one.
 * What breaks MQTT ends the connection.  What is good MQTT but outside our bounds (a client's overlong topic that an honest
   broker passes on) is skipped and acknowledged, or a single retained message could keep us off the broker for ever.
 
@@ -42,7 +42,7 @@ PACKETS_FOR_A_CLIENT = (
     paho.CONNACK, paho.PUBLISH, paho.PUBACK, paho.SUBACK, paho.UNSUBACK, paho.PINGRESP, paho.DISCONNECT
 )  # fmt: skip
 QUICK_ACKNOWLEDGEMENT: int | None = getattr(socket, "TCP_QUICKACK", None)
-READ_BYTES = 64 * 2**10
+READ_BYTES = 256 * 2**10
 PARSE_FAULTS = (MQTTException, LookupError, ValueError, TypeError, AttributeError, struct.error)
 """What paho's parsers raise on crafted packets."""
 
@@ -76,7 +76,7 @@ def split_publish(flags: int, body: bytes | bytearray) -> Publish:
         got = f"{properties_bytes} bytes of properties in a body of {len(body)} bytes, packet id {packet_id}"
         raise RefusedError("PUBLISH", got, "parts that fit into the packet, a packet id from 1")
     section = bytes(body[properties_start : min(payload_start, properties_start + prefix_bytes + MAX_PROPERTIES_BYTES + 1)])
-    return Publish(qos, bool(flags & 1), packet_id, bytes(body[2:topic_end]), section, bytes(body[payload_start:]))
+    return Publish(qos, bool(flags & 1), packet_id, bytes(body[2:topic_end]), section, bytes(memoryview(body)[payload_start:]))
 
 
 def read_properties(section: bytes) -> Properties:
@@ -152,7 +152,7 @@ class GuardedClient(paho.Client):
             raise
         if not data:
             self.fail(HUNG_UP)
-        elif QUICK_ACKNOWLEDGEMENT is not None and isinstance(self._sock, socket.socket):
+        elif bufsize > 1 and QUICK_ACKNOWLEDGEMENT is not None and isinstance(self._sock, socket.socket):
             with suppress(OSError):  # the connection's end is told by the next read
                 self._sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACKNOWLEDGEMENT, 1)
         return data

@@ -54,7 +54,7 @@ class Board:
         self._fetching = {name: Fetching(each.pieces, each.held) for name, each in self._receiving.items()}  # type: ignore[arg-type]
         self._link = MqttLink(BrokerAddress("127.0.0.1", port), name, asyncio.get_running_loop())
         self._up, self._changed = asyncio.Event(), asyncio.Event()
-        self._number = 0
+        self._boot_epoch, self._number = time.time_ns() // 1000, 0
         self.received_bytes = self.asked_bytes = self.received = self.twice = 0
 
     async def connect(self) -> None:
@@ -85,7 +85,9 @@ class Board:
         if not self._link.up or lacking and not any(each.want_due(now_us) for each in lacking):
             return
         self._number += 1
-        payload = sign_wants(self.name, 1, self._number, [each.ask(now_us) for each in lacking], signer_of(self.name))
+        payload = sign_wants(
+            self.name, self._boot_epoch, self._number, [each.ask(now_us) for each in lacking], signer_of(self.name)
+        )
         self.asked_bytes += len(payload)
         with suppress(UnavailableError):  # the link says so itself, and all is asked anew when it is up again
             self._link.publish(Message(self._topics.ota_want(self.name), payload, retain=True))
@@ -110,7 +112,7 @@ class Board:
         if not self._fetching[name].heard(index, data):
             self.twice += 1
             return
-        self._receiving[name].put(index, data)
+        self._receiving[name].put(index, data, checked=True)
         if self._fetching[name].done:
             self._link.unsubscribe(message.topic)
         if self._fetching[name].done or self._fetching[name].want_due(self._clock.monotonic_us()):
