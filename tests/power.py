@@ -249,8 +249,7 @@ def slots_in(documents: tuple[tuple[str, bytes], ...], floor: int) -> ModelSlots
 
 def check_whole(board: Board, held: Held) -> None:
     try:
-        manifest = board.content(held.manifest).rstrip(b"\0")
-        number, *digests = decode(manifest)  # type: ignore[misc]
+        number, _, *digests = decode(board.content(held.manifest))  # type: ignore[misc]
         must(number == held.number, "another release under this manifest")
         must(
             [board.content(digest) for digest in digests] == [file.data for file in board.release(held.number).files],
@@ -372,7 +371,9 @@ def main(count: int) -> int:
     with Pool() as pool:
         for seed, more, why in pool.imap_unordered(_one, range(count)):
             checked += more
-            lost += [f"story {seed}, state {more + 1}: {why}"] if why else []
+            if why:
+                lost.append(f"story {seed}, state {more + 1}: {why}")
+                sys.stderr.write(f"\r{lost[-1]}\n")
             seconds = time.monotonic() - began
             sys.stderr.write(f"\r{checked:,} states, {len(lost)} losses, {checked / seconds:,.0f} states/s ")
             sys.stderr.flush()

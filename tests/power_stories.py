@@ -62,8 +62,8 @@ class Published:
 
     @cached_property
     def manifest(self) -> File:
-        data = encode([self.number, *(each.digest for each in self.files)])
-        return File(data + bytes(250 - len(data)), step_bytes=250)
+        data = encode([self.number, bytes(180), *(each.digest for each in self.files)])
+        return File(data, step_bytes=len(data))
 
     @property
     def held(self) -> Held:
