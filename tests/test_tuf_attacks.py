@@ -203,6 +203,18 @@ def test_metadata_of_another_fleet_is_refused(board: Board) -> None:
     refused(board, other, "signed|threshold|signatures")
 
 
+def test_a_folder_swapped_for_that_of_another_fleet_does_not_change_whom_a_board_trusts(
+    board: Board, repository: TufRepository, tmp_path: Path
+) -> None:
+    other = TufRepository()
+    other.publish(*ONLINE)
+    Board(tmp_path / "other", other).refresh(other)
+    shutil.rmtree(board.folder)
+    shutil.copytree(tmp_path / "other", board.folder, symlinks=True)
+    refused(board, other, "signed|threshold|signatures")
+    board.refresh(repository)
+
+
 @pytest.mark.parametrize("role", [ROOT, *ONLINE])
 def test_below_threshold_is_refused(board: Board, repository: TufRepository, role: str) -> None:
     repository.part(role).version += 1
