@@ -346,6 +346,18 @@ def test_acknowledgements_are_released_in_the_order_of_delivery_and_stale_tokens
     assert len(owed) == 1
 
 
+def test_a_route_that_was_used_is_forgotten_when_its_subscription_is_taken_back() -> None:
+    network = Network()
+    receiver, sender = network.subscribed("r", "a"), network.station("s")
+    sender.link.publish(Message("a", b"wanted"))
+    network.until(lambda: receiver.messages)
+    receiver.link.unsubscribe("a")
+    network.clock.advance(SECOND)
+    sender.link.publish(Message("a", b"not any more"))
+    network.clock.advance(SECOND)
+    assert receiver.payloads == [b"wanted"]
+
+
 def test_a_delivery_without_faults_takes_a_handful_of_timers() -> None:
     network = Network()
     receiver, sender = network.subscribed("r"), network.station("s")
