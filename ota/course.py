@@ -21,7 +21,7 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Kind, Topic, Topics
 from ota.charter import CHARTER_PATH, Charter, decode_charter
-from ota.chunks import Artefact, open_wants
+from ota.chunks import Artefact, Wants, open_wants
 from ota.events import (
     Adopt,
     Brought,
@@ -65,7 +65,6 @@ AWAITS_CHARTER = (Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT)
 """Signed by whom a charter names."""
 MAX_ASIDE = 256
 MAX_ASIDE_BYTES = 2 * 2**20
-MAX_ASIDE_BYTES = 4 * 2**20
 
 
 class Course:
@@ -90,18 +89,16 @@ class Course:
         self.offered, self.words = Offered(), HeardWords()
         self._records = Records(books)
         self.transfers = Transfers(here.board, boot_epoch, signer, self.topics, held)
-        self._ledger = Kept(books)
-        progress = self._ledger.progress
+        self._kept = Kept(books)
+        progress = self._kept.progress
         self.lives = {model: self._life(model, each, progress.get(model)) for model, each in slots.items()}
-        self._notes = [*self._ledger.notes]
+        self._notes = [*self._kept.notes]
         self._recall_rollouts()
         self.link_up = False
         self._pinned: frozenset[bytes] | None = None
         self._number = 0
         self._own: Report | None = None
         self._aside: dict[Topic, bytes] = {}
-        self._disbelieved: dict[str, str] = {}
-        """Why the rollout that the broker has of a model is not believed."""
         self._charter_is_new = False
         self._told: Report | None = None
         self._told_us = -REPORT_PERIOD_US
@@ -133,8 +130,7 @@ class Course:
     @property
     def note(self) -> str:
         """What ails the updates of this board."""
-        why = self.offered.why or self._charter_why() or self.transfers.why or next(iter(self._disbelieved.values()), "")
-        return why[:MAX_WHY_CHARS]
+        return (self.offered.why or self._charter_why() or self.transfers.why)[:MAX_WHY_CHARS]
 
     def _charter_why(self) -> str:
         """Why the charter that the metadata lists is not in force, or what this board is by the one that is."""
@@ -168,9 +164,11 @@ class Course:
             yield from map(Listen, self._filters())
 
     def _filters(self) -> Iterator[str]:
-        """What the broker keeps and only a charter lets be believed: asked for again when there is another. What others lack
-        does not matter to a board that gives nothing."""
-        yield from (self.topics.every(kind) for kind in AWAITS_CHARTER if kind is not Kind.OTA_WANT or self.sharing is not None)
+        """What the broker keeps and only a charter lets be believed: asked for again when there is another. Who gives nothing
+        hears of what is lacking only what the broker has as its own word."""
+        yield self.topics.every(Kind.ROLLOUT)
+        yield self.topics.every(Kind.REPORT)
+        yield self.topics.every(Kind.OTA_WANT) if self.sharing is not None else self.topics.ota_want(self.here.board)
 
     def _heard(self, event: Heard, now_us: int) -> Iterator[Effect]:
         if event.topic.kind is Kind.OTA_CHUNK:
@@ -180,11 +178,11 @@ class Course:
             self._take(event.topic, event.payload, now_us)
         except RefusedError as error:
             yield Note(f"not believed: {error}")
-            self._put_aside(event.topic, event.payload, str(error))
+            self._put_aside(event.topic, event.payload)
         if event.token:
             yield Done(event.token)
 
-    def _put_aside(self, topic: Topic, payload: bytes, why: str) -> None:
+    def _put_aside(self, topic: Topic, payload: bytes) -> None:
         """What a later charter may let be believed; the oldest gives way."""
         if topic.kind not in AWAITS_CHARTER:
             return
@@ -192,8 +190,6 @@ class Course:
         self._aside[topic] = payload
         while len(self._aside) > MAX_ASIDE or sum(map(len, self._aside.values())) > MAX_ASIDE_BYTES:
             del self._aside[next(iter(self._aside))]
-        if topic.kind is Kind.ROLLOUT and (topic.model in self._disbelieved or len(self._disbelieved) < MAX_ROLLOUTS):
-            self._disbelieved[topic.model] = f"rollout of {topic.model}: {why}"
 
     def _take_again(self, now_us: int) -> None:
         """What was put aside, by the charter that is in force now."""
@@ -215,29 +211,32 @@ class Course:
             report = open_report(payload, self._member_key)
             _must_agree("report", report.board, topic.board)
             self.words.hear_report(report)
-        elif payload and self.sharing is not None:
+        elif payload:
             wants = open_wants(payload, self._member_key)
             _must_agree("wants", wants.board, topic.board)
-            self.sharing.heard(wants, now_us)
+            if self.sharing is not None:
+                self.sharing.heard(wants, now_us)
 
     def _hear_back(self, kind: Kind, payload: bytes) -> None:
         """What the broker has of this board: if it is not what was said last, it is said again, for who comes later."""
-        if kind is Kind.OTA_WANT:
-            wants = open_wants(payload, self._own_key) if payload else None
-            self.transfers.hear_own(wants)
-        elif self._told is not None:
-            report = open_report(payload, self._own_key) if payload else None
-            if report is None or report.newness < self._told.newness:
+        said: Report | Wants | None = None
+        try:
+            if payload:
+                said = open_wants(payload, self._own_key) if kind is Kind.OTA_WANT else open_report(payload, self._own_key)
+        finally:
+            if kind is Kind.OTA_WANT:
+                self.transfers.hear_own(said.newness if said else None)
+            elif self._told is not None and (said is None or said.newness < self._told.newness):
                 self._told = None
 
     def _take_rollout(self, model: str, payload: bytes) -> None:
         """An empty one, as any stranger may send it, takes nothing back."""
-        if payload:
-            rollout = open_rollout(payload, self._operator_key)
-            _must_agree("rollout", rollout.plan.model, model)
-            if self.words.hear_rollout(rollout, payload) and self.here.board in rollout.plan.boards:
-                self._ledger.put_rollout(model, payload)
-        self._disbelieved.pop(model, None)
+        if not payload:
+            return
+        rollout = open_rollout(payload, self._operator_key)
+        _must_agree("rollout", rollout.plan.model, model)
+        if self.words.hear_rollout(rollout, payload) and self.here.board in rollout.plan.boards:
+            self._kept.put_rollout(model, payload)
 
     def _sent(self, event: Sent, now_us: int) -> Iterator[Effect]:
         if self.sharing is not None:
@@ -246,7 +245,7 @@ class Course:
 
     def _listed(self, event: Listed, now_us: int) -> Iterator[Effect]:
         try:
-            self._ledger.raise_floors(event.marks)
+            self._kept.raise_floors(event.marks)
         except RefusedError as error:
             yield from self._not_listed(NotListed(str(error), refused=True), now_us)
             return
@@ -322,8 +321,9 @@ class Course:
             except RefusedError as error:
                 self._notes.append(f"the rollout of {rollout.plan.number} to {model} counts no more: {error}")
         members = self.members()
+        planned = {board for rollout in self.words.rollouts.values() for board in rollout.plan.boards}
         for board, report in words.reports.items():
-            if members.get(board, before.get(board)) == before.get(board):
+            if members.get(board) == before.get(board) if board in members else board in planned:
                 self.words.hear_report(report)
         if self.sharing is not None:
             self.sharing.keep_only([board for board, key in members.items() if before.get(board) == key])
@@ -348,7 +348,7 @@ class Course:
         if self._charter_is_new:
             self._charter_is_new = False
             self._take_again(now_us)
-        if look := self.offered.look(self._wanted_paths(), self._ledger.floors, now_us):
+        if look := self.offered.look(self._wanted_paths(), self._kept.floors, now_us):
             yield look
         yield from self._pursue(now_us)
         yield from self._keep()
@@ -378,7 +378,7 @@ class Course:
         for note in self._records.take_notes():
             yield Note(note)
         progress = {model: life.progress for model, life in self.lives.items() if life.progress is not None}
-        self._ledger.put_progress(progress)
+        self._kept.put_progress(progress)
 
     def _hear_self(self) -> None:
         """What this board says counts in its own judgement as anybody's does."""
@@ -452,7 +452,7 @@ class Course:
         yield Say(Message(self.topics.report(self.here.board), sign_report(self._told, self._signer), retain=True))
 
     def _recall_rollouts(self) -> None:
-        for model, signed in self._ledger.rollouts([*self._ledger.progress, *self.lives]).items():
+        for model, signed in self._kept.rollouts([*self._kept.progress, *self.lives]).items():
             try:
                 self.words.hear_rollout(open_rollout(signed, self._operator_key), signed)
             except RefusedError as error:

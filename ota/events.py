@@ -59,11 +59,13 @@ class NotListed:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The staging of an artefact is open; ``held``: the set of the pieces that are in it; ``why``: it is not, for now."""
+    """The staging of an artefact is open; ``held``: the set of the pieces that are in it; ``why``: it is not, for good if
+    ``refused`` (the cache can never hold it), else for now."""
 
     digest: bytes
     held: int = 0
     why: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """One model on this board: from a rollout that begins here to a release that is confirmed, or to the one before.
 
 Owns ``Lifecycle``.  Rules: sans-I/O; what is durable is durable before the effect that follows from it leaves; one thing is
-under way at a time, and its answer is awaited; the records say what runs after any power cut; whoever has begun a trial ends it,
-whether or not there is a link.
+under way at a time, and its answer is awaited, but not for ever; the records say what runs after any power cut; whoever has begun
+a trial ends it, whether or not there is a link, and only then heeds a newer plan; what cannot be for this board is refused with
+one reason, before a byte of it is fetched where that can be known.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ from ota.rollout import Motion, Move, Plan, Progress, Step
 from ota.slots import MAX_WHY_CHARS, Held, ModelSlots, State
 
 STAND_EVERY_US = 1_000_000
+ANSWER_LIMIT_US = 1_800_000_000
+"""An agent is built in minutes on a slow card. What gave no answer for half an hour gives none."""
+BACK_AGAIN_US = 60_000_000
+"""A way back that failed is tried again no sooner."""
 FETCH_STEP_PERMILLE = 50
 """What was fetched is told in such steps, so that a fleet that fetches does not fill its broker with reports."""
 
@@ -53,6 +58,9 @@ class Doing(StrEnum):
     TRYING = "trying"
     """It serves; nothing is awaited but inferences."""
     GOING_BACK = "going back"
+
+
+_ASKED = (Doing.BRINGING, Doing.PROBING, Doing.TURNING, Doing.GOING_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +111,53 @@ class Lifecycle:
         self.needs: tuple[Need, ...] = ()
         self._trial: Trial | None = None
         self._golden: Mapping[str, frozenset[bytes]] = {}
-        self._back_why = ""
-        self._since_us = self._stood_us = 0
+        self._stands = False
+        """A golden input was given in the place of a request, and its answer is awaited."""
+        self._back_why, self._back_due_us = "", 0
+        self._since_us = self._stood_us = self._asked_us = 0
+        self._is_another_agent = False
+        """This agent was started, within its own trial, as the one that it goes on from."""
 
     # what is to be done
 
     def go_on(self, plan: Plan | None, move: Move | None, shelf: Shelf, now_us: int) -> Iterator[Effect]:
         """What the newest plan, and how far this board is with it, have made due."""
         self.needs = ()
-        if plan is not None and (self.progress is None or self.progress.serial < plan.serial):
-            if self.slots.state is State.STAGING:
-                self._save(moves.give_up(self.slots))
-            if self.slots.state is not State.TRIAL:
-                self.progress = Progress(self.model, plan.serial, Step.WAITING)
+        yield from self._stop_waiting(now_us)
+        if self.doing is Doing.GOING_BACK:
+            return
+        self._heed(plan)
         takes_part = plan is not None and self.progress is not None and self.progress.serial == plan.serial
         if self.slots.state is State.TRIAL:
             yield from self._go_on_trying(move if takes_part else None, shelf, now_us)
         elif plan is None or move is None or not takes_part:
             return
         elif move.motion is Motion.BACK:
-            yield from self._go_back(plan, move.why, shelf)
+            yield from self._go_back(plan, move.why, shelf, now_us)
         elif move.motion is Motion.GO:
             yield from self._take(plan, shelf, now_us)
         elif move.motion is Motion.WAIT:
             self._step(Step.WAITING, why=move.why)
+
+    def _heed(self, plan: Plan | None) -> None:
+        """What is fetched for another plan is given up; a trial ends first."""
+        candidate = Held(plan.number, plan.manifest) if plan is not None else None
+        is_new = plan is not None and (self.progress is None or self.progress.serial < plan.serial)
+        if self.slots.state is State.STAGING and (is_new or self.slots.candidate != candidate):
+            self._save(moves.give_up(self.slots))
+        if plan is not None and is_new and self.slots.state is not State.TRIAL:
+            self.progress = Progress(self.model, plan.serial, Step.WAITING)
+
+    def _stop_waiting(self, now_us: int) -> Iterator[Effect]:
+        """An answer that has not come by now."""
+        waits = self.doing in _ASKED or (self.doing is Doing.TRYING and self._stands)
+        if not waits or now_us - self._asked_us < ANSWER_LIMIT_US:
+            return
+        why = f"no answer within {ANSWER_LIMIT_US // 1_000_000} s while {self.doing.value}"
+        if self.doing is Doing.GOING_BACK:
+            yield from self._not_back(why, now_us)
+        else:
+            yield from self._end_badly(why)
 
     def _take(self, plan: Plan, shelf: Shelf, now_us: int) -> Iterator[Effect]:
         if self.slots.confirmed.number == plan.number and self.slots.confirmed.manifest == plan.manifest:
@@ -140,15 +171,15 @@ class Lifecycle:
         if digest != plan.manifest:
             return self._refuse(f"the plan names manifest {plan.manifest.hex()[:16]}…, signed is {digest.hex()[:16]}…")
         release = shelf.release(digest)
+        if why := shelf.why_never(digest):
+            return self._refuse(why)
         if release is None:
-            if why := shelf.why_never(digest):
-                return self._refuse(why)
             self.needs = (Need(digest, size_bytes),)
             self._step(Step.FETCHING)
             return
         if self.slots.state is not State.STAGING and not self._stage(plan, release):
             return
-        yield from self._fetch(release, shelf)
+        yield from self._fetch(release, shelf, now_us)
 
     def _stage(self, plan: Plan, release: Release) -> bool:
         """Begin with a release, unless it is not for this board."""
@@ -162,12 +193,11 @@ class Lifecycle:
             return False
         return True
 
-    def _fetch(self, release: Release, shelf: Shelf) -> Iterator[Effect]:
+    def _fetch(self, release: Release, shelf: Shelf, now_us: int) -> Iterator[Effect]:
         files = files_here(self.here, release)
         for file in files:
             if why := shelf.why_never(file.digest):
-                self._save(moves.give_up(self.slots))
-                return self._refuse(why)
+                return self._refuse(f"{file.name} cannot be had: {why}")
         missing = [file for file in files if not shelf.holds(file.digest)]
         if missing:
             seeds = self._seeds(shelf)
@@ -178,7 +208,7 @@ class Lifecycle:
             return
         self._save(moves.try_(self.slots))
         self._step(Step.TRIAL)
-        yield from self._bring(release)
+        yield from self._bring(release, now_us)
 
     def _seeds(self, shelf: Shelf) -> tuple[bytes, ...]:
         """What of other releases of this model may be the same."""
@@ -193,16 +223,23 @@ class Lifecycle:
         if move is not None and move.motion is Motion.BACK:
             yield from self._end_badly(move.why, returned=True)
         elif self.doing is Doing.NOTHING:
-            release = shelf.release(candidate.manifest)
-            if release is None or not all(shelf.holds(file.digest) for file in files_here(self.here, release)):
-                yield from self._end_badly("its files are not here any more")
-            else:
-                yield from self._bring(release)
+            yield from self._try_again(candidate, shelf, now_us)
         elif self.doing is Doing.TRYING:
             yield from self._look_at_trial(now_us)
 
-    def _bring(self, release: Release) -> Iterator[Effect]:
-        self.doing = Doing.BRINGING
+    def _try_again(self, candidate: Held, shelf: Shelf, now_us: int) -> Iterator[Effect]:
+        """After a start within the trial. Of the agent, which may be the one on trial itself, once it is known that it is not."""
+        if self.model == AGENT and not self._is_another_agent:
+            return
+        self._is_another_agent = False
+        release = shelf.release(candidate.manifest)
+        if release is None or not _all_here(self.here, release, shelf):
+            yield from self._end_badly("its files are not here any more")
+        else:
+            yield from self._bring(release, now_us)
+
+    def _bring(self, release: Release, now_us: int) -> Iterator[Effect]:
+        self._await(Doing.BRINGING, now_us)
         if release.kind is Kind.AGENT:
             yield BringAgent(release)
             return
@@ -218,21 +255,22 @@ class Lifecycle:
 
     def brought(self, event: Brought, now_us: int) -> Iterator[Effect]:
         if self.doing is Doing.GOING_BACK:
-            yield from self._brought_back(event)
+            yield from self._brought_back(event, now_us)
         elif self.doing is not Doing.BRINGING or not self._is_candidate(event.number):
             yield Note(f"release {event.number} of {self.model} was brought, which nobody asked for: left alone")
         elif event.why:
             yield from self._end_badly(event.why)
         elif self.model == AGENT:
-            self.doing = Doing.TURNING
+            self._await(Doing.TURNING, now_us)
             yield Turn(self.model, event.number)
         else:
-            self.doing = Doing.PROBING
+            self._await(Doing.PROBING, now_us)
             yield Probe(self.model, event.number)
 
     def probed(self, event: Probed, now_us: int) -> Iterator[Effect]:
         if self.doing is Doing.TRYING:
-            if self._trial is not None and self._is_candidate(event.number):
+            if self._trial is not None and self._stands and self._is_candidate(event.number):
+                self._stands = False
                 self._trial = self._trial.heard_golden(event.golden, event.why)
                 yield from self._look_at_trial(now_us)
             return
@@ -243,17 +281,17 @@ class Lifecycle:
         if self._trial.verdict is Health.BAD:
             yield from self._end_badly(self._trial.why)
         else:
-            self.doing = Doing.TURNING
+            self._await(Doing.TURNING, now_us)
             yield Turn(self.model, event.number)
 
     def turned(self, event: Turned, now_us: int) -> Iterator[Effect]:
         if self.doing is Doing.GOING_BACK:
-            yield from self._turned_back(event)
+            yield from self._turned_back(event, now_us)
         elif self.doing is Doing.TURNING and self._is_candidate(event.number):
             if event.why:
                 yield from self._end_badly(event.why)
-            else:
-                self.doing, self._since_us, self._stood_us = Doing.TRYING, now_us, now_us
+            elif self.model != AGENT:  # which shows by its start, in another process, that it came up
+                self.doing, self._stands, self._since_us, self._stood_us = Doing.TRYING, False, now_us, now_us
 
     def ran(self, event: Ran, now_us: int) -> Iterator[Effect]:
         """A real inference of the release on trial."""
@@ -269,8 +307,8 @@ class Lifecycle:
             yield from self._end_badly(self._trial.why)
         elif self._trial.verdict is Health.SOUND:
             yield from self.confirm()
-        elif now_us - self._since_us >= self.here.trial_us and now_us - self._stood_us >= STAND_EVERY_US:
-            self._stood_us = now_us
+        elif not self._stands and now_us - self._since_us >= self.here.trial_us and now_us - self._stood_us >= STAND_EVERY_US:
+            self._stands, self._stood_us, self._asked_us = True, now_us, now_us
             yield Stand(self.model, candidate.number)
 
     def confirm(self) -> Iterator[Effect]:
@@ -294,55 +332,65 @@ class Lifecycle:
 
     # back, after it was confirmed
 
-    def _go_back(self, plan: Plan, why: str, shelf: Shelf) -> Iterator[Effect]:
+    def _go_back(self, plan: Plan, why: str, shelf: Shelf, now_us: int) -> Iterator[Effect]:
         if self.slots.state is State.STAGING:
             self._save(moves.give_up(self.slots))
+        if self.slots.confirmed != Held(plan.number, plan.manifest):
             self._step(Step.RETURNED, why=why)
-            return
-        if self.doing is Doing.GOING_BACK:
-            return
-        if self.slots.confirmed.number != plan.number or self.slots.previous is None:
-            self._step(Step.RETURNED, why=why)
-            return
-        previous = self.slots.previous
-        release = shelf.release(previous.manifest) if previous.number else None
-        if previous.number and release is None:
-            self._refuse(f"release {previous.number}, to which the fleet goes back, is not here any more")
-            return
-        self.doing, self._back_why = Doing.GOING_BACK, why
-        if release is None or self.model == AGENT:
-            yield BringBack(self.model)
-        else:
-            yield Bring(installed_of(self.here, release))
+        elif now_us >= self._back_due_us:
+            yield from self._leave_confirmed(why, shelf, now_us)
 
-    def _brought_back(self, event: Brought) -> Iterator[Effect]:
+    def _leave_confirmed(self, why: str, shelf: Shelf, now_us: int) -> Iterator[Effect]:
+        previous = self.slots.previous
+        release = shelf.release(previous.manifest) if previous is not None and previous.number else None
+        stands_by = previous is not None and (not previous.number or self.model == AGENT)
+        if not stands_by and (release is None or not _all_here(self.here, release, shelf)):
+            before = f"release {previous.number}" if previous else "the release before"
+            self._refuse(f"{before}, to go back to, is not here any more")
+            return
+        try:
+            bring = Bring(installed_of(self.here, release)) if release and self.model != AGENT else BringBack(self.model)
+        except RefusedError as error:
+            self._refuse(f"the release to go back to cannot be used: {error}")
+            return
+        self._await(Doing.GOING_BACK, now_us)
+        self._back_why = why
+        yield bring
+
+    def _brought_back(self, event: Brought, now_us: int) -> Iterator[Effect]:
         if event.why:
-            self.doing = Doing.NOTHING
-            self._step(Step.CONFIRMED, 1000, f"the way back failed: {event.why}")
-            yield Note(f"{self.model} cannot go back to release {event.number}: {event.why}")
+            yield from self._not_back(event.why, now_us)
         else:
             yield Turn(self.model, event.number)
 
-    def _turned_back(self, event: Turned) -> Iterator[Effect]:
-        self.doing = Doing.NOTHING
+    def _not_back(self, why: str, now_us: int) -> Iterator[Effect]:
+        self.doing, self._back_due_us = Doing.NOTHING, now_us + BACK_AGAIN_US
+        self._step(Step.CONFIRMED, 1000, f"the way back failed: {why}")
+        yield Note(f"{self.model} cannot go back: {why}; it is tried again in {BACK_AGAIN_US // 1_000_000} s")
+
+    def _turned_back(self, event: Turned, now_us: int) -> Iterator[Effect]:
         if event.why:
-            yield Note(f"{self.model} cannot go back to release {event.number}: {event.why}")
+            yield from self._not_back(event.why, now_us)
             return
+        self.doing = Doing.NOTHING
         self._save(moves.go_back(self.slots))
         self._step(Step.RETURNED, why=self._back_why)
-        yield Note(f"{self.model} is back at release {event.number}: {self._back_why}")
+        yield Note(f"{self.model} is back at release {self.slots.confirmed.number}: {self._back_why}")
         yield Settle(self.model)
 
     # the agent itself, which starts anew between Turn and what follows
 
     def agent_started(self, running: int, now_us: int, why: str = "") -> Iterator[Effect]:
-        """Which release of the agent runs after a start within its trial."""
+        """Which release of the agent runs after a start within its trial; ``why`` the one on trial was left, if it was. Without a
+        reason it was never begun, for the power failed before; starts within a trial are counted."""
         if self.slots.state is not State.TRIAL or self.slots.candidate is None:
             return
         if running == self.slots.candidate.number:
             self.doing, self._since_us = Doing.TRYING, now_us
+        elif why:
+            yield from self._end_badly(why)
         else:
-            yield from self._end_badly(why or f"release {self.slots.candidate.number} did not come up; {running} runs")
+            self._is_another_agent = True
 
     def agent_well(self, now_us: int, linked: bool) -> Iterator[Effect]:
         """Is the new agent well for long enough?"""
@@ -364,7 +412,12 @@ class Lifecycle:
             self.progress = self.progress.at(step, permille, why[:MAX_WHY_CHARS])
 
     def _refuse(self, why: str) -> None:
+        if self.slots.state is State.STAGING:
+            self._save(moves.give_up(self.slots))
         self._step(Step.REFUSED, why=why)
+
+    def _await(self, doing: Doing, now_us: int) -> None:
+        self.doing, self._asked_us = doing, now_us
 
     def _is_candidate(self, number: int) -> bool:
         return self.slots.candidate is not None and self.slots.candidate.number == number
@@ -378,17 +431,33 @@ def why_not_here(here: Here, model: str, number: int, release: Release) -> str:
         return f"it is for {', '.join(release.classes)}; this board is {here.backend}"
     if _version(here.agent) < _version(release.min_agent):
         return f"it needs agent {release.min_agent} or later; this is {here.agent}: push the agent first"
+    if release.kind is Kind.AGENT:
+        return ""
+    try:
+        installed_of(here, release)
+    except RefusedError as error:
+        return str(error)
     return ""
 
 
 def files_here(here: Here, release: Release) -> tuple[ReleasedFile, ...]:
-    """The files of a release that a board has a use for: of a language model those for its own library."""
+    """The files of a release that a board has a use for: of a language model those for its own library.
+
+    Raises ``RefusedError`` for a card that cannot be read.
+    """
     if release.kind is not Kind.LANGUAGE or not here.runtime:
         return release.files
     card = card_of(True, release.card)
     assert isinstance(card, LanguageCard)
     others = {entry.filename for runtime, entry in card.files.items() if runtime != here.runtime}
     return tuple(file for file in release.files if file.name not in others)
+
+
+def _all_here(here: Here, release: Release, shelf: Shelf) -> bool:
+    try:
+        return all(shelf.holds(file.digest) for file in files_here(here, release))
+    except RefusedError:
+        return False
 
 
 def installed_of(here: Here, release: Release) -> Installed:

@@ -2,7 +2,8 @@
 
 Owns ``Offered``.  Rules: nothing of what is offered is believed; all of it is bounded; it is verified when it has changed and
 come to rest, when something new is looked for in it, and now and then, because it expires; what was refused is not tried again
-until it changes, but for a clock that may have been set right.
+until it changes, but for a clock that may have been set right; what held before counts for ``MAX_AGE_US`` at the most while what
+came since is refused, for that is what a freeze looks like.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ MAX_SETTLE_US = 5_000_000
 AGAIN_US = 3_600_000_000
 AFTER_REFUSAL_US = 600_000_000
 AFTER_FAILURE_US = 30_000_000
+MAX_AGE_US = 24 * 3_600_000_000
+ANSWER_LIMIT_US = 300_000_000
+"""A look that nobody answered by then is begun anew: the process that verifies is ended long before."""
 
 Targets = Mapping[str, tuple[int, bytes]]
 
@@ -38,7 +42,9 @@ class Offered:
         self._last_us = 0
         self._due_us: int | None = None
         self._asked: frozenset[str] = frozenset()
-        self._looking = False
+        self._looking_us: int | None = None
+        """Since when an answer is awaited."""
+        self._held_us = 0
 
     def hear(self, name: str, payload: bytes, now_us: int) -> None:
         """A document; an empty one is taken away. Raises ``RefusedError`` when there are too many, or too much."""
@@ -61,23 +67,36 @@ class Offered:
     def look(self, wanted: Iterable[str], floors: Mapping[str, int], now_us: int) -> List | None:
         """The look that is due, for the targets that are ``wanted``; ``None`` if none is."""
         paths = frozenset(wanted)
-        if self._looking or TIMESTAMP not in self.documents or not self._is_due(paths, now_us):
+        if TIMESTAMP not in self.documents or self._awaits(now_us) or not self._is_due(paths, now_us):
             return None
-        self._looking, self._changed_us, self._due_us, self._asked = True, None, None, paths
+        self._looking_us, self._changed_us, self._due_us, self._asked = now_us, None, None, paths
         return List(dict(self.documents), tuple(sorted(paths)), floors)
 
     def listed(self, event: Listed, now_us: int) -> None:
-        self._looking, self.why, self.targets = False, "", event.targets
-        self._due_us = now_us + AGAIN_US
+        """An answer; one that nobody waits for any more is none."""
+        if self._looking_us is not None:
+            self._looking_us, self.why, self.targets, self._held_us = None, "", event.targets, now_us
+            self._due_us = now_us + AGAIN_US
 
     def not_listed(self, event: NotListed, now_us: int) -> None:
-        self._looking, self.why = False, event.why
+        """As ``listed``."""
+        if self._looking_us is None:
+            return
+        self._looking_us, self.why = None, event.why
         self._due_us = now_us + (AFTER_REFUSAL_US if event.refused else AFTER_FAILURE_US)
+        if event.refused and now_us - self._held_us >= MAX_AGE_US:
+            self.targets = {}
 
     @property
     def pending(self) -> bool:
         """A look is due within a second or so."""
         return self._changed_us is not None
+
+    def _awaits(self, now_us: int) -> bool:
+        if self._looking_us is not None and now_us - self._looking_us >= ANSWER_LIMIT_US:
+            self._looking_us, self._due_us = None, now_us
+            self.why = f"nobody said within {ANSWER_LIMIT_US // 1_000_000} s what the metadata is worth; it is looked at again"
+        return self._looking_us is not None
 
     def _is_due(self, paths: frozenset[str], now_us: int) -> bool:
         if self._changed_us is not None:

@@ -1,21 +1,24 @@
 """What this board gives of what it holds, to boards around it that lack it.
 
 Owns ``Sharing``.  Rules: sans-I/O; only what is whole in the cache is given, only to boards of the fleet, and when ``Giving``
-says that it is this board's turn; so many pieces are under way at a time that the broker stays able to answer.
+says that it is this board's turn; so many pieces are under way at a time that the broker stays able to answer, and one of which
+nothing is heard again counts as gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ota.chunks import Artefact, Wants, artefact_of
 from ota.events import Give
-from ota.giving import Giving
+from ota.giving import MAX_OFFERS, Giving
 from ota.heard import Heard
 from ota.manifest import Release
 from ota.rollout import Step
 
 MAX_UNDER_WAY = 16
+UNDER_WAY_US = 30_000_000
+"""A piece that was to be sent and of which the link says nothing holds its place no longer."""
 HAVE_IT = (Step.TRIAL, Step.CONFIRMED)
 
 
@@ -24,11 +27,12 @@ class Sharing:
 
     def __init__(self, board: str, rate_bytes_per_s: int) -> None:
         self._giving, self._rate_bytes_per_s = Giving(board, rate_bytes_per_s), rate_bytes_per_s
-        self._under_way: set[int] = set()
+        self._under_way: dict[int, int] = {}
+        """Since when, by ticket."""
         self._ticket = 0
-        self._seen_changes = -1
+        self._seen: tuple[Heard | None, int] = (None, -1)
         self._artefacts: dict[bytes, Artefact] = {}
-        self._now_us = 0
+        self._askers: set[str] = set()
 
     @property
     def given_bytes(self) -> int:
@@ -40,8 +44,9 @@ class Sharing:
         return bool(self._under_way) or (due_us is not None and due_us - now_us < 1_000_000)
 
     def hold(self, artefacts: Iterable[Artefact]) -> None:
-        """What is held now, and nothing else."""
+        """What is held now, and nothing else; the first ``MAX_OFFERS`` of it are given."""
         held = {each.digest: each for each in artefacts}
+        held = {digest: held[digest] for digest in list(held)[:MAX_OFFERS]}
         for digest in self._artefacts.keys() - held.keys():
             self._giving.drop(digest)
         for digest in held.keys() - self._artefacts.keys():
@@ -49,21 +54,28 @@ class Sharing:
         self._artefacts = held
 
     def heard(self, wants: Wants, now_us: int) -> None:
+        self._askers.add(wants.board)
         self._giving.heard_wants(wants, now_us)
+
+    def keep_only(self, boards: Collection[str]) -> None:
+        """Nothing more is sent for anybody but ``boards``, until it asks anew."""
+        for board in self._askers - set(boards):
+            self._giving.gone(board)
+        self._askers &= set(boards)
 
     def look_at(self, words: Heard, releases: Iterable[Release]) -> None:
         """Who else holds what, and how fast the operators let it be given, by what was said last."""
-        if words.changes == self._seen_changes:
+        if (words, words.changes) == self._seen:
             return
-        self._seen_changes = words.changes
+        self._seen = words, words.changes
         holders: dict[bytes, frozenset[str]] = {}
         rates = [self._rate_bytes_per_s]
         by_number = {(each.model, each.number): each for each in releases}
         for model, rollout in words.rollouts.items():
             release = by_number.get((model, rollout.plan.number))
-            said = ((board, report.of(model, rollout.plan.serial)) for board, report in words.reports.items())
-            have_it = frozenset(board for board, progress in said if progress is not None and progress.step in HAVE_IT)
             if release is not None:
+                said = ((board, report.of(model, rollout.plan.serial)) for board, report in words.reports.items())
+                have_it = frozenset(board for board, progress in said if progress is not None and progress.step in HAVE_IT)
                 holders |= {file.digest: have_it for file in release.files} | {rollout.plan.manifest: have_it}
                 rates += [rollout.plan.rate_bytes_per_s] if rollout.plan.rate_bytes_per_s else []
         self._giving.holders, self._giving.rate_bytes_per_s = holders, min(rates)
@@ -73,15 +85,17 @@ class Sharing:
         self._under_way.clear()
 
     def sent(self, ticket: int) -> None:
-        self._under_way.discard(ticket)
+        self._under_way.pop(ticket, None)
 
     def go_on(self, now_us: int) -> Iterator[Give]:
         """The pieces that are to be sent now."""
+        while self._under_way and now_us - next(iter(self._under_way.values())) >= UNDER_WAY_US:
+            del self._under_way[next(iter(self._under_way))]
         while len(self._under_way) < MAX_UNDER_WAY and (piece := self._giving.next(now_us)) is not None:
             digest, index = piece
             self._giving.sent(digest, index, now_us)
             self._ticket += 1
-            self._under_way.add(self._ticket)
+            self._under_way[self._ticket] = now_us
             yield Give(self._artefacts[digest], index, self._ticket)
 
 
