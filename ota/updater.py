@@ -506,7 +506,7 @@ class Updater:
         receiving, why = self._receiving.get(effect.digest), ""
         try:
             if receiving is not None:
-                await self._beside(partial(receiving.put, effect.index, effect.data))
+                await self._beside(partial(receiving.put, effect.index, effect.data, checked=True))
         except SlyError as error:
             why = str(error)
         self.feed(events.Stored(effect.digest, effect.index, effect.token, why), generation)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edge_agent.core.clock import SystemClock
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.gossip.presence import Standing, open_presence
 from edge_agent.steward.session import OperatorSession
 from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Kind, Topic
@@ -55,6 +56,7 @@ class Publisher:
 
     async def __aenter__(self) -> Publisher:
         self._session.hear(Kind.OTA_WANT, self._take)
+        self._session.hear(Kind.ONLINE, self._take_presence)
         self._task = asyncio.get_running_loop().create_task(self._give_for_ever(), name="give")
         return self
 
@@ -96,6 +98,13 @@ class Publisher:
             raise RefusedError("wants", f"of {wants.board!r} on the topic of {topic.board!r}", "its own topic")
         self._giving.heard_wants(wants, self._clock.monotonic_us())
         self._stir.set()
+
+    def _take_presence(self, topic: Topic, payload: bytes) -> None:
+        """Nothing is sent for a board that is gone, until it asks anew."""
+        boards = self._session.charter.members
+        presence = open_presence(payload, lambda kid: boards.get(kid.decode("utf-8", "replace"))) if payload else None
+        if presence is not None and presence.standing is not Standing.ONLINE:
+            self._giving.gone(topic.board)
 
     async def _give_for_ever(self) -> None:
         while True:
