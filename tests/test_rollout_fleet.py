@@ -1,4 +1,4 @@
-"""Fifty boards behind a real broker, and the real ``sly ota push``: eight agents, and 42 boards without engines in one process."""
+"""Fifty boards behind a real broker, and the real ``sly ota push``: eight agents, and 42 without engines in one process."""
 
 from __future__ import annotations
 
