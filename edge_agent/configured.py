@@ -148,7 +148,8 @@ def node_settings(
 def chartered(settings: NodeSettings, config: AgentConfig, charter: Charter) -> NodeSettings:
     """What the fleet's charter makes of these settings; what it does not say stays as it is configured.
 
-    Raises ``RefusedError`` for a charter of another fleet, or one in which this board has another key or is revoked.
+    Raises ``RefusedError`` for a charter of another fleet, or one in which this board has another key. One that is revoked in it
+    goes by it all the same, alone: nobody else has it among its members.
     """
     if charter.fleet != config.fleet.name:
         raise RefusedError("fleet's charter", f"that of fleet {charter.fleet!r}", f"that of {config.fleet.name!r}")
@@ -173,7 +174,7 @@ def _chartered_attest(attest: AttestSettings, config: AgentConfig, charter: Char
         policy=known.policy | {placed_by(config, rules)},
     )
     endorsers = {**attest.endorsers, **{board: each.endorser for board, each in charter.boards.items() if each.endorser}}
-    return replace(attest, references=references, operators=charter.operators or attest.operators, endorsers=endorsers)
+    return replace(attest, references=references, operators=charter.operators, endorsers=endorsers)
 
 
 def attest_settings(config: AgentConfig, members: Mapping[str, bytes], rules: Rules, software: Software) -> AttestSettings:

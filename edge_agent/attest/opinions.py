@@ -37,6 +37,7 @@ class Opinions:
         self._verifiers, self._ceiling = verifiers, ceiling
         for key in [(verifier, board) for verifier, board in self._ranks if verifier not in verifiers.get(board, ())]:
             del self._ranks[key], self._appraisals[key], self._opinions[key]
+        self._revoked &= verifiers.keys()
         self._tiers.clear()
 
     def join(self, appraisal: Appraisal) -> bool:

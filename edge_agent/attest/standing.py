@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from edge_agent.attest.appraisal import MAX_RAW, Vector
 from edge_agent.attest.claims import EXECUTABLES_CONTRAINDICATED, INSTANCE_UNTRUSTWORTHY, NOT_FRESH, Finding, Verdict, judged
-from edge_agent.attest.evidence import NO_DIGEST, Quote
+from edge_agent.attest.evidence import NO_DIGEST, Quote, quote_digest
 from edge_agent.attest.history import Clash, History, Place, QuoteTrace, ReceiptTrace
 from edge_agent.attest.receipts import Receipt
 from edge_agent.core.values import TrustTier
@@ -151,6 +151,14 @@ class Standing:
         self._shown, self._missed, self.shown_in_epoch = verdict, 0, True
         self.overtaken &= quote.bootcount < self._boot
         self.shown_trace = QuoteTrace.of(quote, message)
+
+    def appraised_again(self, message: bytes, verdict: Verdict) -> None:
+        """The last fresh quote is worth this, by references that have changed; it is no fresher by that."""
+        if self.shown_trace is None or self.shown_trace.digest != quote_digest(message):
+            return
+        if verdict.tier is TrustTier.CONTRAINDICATED:
+            self.find(verdict, (message,))
+        self._shown = verdict
 
     def hear_receipt(self, message: bytes, receipt: Receipt) -> str:
         """Hold a signed receipt against all else that the board signed. Returns what contradicts, empty if nothing does."""

@@ -60,7 +60,10 @@ class Verifier:
         self._epoch_began_us: int | None = None
 
     def recast(self, members: Mapping[str, bytes], settings: AttestSettings, ceiling: Mapping[str, TrustTier]) -> None:
-        """The fleet has other members, or other references: what is held of those who stay goes on."""
+        """The fleet has other members, or other references: what is held of those who stay goes on.
+
+        What was kept of the others is for ``recall``; what they showed is for ``appraise_again``.
+        """
         self._settings = settings
         self._keys = {each.encode(): key for each, key in members.items()}
         self.verifiers = verifiers_of_all(members, settings)
@@ -150,6 +153,12 @@ class Verifier:
         """An answer of ``board`` was run again here, and was wrong; ``exact``: where there is no tolerance."""
         if standing := self._standings.get(board):
             standing.struck(exact, what)
+
+    def appraise_again(self, message: bytes, quote: Quote) -> None:
+        """The quote that a board showed last may be worth something else by the references that count now."""
+        standing = self._standings.get(quote.board)
+        if standing is not None:
+            standing.appraised_again(message, appraise(quote, self._settings, self._endorsed, self._policy))
 
     def show_self(self, quote: Quote) -> None:
         """What this board shows of itself, as it would be appraised by others."""

@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from edge_agent.core.errors import RefusedError
 from edge_agent.gossip.agreement import BoardDigest, Version
@@ -74,9 +74,11 @@ class Agreement:
         self._peers.reckon(self.table.facts_digest, self.digest, 0)
         self._kept, self.from_ledger = self.table, self.table is not EMPTY
 
-    def recharter(self, now_us: int) -> None:
-        """The settings have other members or rules: the table is made anew."""
+    def recharter(self, stay: Collection[str], now_us: int) -> None:
+        """The settings have other members or rules: the table is made anew. Of boards that do not ``stay`` nothing was heard."""
         self._rules = rules_digest(self._settings.rules)
+        self._peers.keep_only(stay)
+        self._set_table(self.table)
         self._maker = TableMaker(self._settings.rules)
         self._peers.rule(self._rules, now_us)
         self._rounded.clear()

@@ -8,8 +8,8 @@ link is up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from edge_agent.attest.appraisal import Appraisal, open_appraisal
 from edge_agent.attest.epoch import Epochs, open_challenge, open_epoch
@@ -83,20 +83,29 @@ class Attestation:
         self._cast_out: list[str] = []
         self._stale, self._urgent, self._looked_us = True, True, -LOOK_PERIOD_US
         self._notes: list[str] = []
-        self._recall()
+        self._recall(self.verifier.verifiers)
 
-    def recharter(self) -> None:
-        """The settings have other members or references: what is known of those who stay goes on."""
+    def recharter(self, now_us: int) -> None:
+        """The settings have other members or references: what is known of those who stay goes on, what was kept of newcomers is
+        taken up, and what was shown is appraised anew. Raises ``UnavailableError`` as the ledger does."""
         assert self._settings.attest is not None
-        self._attest, members = self._settings.attest, self._members()
+        self.keep(now_us, everything=True)
+        known, verified = frozenset(self.verifier.verifiers), self._verified
+        measured, members = self.attester.measurements, self._members()
+        self._attest = _also(self._settings.attest, measured.policy) if measured else self._settings.attest
         self._keys = {board.encode(): key for board, key in members.items()}
         self.verifier.recast(members, self._attest, self._settings.trust)
         self._verified = frozenset(self.verifier.boards)
+        self._recall((self.verifier.verifiers.keys() - known) | (self._verified - verified))
         self.attester.verifiers = frozenset(self.verifier.verifiers[self._board])
         self.shown = {board: shown for board, shown in self.shown.items() if board in self._verified}
-        for key in [key for key in self.said if key[0] not in members or key[1] not in members]:
-            self._said_bytes -= len(self.said.pop(key))
-            self.heard_us.pop(key, None)
+        for key in [key for key in self.heard_us if not members.keys() >= {*key}]:
+            self._said_bytes -= len(self.said.pop(key, b""))
+            del self.heard_us[key]
+        for shown in self.shown.values():
+            self.verifier.appraise_again(shown.message, shown.quote)
+        if measured is not None:
+            self.measured(measured, now_us)
         self._online_of = -1
         self._owes_all = True
         self._turned(urgent=True)
@@ -191,8 +200,9 @@ class Attestation:
 
     def measured(self, measurements: Measurements, now_us: int) -> None:
         self.attester.measured(measurements)
-        if self.attester.latest is None or self.attester.latest[0].measurements != measurements:
-            self.verifier.show_self(self.attester.draft(now_us, self._issued_s(now_us)))
+        latest = self.attester.latest
+        is_shown = latest is not None and latest[0].measurements == measurements
+        self.verifier.show_self(latest[0] if latest and is_shown else self.attester.draft(now_us, self._issued_s(now_us)))
         self._turned(urgent=True)
 
     def endorsed(self, event: Endorsed, now_us: int) -> Iterator[Effect]:
@@ -358,8 +368,8 @@ class Attestation:
         for board, kept in self.verifier.to_keep(now_us, everything).items():
             self._ledger.put_document(DOCUMENT + board, kept)
 
-    def _recall(self) -> None:
-        for board in self.verifier.verifiers:
+    def _recall(self, boards: Iterable[str]) -> None:
+        for board in sorted(boards):
             kept = self._ledger.document(DOCUMENT + board)
             if kept is None:
                 continue
@@ -376,6 +386,11 @@ def _filters(topics: Topics, kind: Kind, boards: frozenset[str], fleet_size: int
     else:
         build = topics.quote if kind is Kind.QUOTE else topics.epoch
         yield from (build(board) for board in sorted(boards))
+
+
+def _also(attest: AttestSettings, policy: bytes) -> AttestSettings:
+    """With the rules that were in force here until now: not all boards change them at one moment."""
+    return replace(attest, references=replace(attest.references, policy=attest.references.policy | {policy}))
 
 
 def _must_agree(subject: str, inside: str, outside: str) -> None:

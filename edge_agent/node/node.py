@@ -316,23 +316,27 @@ class Node:
         yield from self.trust.endorsed(event, now_us)
 
     def _chartered(self, event: Chartered, now_us: int) -> Iterator[Effect]:
-        """Who belongs to the fleet may have changed: what newcomers said before is asked of the broker again."""
-        newcomers = sorted(event.settings.members.keys() - self.settings.members.keys())
-        gone = sorted(self.settings.members.keys() - event.settings.members.keys())
+        """Who belongs to the fleet may have changed: what newcomers said before is asked of the broker again, and what this board
+        listens to as a verifier. A board with another key is another one."""
+        before, now = dict(self.settings.members), event.settings.members
+        gone = sorted(board for board, key in before.items() if board != self.board and now.get(board) != key)
+        newcomers = sorted(board for board, key in now.items() if board != self.board and before.get(board) != key)
         self.settings.adopt(event.settings)
         self.moves.policy = self.settings.rules.policy
-        self.fleet.keep_only({*self.settings.members, self.board})
-        self.trust.recharter()
-        self.agreement.recharter(now_us)
+        stay = {*now, self.board} - {*newcomers}
+        self.fleet.keep_only(stay)
+        self.trust.recharter(now_us)
+        self.agreement.recharter(stay, now_us)
         self._announcer.repeat()
         for board in gone:
-            yield Log(f"{board} does not belong to the fleet any more")
+            reason = "its key is another one now" if board in now else "it does not belong to the fleet any more"
+            yield Log(f"{board} is no board of the fleet: {reason}")
             self.moves.lose(board, now_us)
-            yield from self.router.distrust(board, "it does not belong to the fleet any more", now_us)
+            yield from self.router.distrust(board, reason, now_us)
         if newcomers:
             yield Log(f"new in the fleet: {', '.join(newcomers)}")
-            if self.link_up:
-                yield from self._listen()
+        if (newcomers or gone) and self.link_up:
+            yield from self._listen()
 
     def _tick(self, event: Tick, now_us: int) -> Iterator[Effect]:
         self.trust.told_wall_us(event.wall_us, now_us)

@@ -7,7 +7,7 @@ gone or has had its time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from edge_agent.gossip.agreement import MAX_PASSED_ON, MAX_PASSED_ON_BYTES, BoardDigest
 from edge_agent.gossip.presence import Standing
@@ -49,6 +49,14 @@ class Peers:
         self._rules = rules
         for board in self._heard:
             self._compare(board, now_us)
+
+    def keep_only(self, boards: Collection[str]) -> None:
+        """Whoever is none of ``boards`` was not heard."""
+        for board in self._heard.keys() - set(boards):
+            del self._heard[board]
+            self._differs_us.pop(board, None)
+            self._named.pop(board, None)
+            self._to_pass_on.pop(board, None)
 
     def restart(self) -> None:
         """A new connection: whoever differs has its time again."""

@@ -41,10 +41,10 @@ class Trust:
             self.attestation = Attestation(settings, settings.attest, fleet, ledger, voice, self._proofs)
             self.rechecks = Rechecks(settings.board, settings.attest, execution)
 
-    def recharter(self) -> None:
+    def recharter(self, now_us: int) -> None:
         """The settings have other members or references."""
         if self.attestation is not None:
-            self.attestation.recharter()
+            self.attestation.recharter(now_us)
 
     # how far boards are trusted
 
