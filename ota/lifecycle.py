@@ -117,6 +117,8 @@ class Lifecycle:
         self._since_us = self._stood_us = self._asked_us = 0
         self._is_another_agent = False
         """This agent was started, within its own trial, as the one that it goes on from."""
+        if slots.state is State.ROLLED_BACK and progress is not None and progress.step is Step.TRIAL:
+            self._step(Step.FAILED, why=slots.why)  # by the count of starts, before anything could be told
 
     # what is to be done
 
