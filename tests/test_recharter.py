@@ -12,7 +12,7 @@ from edge_agent.attest.words import Action, OperatorWord, sign_word
 from edge_agent.core.config import PolicySection
 from edge_agent.core.cose import Signer
 from edge_agent.core.values import Status, TrustTier
-from edge_agent.node.events import Chartered, Subscribe
+from edge_agent.node.events import Chartered, Hosted, Subscribe
 from edge_agent.placement.options import Rules
 from edge_agent.transport.link import Message
 from tests.attesting import EPOCH_US, OPERATOR, REFERENCES, RTT_US, AttestingBoard, AttestingFleet, measured
@@ -38,6 +38,10 @@ class Home(AttestingFleet):
         board.boot()
         board.node.settings.members = dict(board.node.settings.members)
         return board
+
+    def __enter__(self) -> Home:
+        super().__enter__()
+        return self
 
     @property
     def up(self) -> list[AttestingBoard]:
@@ -109,13 +113,15 @@ def test_a_removed_board_gets_nothing_more_and_its_requests_are_refused(home: Ho
 
 
 def test_what_a_removed_board_had_in_hand_is_answered_by_another(home: Home) -> None:
-    home.furnish("a", "b", "c", c=offer("small", 3_000_000))
+    home.furnish("a", "b", "c", c=offer("small", 8_000_000))
     home.board("a").node.execution.withdraw("small", "so that it must ask others")
     home.board("b").node.execution.withdraw("small", "so that it must ask others")
     home.trust_settles("abc")
     asked = home.ask(home.request(20_000_000), "a")
     home.run_until(lambda: home.executions or home.board("c").node.execution.queue_us(home.now_us), 5_000_000, "c has it")
-    home.board("b").node.execution.host(FAST)
+    home.board("b").feed(Hosted(FAST))
+    home.run_for(RTT_US)
+    assert not asked.settled
     home.charter("ab", at="ab")
     home.run_until(lambda: asked.settled, 20_000_000, "it is answered")
     assert (asked.answers[0].status, asked.answers[0].board) == (Status.OK, "b")
