@@ -31,6 +31,7 @@ from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, Link
 from edge_agent.transport.topics import Topics
 from models.installed import Installed
 from ota import checking, events
+from ota.agent_turns import AgentHouse, AgentTurns
 from ota.charter import MAX_CHARTER_BYTES, Charter, decode_charter
 from ota.checked import Checked
 from ota.chunks import Artefact, encode_chunk
@@ -74,31 +75,6 @@ class Hosts(Protocol):
     def factory_files(self, name: str) -> tuple[Path, ...]: ...
 
 
-class AgentHouse(Protocol):
-    """What this needs of ``ota.agent_slots``. All raise ``SlyError``."""
-
-    @property
-    def running(self) -> Held: ...
-
-    @property
-    def on_trial(self) -> bool: ...
-
-    @property
-    def record(self) -> Any: ...
-
-    async def install(self, release: Release, wheels: Mapping[str, Path]) -> None: ...
-
-    def recover(self) -> None: ...
-
-    def try_(self) -> None: ...
-
-    def go_back(self, why: str) -> None: ...
-
-    def confirm(self) -> None: ...
-
-    def roll_back(self, why: str) -> None: ...
-
-
 class Door(Protocol):
     """The agent around the updates."""
 
@@ -127,7 +103,8 @@ class Updater:
     ) -> None:  # fmt: skip
         self._config, self._here, self._fleet, self._boot_epoch, self._signer = config, here, fleet, boot_epoch, signer
         self._folder, self._ledger, self._blobs, self._host, self._door, self._clock = folder, ledger, blobs, host, door, clock
-        self._members, self._operators, self._agent = members, operators, agent
+        self._members, self._operators = members, operators
+        self._has_slots, self._agent = agent is not None, AgentTurns(agent, config)
         self._disk = disk or Disk()
         self._topics = Topics(fleet)
         self._records = Records(ledger)
@@ -168,8 +145,7 @@ class Updater:
             self._door.say(note)
         try:
             self._stage()
-            if self._agent is not None:
-                self._agent.recover()
+            self._agent.recover()
         except UnavailableError as error:
             self._door.say(f"updates wait for the disk: {error}")
         self._begin()
@@ -194,7 +170,7 @@ class Updater:
         self._boot_epoch, self._door, self._paused = boot_epoch, door, False
         self._link = None
         try:
-            self._begin()
+            self._begin_as_agent()
         except SlyError as error:
             self._give_up(str(error), None)
             return
@@ -218,18 +194,30 @@ class Updater:
         """Bring up what is confirmed of each model; where that cannot be, what was before it, at the last the factory's."""
         for name in dict.fromkeys([*names, *(model for model in self.slots if model != AGENT)]):
             await self._load(name)
-        self._begin()
-        self._agent_started()
+        self._begin_as_agent()
 
-    def _agent_started(self) -> None:
-        """Which agent this is, after a start that a release of the agent may have made."""
-        if self._agent is None or self._course is None:
+    def _begin_as_agent(self) -> None:
+        """A course, which knows what agent this is, after a start that a release of the agent may have made."""
+        known = self._records.load(AGENT)
+        if not self._has_slots and AGENT not in self._records.models():
+            self._begin()
             return
-        running, record = self._agent.running, self._agent.record
-        slots = self.slots.get(AGENT)
-        if self._agent.on_trial and slots is not None and slots.confirmed == running:
-            self._agent.confirm()
-        self._decide(lambda now_us: self._course.agent_started(running.number, now_us, record.why), None)  # type: ignore[union-attr]
+        try:
+            agreed = self._agent.agree(known)
+        except UnavailableError as error:
+            self._door.say(f"the agent's own slots wait for the disk: {error}")
+            self._begin()
+            return
+        if agreed.slots != known:
+            self._door.say(f"release {agreed.slots.confirmed.number} of the agent is the confirmed one, as the launcher has it")
+            with self._ledger.transaction():
+                self._records.save(agreed.slots)
+        self._begin()
+        course = self._course
+        if course is not None:
+            self._decide(lambda now_us: course.agent_started(agreed.running, now_us, agreed.why), None)
+        if agreed.leave:
+            self._leave_agent(agreed.leave)
 
     async def _load(self, name: str) -> None:
         slots = self.slots.get(name, ModelSlots(name))
@@ -370,7 +358,7 @@ class Updater:
         if self._paused or generation != self._generation:
             return
         try:
-            self._begin()
+            self._begin_as_agent()
         except SlyError as error:
             self._give_up(str(error), None)
             return
@@ -584,12 +572,10 @@ class Updater:
     async def _turn(self, model: str, number: int) -> None:
         generation, why = self._generation, ""
         try:
-            if model == AGENT:
-                assert self._agent is not None
-                if self._going_back(model):
-                    self._agent.go_back("the fleet goes back")
-                else:
-                    self._agent.try_()
+            if model == AGENT and self._going_back(model):
+                self._agent.go_back()
+            elif model == AGENT:
+                self._agent.turn()
             else:
                 async with self._turns[model]:
                     self._door.hosted(await self._host.hand_over(model))
@@ -610,20 +596,37 @@ class Updater:
 
     async def _settle(self, model: str) -> None:
         if model == AGENT:
-            if self._agent is not None and self._agent.on_trial:
-                self._agent.confirm()
+            await self._settle_agent()
             return
         async with self._turns[model]:
             await self._host.settle(model)
 
     async def _turn_back(self, model: str, why: str) -> None:
         if model == AGENT:
-            if self._agent is not None and self._agent.on_trial:
-                self._agent.roll_back(why)
-                self._door.start_anew(f"the agent before takes over again: {why}")
+            self._leave_agent(why)
             return
         async with self._turns[model]:
             await self._take_back(model)
+
+    async def _settle_agent(self) -> None:
+        """Until it is kept: the guard of a trial ends whom the launcher's record does not have as confirmed."""
+        while True:
+            try:
+                self._agent.settle()
+                return
+            except SlyError as error:
+                self._door.say(f"the agent is confirmed, which its launcher cannot be told: {error}")
+            await asyncio.sleep(AGAIN_S)
+
+    def _leave_agent(self, why: str) -> None:
+        """What the record cannot be told now, the next start finds out from the ledger."""
+        try:
+            ends = self._agent.turn_back(why)
+        except SlyError as error:
+            self._door.say(f"the launcher cannot be told that it is to go back: {error}")
+            return
+        if ends:
+            self._door.start_anew(f"the agent before takes over again: {why}")
 
     async def _take_back(self, model: str) -> None:
         try:
@@ -637,9 +640,6 @@ class Updater:
             self._door.hosted(offer)
 
     async def _install_agent(self, release: Release) -> None:
-        if self._agent is None:
-            remedy = "start it by ota.launcher, as flash.sh sets it up"
-            raise UnavailableError("agent's own release", "this agent runs in no A/B environment", remedy)
         await self._agent.install(release, {file.name: self._blobs.path_of(file.digest) for file in release.files})
 
     # beside the loop
