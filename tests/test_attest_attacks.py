@@ -168,7 +168,7 @@ def test_28_a_fork_that_only_its_quotes_show_is_found() -> None:
     assert watch.tier() is CONTRAINDICATED
 
 
-def test_28_receipts_that_begin_anew_after_a_reboot_are_found() -> None:
+def test_28_receipts_that_a_reset_begins_anew_are_found() -> None:
     board = Board()
     watch = watched(board)
     for _ in range(3):

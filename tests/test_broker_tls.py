@@ -96,7 +96,7 @@ def test_a_broker_whose_certificate_has_expired_is_refused(
     assert isinstance(told, RefusedError) and "expired" in str(told)
 
 
-def test_a_broker_under_another_name_than_the_one_dialled_is_refused(fleet: OperatorFolder, tmp_path: Path) -> None:
+def test_a_hostname_that_is_not_the_one_dialled_is_refused(fleet: OperatorFolder, tmp_path: Path) -> None:
     told = served_by(fleet.authority.issue_broker(["10.0.0.1", "broker.example"]), fleet.folder / CA, tmp_path)
     assert isinstance(told, RefusedError) and "for another address than the one that was dialled" in str(told)
 

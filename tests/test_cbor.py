@@ -101,7 +101,7 @@ def test_20_000_mutated_messages_are_refused_or_are_the_one_encoding_of_a_value(
 
 
 @pytest.mark.parametrize("level", [b"\x81", b"\xa1\x00", b"\xd2"], ids=["array", "map", "tag"])
-def test_deep_nesting(level: bytes) -> None:
+def test_depth_of_nesting(level: bytes) -> None:
     decode(level * MAX_DEPTH + b"\x00", tags=[18])
     assert "16 levels" in refusal(level * (MAX_DEPTH + 1) + b"\x00", tags=[18])
     assert "16 levels" in refusal(level * 1_000_000, tags=[18])

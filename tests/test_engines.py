@@ -176,7 +176,7 @@ def test_the_warm_up_model_is_the_one_its_comment_names() -> None:
 
 
 @each_runtime
-def test_mutated_models_never_reach_the_agent(runtime: str) -> None:
+def test_41_a_crafted_tflite_at_load_allocate_or_invoke_never_reaches_the_agent(runtime: str) -> None:
     outcomes: Counter[str] = Counter()
 
     def count(outcome: str) -> None:
@@ -189,7 +189,7 @@ def test_mutated_models_never_reach_the_agent(runtime: str) -> None:
 
 
 @each_runtime
-def test_a_mutated_model_on_the_whole_way_is_loaded_refused_or_a_dead_child(runtime: str) -> None:
+def test_41_a_crafted_tflite_on_the_whole_way_is_loaded_refused_or_a_dead_child(runtime: str) -> None:
     async def one(supervisor: EngineSupervisor, seed: int, places: asyncio.Semaphore) -> str:
         name = f"m{seed}"
         async with places:

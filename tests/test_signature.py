@@ -56,7 +56,7 @@ def test_a_missing_and_an_unknown_input_are_refused_by_name() -> None:
         check_inputs("m", SIGNATURE, {"image": IMAGE, "ids": IDS, "other": IDS})
 
 
-def test_an_empty_tensor_is_refused_even_where_the_shape_says_so() -> None:
+def test_a_tensor_of_zero_size_is_refused_even_where_the_shape_says_so() -> None:
     signature = Signature((TensorSpec("x", "int8", (0,)),), (TensorSpec("y", "int8", (1,)),))
     with pytest.raises(RefusedError, match="empty"):
         check_inputs("m", signature, {"x": Tensor("int8", (0,), b"")})

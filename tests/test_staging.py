@@ -364,7 +364,9 @@ def test_a_read_only_remount_is_unavailable_until_it_is_writable_again(tmp_path:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_disk_error_at_any_operation_loses_nothing_that_was_there_and_the_same_call_works_later(error: int) -> None:
+def test_eio_or_another_disk_error_at_any_operation_loses_nothing_that_was_there_and_the_same_call_works_later(
+    error: int,
+) -> None:
     for fail_at in range(1, 200):
         disk = VirtualDisk()
         board = on(disk)
