@@ -125,7 +125,9 @@ class Lifecycle:
     def go_on(self, plan: Plan | None, move: Move | None, shelf: Shelf, now_us: int) -> Iterator[Effect]:
         """What the newest plan, and how far this board is with it, have made due."""
         self.needs = ()
-        yield from self._stop_waiting(now_us)
+        if self._waits_too_long(now_us):
+            yield from self._stop_waiting(now_us)
+            return
         if self.doing is Doing.GOING_BACK:
             return
         self._heed(plan)
@@ -150,11 +152,12 @@ class Lifecycle:
         if plan is not None and is_new and self.slots.state is not State.TRIAL:
             self.progress = Progress(self.model, plan.serial, Step.WAITING)
 
-    def _stop_waiting(self, now_us: int) -> Iterator[Effect]:
-        """An answer that has not come by now."""
+    def _waits_too_long(self, now_us: int) -> bool:
         waits = self.doing in _ASKED or (self.doing is Doing.TRYING and self._stands)
-        if not waits or now_us - self._asked_us < ANSWER_LIMIT_US:
-            return
+        return waits and now_us - self._asked_us >= ANSWER_LIMIT_US
+
+    def _stop_waiting(self, now_us: int) -> Iterator[Effect]:
+        """An answer has not come by now."""
         why = f"no answer within {ANSWER_LIMIT_US // 1_000_000} s while {self.doing.value}"
         if self.doing is Doing.GOING_BACK:
             yield from self._not_back(why, now_us)

@@ -14,10 +14,10 @@ from edge_agent.core.cose import Signer
 from edge_agent.core.values import Status, TrustTier
 from edge_agent.node.events import Chartered, Hosted, Subscribe
 from edge_agent.placement.options import Rules
+from edge_agent.sim.shell import TICK_US
 from edge_agent.transport.link import Message
 from tests.attesting import EPOCH_US, OPERATOR, REFERENCES, RTT_US, AttestingBoard, AttestingFleet, measured
 from tests.virtual_board import RULES, offer, seed_of
-from tests.virtual_fleet import TICK_US
 
 WARNING, AFFIRMING, CONTRAINDICATED = TrustTier.WARNING, TrustTier.AFFIRMING, TrustTier.CONTRAINDICATED
 SLOW, FAST = offer("small", 40_000), offer("small", 4_000)
