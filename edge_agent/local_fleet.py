@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from board_support.device_root import DeviceRoot
 from edge_agent.core.cose import Signer
@@ -107,7 +108,7 @@ class LocalFleet:
         self._agents.clear()
         return codes
 
-    def __enter__(self) -> LocalFleet:
+    def __enter__(self) -> Self:
         self.prepare()
         return self
 

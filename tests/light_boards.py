@@ -21,6 +21,7 @@ from random import Random
 from typing import Any
 
 from edge_agent.configured import broker_address, client_id, mqtt_options, read_config, signer_of, signing_keys
+from edge_agent.core.clock import VirtualClock
 from edge_agent.core.errors import RefusedError, SlyError
 from edge_agent.transport.link import LinkEvent, LinkUp
 from edge_agent.transport.loopback import LoopbackBroker
@@ -90,7 +91,9 @@ class LightFleet:
     """What the boards stand in (``ota_board.Fleet``): the clock of this machine, the loop, and python-tuf's verdicts."""
 
     def __init__(self, folder: Path) -> None:
-        self.topics, self.broker, self.random = Topics(FLEET), LoopbackBroker, Random(0)
+        self.topics, self.random = Topics(FLEET), Random(0)
+        self.broker = LoopbackBroker(VirtualClock(), 0)
+        """Nobody is on it."""
         self.keys: dict[str, bytes] = {}
         self.operators: dict[str, bytes] = {}
         self._folder = folder
@@ -115,6 +118,9 @@ class LightFleet:
 
     def looked_at(self, board: UpdatingBoard) -> None:
         pass
+
+    def listed(self, offered: events.List) -> events.Listed | events.NotListed:
+        raise NotImplementedError("see check, which takes its time")
 
     def check(self, board: LightBoard, effect: events.List) -> None:
         key = (tuple(sorted(effect.offered.items())), effect.wanted, board.root)

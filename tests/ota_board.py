@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, UnavailableError
-from edge_agent.transport.link import Delivered, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
+from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
 from edge_agent.transport.loopback import LoopbackBroker, LoopbackLink, LoopbackOptions
 from edge_agent.transport.topics import Topics
 from ota import course, events
@@ -198,7 +198,7 @@ class UpdatingBoard:
         self._tick()
 
     def _connect(self) -> None:
-        self.link = LoopbackLink(self.fleet.broker, self.name, LINK)
+        self.link: Link = LoopbackLink(self.fleet.broker, self.name, LINK)
         self.link.open(self._hear)
 
     def kill(self) -> None:
@@ -208,6 +208,7 @@ class UpdatingBoard:
         self.fleet.note(f"{self.name} loses its power")
         self.up, self.dies = False, ""
         self._life += 1
+        assert isinstance(self.link, LoopbackLink)
         self.link.crash(power_cut=True)
         for digest, index in self._young:
             if self.random.random() < 0.5:
