@@ -19,6 +19,8 @@ from ota.rollout import Step
 MAX_UNDER_WAY = 16
 UNDER_WAY_US = 30_000_000
 """A piece that was to be sent and of which the link says nothing holds its place no longer."""
+AHEAD_US = 250_000
+"""The shell comes by so often; what may be sent until then is sent now."""
 HAVE_IT = (Step.TRIAL, Step.CONFIRMED)
 
 
@@ -91,7 +93,7 @@ class Sharing:
         """The pieces that are to be sent now."""
         while self._under_way and now_us - next(iter(self._under_way.values())) >= UNDER_WAY_US:
             del self._under_way[next(iter(self._under_way))]
-        while len(self._under_way) < MAX_UNDER_WAY and (piece := self._giving.next(now_us)) is not None:
+        while len(self._under_way) < MAX_UNDER_WAY and (piece := self._giving.next(now_us + AHEAD_US)) is not None:
             digest, index = piece
             self._giving.sent(digest, index, now_us)
             self._ticket += 1
