@@ -44,9 +44,10 @@ from edge_agent.gossip.presence import AAD as PRESENCE_AAD
 from edge_agent.gossip.presence import Presence, open_presence, sign_presence
 from edge_agent.gossip.record import AAD as RECORD_AAD
 from edge_agent.gossip.record import BoardRecord, open_record, sign_record
-from tests import attested
+from tests import attested, update_messages
 from tests.drawn import digests, parts, presences, records, requests, results
 from tests.needs import needs_module
+from tests.update_messages import by_code
 from tests.virtual_board import TASK, offer
 
 CDDL = Path(__file__).resolve().parents[1] / "docs" / "protocol.cddl"
@@ -56,11 +57,13 @@ SIGNER = Signer(b"b", b"\7" * 32)
 @cache
 def schema(rule: str) -> Any:
     """The protocol with ``rule`` as its root, in what pycddl 0.6 understands: it does not anchor regular expressions (RFC 8610,
-    section 3.8.3), knows no negative ranges, nor one beside another, and follows no .cbor inside an array."""
+    section 3.8.3), takes none for a key, knows no negative ranges, nor one beside another, and follows no .cbor inside an
+    array."""
     import pycddl  # type: ignore[import-not-found,unused-ignore]
 
     text = re.sub(r'\.regexp "([^"]+)"', r'.regexp "^(\1)$"', CDDL.read_text())
     text = text.replace("-1000000..1000000", "int").replace("-128..-1 / 1..127", "int")
+    text = text.replace("board-id =>", "text =>")
     text = re.sub(r"bytes \.cbor (protected-header|foreign-header|quote-measurements)", "bytes", text)
     return pycddl.Schema(f"root = {rule}\n{text}")
 
@@ -74,17 +77,6 @@ def is_a(rule: str, data: bytes) -> bool:
     except pycddl.ValidationError:
         return False
     return True
-
-
-def by_code(read: Callable[[bytes], object]) -> Callable[[bytes], bool]:
-    def accepts(data: bytes) -> bool:
-        try:
-            read(data)
-        except RefusedError:
-            return False
-        return True
-
-    return accepts
 
 
 def key_of(kid: bytes) -> bytes | None:
@@ -174,6 +166,7 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
     ),
+    **update_messages.EXAMPLES,
 }
 
 
@@ -402,6 +395,7 @@ BOUNDS = [
     ("result", 7, 10**12, 10**12 + 1),
     ("result", 8, 10**15, 10**15 + 1),
     ("result", 9, "emulated", "guessed"),
+    *update_messages.BOUNDS,
 ]
 
 
@@ -413,6 +407,13 @@ def test_code_and_protocol_have_the_same_bounds(kind: str, key: int, within: obj
     for value, fits in ((within, True), (beyond, False)):
         changed = encode({**entry, key: value})
         assert accepts(changed) == is_a(kind, changed) == fits, value
+
+
+@pytest.mark.parametrize(("within", "beyond"), update_messages.CHUNK_BOUNDS)
+def test_code_and_protocol_have_the_same_bounds_of_pieces(within: object, beyond: object) -> None:
+    for value, fits in ((within, True), (beyond, False)):
+        assert update_messages.takes_chunk(encode(value)) == is_a("chunk", encode(value)) == fits
+    assert is_a("chunk", update_messages.CHUNK)
 
 
 @given(st.sampled_from(sorted(EXAMPLES)), st.data())
