@@ -25,6 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+from edge_agent.attest.evidence import NO_DIGEST
 from edge_agent.attest.receipts import Receipt, open_receipt, receipt_digest
 from edge_agent.client import Client, request_for_picture
 from edge_agent.configured import read_config, signer_of
@@ -50,6 +51,7 @@ PADDING_BYTES = 12 * 2**16
 RATE_BYTES_PER_S = 2**20
 PATIENCE_S = 120.0
 POLL_S = 0.004
+BATCH = 256
 SEEDED_BYTES = 4 * 2**16
 """What a board has of a release already, rounded up."""
 MOMENTS = {"spawned": 1.0, "ready": 0.9, "pieces": 0.8, "loaded beside": 0.3, "new requests go to": 0.8, "is confirmed": 0.2}
@@ -198,6 +200,7 @@ class World:
         self._asking = Asking(self.state / "agent.sock")
         self.found: Counter[str] = Counter()
         self._boots, self._before = 0, ModelSlots(MODEL)
+        self._kept: dict[int, bytes] = {}
 
     def run(self, kills: int) -> Counter[str]:
         with broker_of(self._pushes.operator), self._under_way():
@@ -252,8 +255,9 @@ class World:
 
     def _look_into_ledger(self) -> None:
         """What a dead agent left behind."""
-        with Ledger(self.state / "ledger.db") as ledger:
+        with _opened_ledger(self.state / "ledger.db") as ledger:
             slots, boots = Records(ledger).load(MODEL), ledger.count("boot_epoch")
+            self._take_receipts(ledger)
         before = self._before
         assert slots.confirmed.number >= before.confirmed.number and slots.floor >= before.floor and boots >= self._boots
         assert slots.floor == slots.confirmed.number and slots.state is not State.ROLLED_BACK, slots
@@ -261,7 +265,7 @@ class World:
         self._before, self._boots = slots, boots
 
     def _check_receipts(self, last: int) -> None:
-        """Every answer was given by a release, none by an older one than before, the last by the last; each receipt is kept."""
+        """Every answer is a release's, none of one older than confirmed, the last of the last; each receipt is kept."""
         results = self._asking.results
         unserved = [f"{each.status}: {each.reason}" for each in results if each.status is not Status.OK]
         assert not unserved, unserved
@@ -269,19 +273,38 @@ class World:
         numbers = {digest: number for number, digest in self._pushes.digests.items()}
         served = [numbers[each.model_digest] for each in held]
         assert all(later >= earlier - 1 for earlier, later in pairwise(served)) and served[-1] == last, served
-        kept = {self._opened(message).counter: message for message in self._chain()}
-        assert sorted(kept) == [*range(1, len(kept) + 1)]
-        assert all(self._opened(kept[at + 1]).previous == receipt_digest(kept[at]) for at in range(1, len(kept)))
-        lost = [receipt.counter for receipt, result in zip(held, results, strict=True) if kept[receipt.counter] != result.receipt]
+        lost = [
+            each.counter for each, result in zip(held, results, strict=True) if self._kept.get(each.counter) != result.receipt
+        ]
         assert not lost, f"acknowledged, and not in the chain: {lost}"
 
-    def _chain(self) -> list[bytes]:
-        with Ledger(self.state / "ledger.db") as ledger:
-            return [message for _, message in ledger.receipts.after(0, 10**6)]
+    def _take_receipts(self, ledger: Ledger) -> None:
+        """Those since the last look, in one chain with those of before, of which the last is the same as then."""
+        newest = max(self._kept, default=0)
+        while batch := ledger.receipts.after(max(0, newest - 1), BATCH):
+            if batch[-1][0] == newest:
+                break
+            for counter, message in batch:
+                before = self._kept.get(counter - 1)
+                assert self._opened(message).previous == (receipt_digest(before) if before else NO_DIGEST), f"receipt {counter}"
+                assert self._kept.setdefault(counter, message) == message, f"receipt {counter} is another than it was"
+            newest = batch[-1][0]
 
     def _opened(self, message: bytes) -> Receipt:
         key = signer_of(read_config(self.state / "agent.toml")).public_key
         return open_receipt(message, lambda kid: key if kid == BOARD.encode() else None)
+
+
+def _opened_ledger(path: Path) -> Ledger:
+    """A child that the agent had just forked holds the lock until it has become another program, or has seen its parent's end."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Ledger(path)
+        except UnavailableError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(POLL_S)
 
 
 def _size_bytes(path: Path) -> int:
