@@ -49,7 +49,8 @@ def test_so_many_pieces_are_under_way_and_no_more_until_the_broker_has_taken_one
 def test_a_piece_of_which_nothing_is_heard_again_does_not_stop_the_giving() -> None:
     sharing = giver()
     assert len(given(sharing, RANK_US)) == MAX_UNDER_WAY
-    sharing.heard(wants("b2", 2, LARGE, LARGE.whole & ~1), RANK_US + UNDER_WAY_US)
+    sharing.heard(Wants("b2", 1, 2, (want_of(LARGE, LARGE.whole, stalled=True),)), RANK_US + UNDER_WAY_US)
+    assert not given(sharing, RANK_US + UNDER_WAY_US - SECOND_US)
     assert len(given(sharing, RANK_US + UNDER_WAY_US)) == MAX_UNDER_WAY
 
 
