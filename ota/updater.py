@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -36,7 +36,7 @@ from ota.charter import MAX_CHARTER_BYTES, Charter, decode_charter
 from ota.checked import Checked
 from ota.chunks import Artefact, encode_chunk
 from ota.course import CHARTER, KINDS, Course
-from ota.lifecycle import Doing, Here, installed_of
+from ota.lifecycle import Doing, Here, files_here, installed_of
 from ota.manifest import AGENT, MAX_RELEASE_BYTES, Release, decode_release
 from ota.records import Records
 from ota.slots import FACTORY, Held, ModelSlots, State, fall_back
@@ -192,6 +192,7 @@ class Updater:
 
     async def load_models(self, names: Iterable[str]) -> None:
         """Bring up what is confirmed of each model; where that cannot be, what was before it, at the last the factory's."""
+        self._keep(frozenset(filter(self._blobs.contains, self._held_digests())))
         for name in dict.fromkeys([*names, *(model for model in self.slots if model != AGENT)]):
             await self._load(name)
         self._begin_as_agent()
@@ -219,8 +220,17 @@ class Updater:
         if agreed.leave:
             self._leave_agent(agreed.leave)
 
+    def _held_digests(self) -> Iterator[bytes]:
+        """What no file that is taken into the cache at this start may evict."""
+        for held in {held for slots in self.slots.values() for held in slots.held}:
+            yield held.manifest
+            release = self._manifest(held.manifest)
+            yield from (file.digest for file in release.files) if release is not None else ()
+
     async def _load(self, name: str) -> None:
-        slots = self.slots.get(name, ModelSlots(name))
+        """What can be loaded of ``name``; a confirmed release whose bytes are lost is given up for good, one that only cannot be
+        loaded now is not."""
+        slots, lost = self.slots.get(name, ModelSlots(name)), True
         while True:
             try:
                 installed = self._installed(name, slots.confirmed)
@@ -230,11 +240,18 @@ class Updater:
                 if slots.confirmed.number == FACTORY:
                     self._door.withdrawn(name, str(error))
                     return
+                lost = lost and (isinstance(error, RefusedError) or not self._is_whole(slots.confirmed))
                 self._door.say(f"release {slots.confirmed.number} of {name} cannot be loaded: {error}; taking the one before")
             slots = fall_back(slots)
-            with self._ledger.transaction():
-                self._records.save(slots)
-            self.slots[name] = slots
+            if lost:
+                with self._ledger.transaction():
+                    self._records.save(slots)
+                self.slots[name] = slots
+
+    def _is_whole(self, held: Held) -> bool:
+        """Whether everything of a release is in the cache, as far as names tell."""
+        release = self._manifest(held.manifest)
+        return release is not None and all(self._blobs.contains(file.digest) for file in files_here(self._here, release))
 
     def _installed(self, name: str, held: Held) -> Installed | None:
         if held.number == FACTORY:
