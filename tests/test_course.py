@@ -94,7 +94,7 @@ def test_a_board_enrolled_elsewhere_refuses_the_charter_that_gives_its_name_to_a
 )
 def test_a_board_that_the_charter_leaves_out_goes_by_it_and_says_so(board: OneBoard, change: str, text: str) -> None:
     charter = a_charter(2)
-    boards = {**charter.boards, "b1": Enrolled(KEYS["b1"], revoked="x")}
+    boards = {**charter.boards, "b1": Enrolled(KEYS["b1"], revoked="lost")}
     charter = replace(charter, boards=boards if change == "revoked" else {n: e for n, e in boards.items() if n != "b1"})
     adopted(board, charter)
     assert board.last(Adopt) == Adopt(charter) and board.noted(text) and text in board.course.note
