@@ -6,6 +6,7 @@ sound by silence, and a request that is itself at fault is no sign at all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -86,9 +87,14 @@ def why_unclean(result: InferenceResult) -> str:
     """
     if result.status is not Status.OK:
         return f"{result.status.value}: {result.reason}"
-    if not result.outputs:
+    return unsound(result.outputs)
+
+
+def unsound(outputs: Mapping[str, Tensor]) -> str:
+    """Why no sound model gives this, whatever it was asked; empty if one may."""
+    if not outputs:
         return "an answer without outputs"
-    flaws = (_flaw(name, tensor) for name, tensor in result.outputs.items())
+    flaws = (_flaw(name, tensor) for name, tensor in outputs.items())
     return next(filter(None, flaws), "")
 
 

@@ -34,7 +34,7 @@ from tests.ota_board import FLEET, LIBRARY, SOUND, UpdatingBoard
 
 NAN = b"\x00\x00\xc0\x7f" * 4
 """Four of them in a row, as little-endian float32 (IEEE 754)."""
-NAN_WORDS = "output scores holds NaN or Inf"
+NAN_WORDS = "output scores: element 0 is NaN or infinite"
 REQUEST_S = 0.1
 
 

@@ -20,10 +20,10 @@ from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import InferenceResult, ModelOffer, Status, Tensor, failure
 from edge_agent.hosting.cached import CachedFiles
 from edge_agent.hosting.release import Release
-from edge_agent.hosting.trial import unsound
 from edge_agent.node.events import Execute
 from edge_agent.runtime.supervisor import EngineState, EngineSupervisor, Invocation, Loaded
 from models.card import Card
+from ota.health import unsound
 
 GOLDEN_BUDGET_US = 5_000_000
 RECENT_JOBS = 32

@@ -8,13 +8,13 @@ against it nothing more is tried on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edge_agent.core.clock import Clock
-from edge_agent.core.values import InferenceResult, Status, Tensor
+from edge_agent.core.values import InferenceResult, Status
 from edge_agent.node.events import Execute
-from edge_agent.runtime.signature import first_non_finite
+from ota.health import unsound
 
 if TYPE_CHECKING:
     from edge_agent.hosting.pictures import PictureRelease
@@ -28,16 +28,6 @@ SPARE = 2
 
 Tell = Callable[["PictureRelease", str], None]
 """Of an inference of the new release: why it was not clean, empty if it was."""
-
-
-def unsound(outputs: Mapping[str, Tensor]) -> str:
-    """Why no sound model gives this, whatever it was asked; empty if one may. That nothing was found is sound."""
-    if not outputs:
-        return "it gave no outputs"
-    for name, tensor in outputs.items():
-        if (element := first_non_finite(tensor)) is not None:
-            return f"output {name} holds NaN or infinity at element {element}"
-    return ""
 
 
 def patience_us(longest_us: int) -> int:
