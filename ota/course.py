@@ -98,6 +98,8 @@ class Course:
         self._pinned: frozenset[bytes] | None = None
         self._number = 0
         self._own: Report | None = None
+        self._standing: tuple[object, ...] = ()
+        """What that was made of."""
         self._aside: dict[Topic, bytes] = {}
         self._charter_is_new = False
         self._told: Report | None = None
@@ -382,7 +384,10 @@ class Course:
 
     def _hear_self(self) -> None:
         """What this board says counts in its own judgement as anybody's does."""
-        report = self.report()
+        standing = (self.note, *((life.progress, life.slots) for life in self.lives.values()))
+        if standing == self._standing and self._own is not None:
+            return
+        self._standing, report = standing, self.report()
         if self._own is None or not _same(report, self._own):
             self._number += 1
             self._own = self.report()

@@ -33,6 +33,8 @@ class Kept:
         self.notes: list[str] = []
         self._names = {ROOT_MARK}
         self._names_kept = False
+        self._told: dict[str, Progress] = {}
+        """Of what was asked last whether it is worth a write."""
         self._floors: dict[str, int] | None = None
         self.progress = self._read_progress()
         self._read_names()
@@ -41,6 +43,9 @@ class Kept:
 
     def put_progress(self, progress: Mapping[str, Progress]) -> None:
         """Keep how far each model is, if that is worth a write: of what was fetched the staging knows itself."""
+        if progress == self._told:
+            return
+        self._told = dict(progress)
         kept = {model: each.at(each.step, 0, each.why) for model, each in progress.items()}
         if kept == self.progress:
             return
