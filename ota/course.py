@@ -46,7 +46,8 @@ from ota.events import (
     Turned,
 )
 from ota.heard import Heard as HeardWords
-from ota.kept import Kept
+from ota.kept import CHARTER as CHARTER
+from ota.kept import CHARTER_SERIAL, Kept
 from ota.lifecycle import Doing, Here, Lifecycle, Need, Shelf
 from ota.manifest import AGENT, Release, decode_release, encode_release, manifest_path
 from ota.offered import Offered
@@ -57,7 +58,6 @@ from ota.sharing import Sharing, artefacts_of
 from ota.slots import MAX_WHY_CHARS, ModelSlots
 from ota.transfers import Transfers
 
-CHARTER, CHARTER_SERIAL = "ota/charter", "ota/charter_serial"
 REPORT_PERIOD_US = 1_000_000
 KINDS = frozenset({Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT, Kind.OTA_WANT, Kind.OTA_CHUNK})
 """Of the topics that this is about."""
@@ -90,6 +90,8 @@ class Course:
         self._records = Records(books)
         self.transfers = Transfers(here.board, boot_epoch, signer, self.topics, held)
         self._kept = Kept(books)
+        self._is_first = not books.high_water(CHARTER_SERIAL)
+        """No charter was ever in force. Where one was and is lost, no operator is known until it is here again."""
         progress = self._kept.progress
         self.lives = {model: self._life(model, each, progress.get(model)) for model, each in slots.items()}
         self._notes = [*self._kept.notes]
@@ -308,7 +310,7 @@ class Course:
             remedy = "it was enrolled elsewhere, or lost its identity.key: enroll it anew"
             raise RefusedError(f"charter, {self.here.board}", "another public key than this board's", own.key.hex(), remedy)
         floor = self._books.high_water(CHARTER_SERIAL)
-        is_other = charter.serial == floor and self._books.document(CHARTER) not in (None, digest)
+        is_other = self.charter is not None and charter.serial == self.charter.serial and digest != self._charter_digest
         if charter.serial < floor or is_other:
             got = f"{charter.serial}{', another one' if is_other else ''}"
             raise RefusedError("charter serial", got, f"{floor + is_other} or more", "this is a rollback to an older state")
@@ -470,7 +472,7 @@ class Course:
         return self._signer.public_key if kid == self._signer.kid else None
 
     def _operator_key(self, kid: bytes) -> bytes | None:
-        operators = self.charter.operators if self.charter else self._operators
+        operators = self.charter.operators if self.charter else self._operators if self._is_first else {}
         return operators.get(kid.decode("utf-8", "replace"))
 
 

@@ -1,21 +1,25 @@
 """What the updates of a board keep in its ledger beside the slots: how far it is with each plan, rollouts, the names of floors.
 
-Owns the documents ``ota/progress``, ``ota/rollout/<model>`` and ``ota/marks``.  Rules: nothing of it keeps a board from starting:
-what cannot be read counts as never written, with one line that says so, and is written anew with the next change; the names of
-the floors lie there twice, because a name that is lost is a floor that is not asked for; the floors themselves are high-water
-marks, which never go down.
+Owns the documents ``ota/charter``, ``ota/progress``, ``ota/rollout/<model>`` and ``ota/marks``.  Rules: nothing of it keeps a
+board from starting: what cannot be read counts as never written, with one line that says so, and is written anew with the next
+change; the names of the floors lie there twice, because a name that is lost is a floor that is not asked for; the floors
+themselves are high-water marks, which never go down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from edge_agent.core.cbor import decode, encode, fields, list_of
 from edge_agent.core.errors import RefusedError, shown
+from edge_agent.core.values import DIGEST_BYTES
+from ota.charter import Charter, decode_charter
 from ota.checked import MAX_MARKS
 from ota.records import Books
 from ota.rollout import MAX_ROLLOUTS, Progress, Step
 
+CHARTER, CHARTER_SERIAL = "ota/charter", "ota/charter_serial"
 PROGRESS, ROLLOUT = "ota/progress", "ota/rollout/"
 MARKS = ("ota/marks", "ota/marks/again")
 ROOT_MARK = "tuf/root"
@@ -114,6 +118,35 @@ class Kept:
             except RefusedError as error:
                 self._names_kept = False
                 self.notes.append(f"the list of floors {document} cannot be read: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCharter:
+    """``charter``: the one in force, and its digest; ``why``: there should be one, and it cannot be had."""
+
+    charter: Charter | None = None
+    digest: bytes = b""
+    why: str = ""
+
+
+def kept_charter(books: Books, blob: Callable[[bytes], bytes]) -> KeptCharter:
+    """The charter that the ledger names; ``blob`` gives the bytes of a digest, checked, nothing where they are lost.
+
+    Raises as the ledger does, and never for what is damaged.
+    """
+    digest = books.document(CHARTER)
+    if digest is None:
+        return KeptCharter()
+    subject = "the charter that was in force cannot be read, and is fetched again: "
+    if len(digest) != DIGEST_BYTES:
+        return KeptCharter(why=f"{subject}its name of {len(digest)} bytes is no digest")
+    data = blob(digest)
+    if not data:
+        return KeptCharter(why=f"{subject}{digest.hex()[:16]}… is not in the cache")
+    try:
+        return KeptCharter(decode_charter(data), digest)
+    except RefusedError as error:
+        return KeptCharter(why=f"{subject}{error}")
 
 
 def _progress(data: bytes) -> list[Progress]:

@@ -15,7 +15,7 @@ from ota.charter import CHARTER_PATH, Charter, Enrolled, encode_charter
 from ota.chunks import sign_wants, want_of
 from ota.course import MAX_ASIDE, MAX_ASIDE_BYTES
 from ota.events import Adopt, Keep, Listen, Open
-from ota.kept import MARKS, PROGRESS, ROLLOUT, Kept
+from ota.kept import CHARTER, MARKS, PROGRESS, ROLLOUT, Kept, KeptCharter, kept_charter
 from ota.manifest import encode_release
 from ota.orders import sign_report
 from ota.records import Records
@@ -242,6 +242,39 @@ def test_20_damaged_progress_is_told_once_and_the_board_takes_part_again() -> No
     board.boot()
     board.tick()
     assert not board.notes, "it was written anew"
+
+
+@pytest.mark.parametrize(
+    ("document", "text"), [(b"short", "5 bytes is no digest"), (bytes(32), "is not in the cache"), (None, "charter")]
+)
+def test_20_a_damaged_charter_costs_one_line_and_never_the_start(board: OneBoard, document: bytes | None, text: str) -> None:
+    data = encode_charter(a_charter(4))
+    adopted(board, a_charter(4))
+    assert kept_charter(board.books, board.cache.__getitem__) == KeptCharter(a_charter(4), digest(data))
+    if document is None:
+        board.cache[digest(data)] = data[:-1]
+    else:
+        board.books.put_document(CHARTER, document)
+    found = kept_charter(board.books, lambda name: board.cache.get(name, b""))
+    assert found.charter is None and text in found.why and kept_charter(Books(), lambda name: b"") == KeptCharter()
+
+
+def test_25_without_the_charter_that_was_in_force_no_configured_operator_is_believed_until_it_is_here_again(
+    board: OneBoard,
+) -> None:
+    """One whom it does not name any more might order."""
+    charter = a_charter(4, operators={"bob": BOB.public_key})
+    adopted(board, charter)
+    board.books.put_document(CHARTER, bytes(32))
+    board.cache.clear()
+    board.boot()
+    board.link()
+    board.order(a_plan(a_release()))
+    board.order(a_plan(a_release(), serial=2), by=BOB)
+    assert not board.course.words.rollouts
+    adopted(board, charter)
+    rollout = board.course.words.rollout(MODEL)
+    assert rollout is not None and rollout.operator == "bob"
 
 
 @pytest.mark.parametrize("lost", [MARKS[:1], MARKS[1:], MARKS])
