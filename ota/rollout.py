@@ -143,6 +143,11 @@ class Progress:
     def begun(self) -> bool:
         return self.step in (Step.FETCHING, Step.TRIAL)
 
+    @property
+    def under_way(self) -> bool:
+        """The release is on its way here, or is here."""
+        return self.begun or self.step is Step.CONFIRMED
+
     def at(self, step: Step, permille: int = 0, why: str = "") -> Progress:
         """The same board with the same plan, further on; a failure stays told."""
         return replace(self, step=step, permille=permille, why=why)
@@ -235,12 +240,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """One wave in figures, for who watches; ``settled`` counts who is out as well, ``permille`` is the mean of what arrived."""
+    """One wave in figures, for who watches.
+
+    ``settled`` counts who is out as well; ``lost`` who failed and who went back with the fleet, ``failed`` only the former;
+    ``under_way``: who takes it or has it; ``permille``: what of the bytes is here, the mean of the boards that did not lose it.
+    """
 
     boards: int
     confirmed: int
     settled: int
     lost: int
+    failed: int
+    under_way: int
     permille: int
 
 
@@ -414,8 +425,15 @@ def _beginning(rollout: Rollout, verdict: Verdict, board: str) -> Move:
 
 
 def _tally_of(wave: tuple[str, ...], seen: Mapping[str, Progress], out: Collection[str]) -> Tally:
-    said = [seen[board] for board in wave if board in seen]
-    confirmed = [each for each in said if each.step is Step.CONFIRMED]
-    here_permille = sum(1000 if each.step in (Step.TRIAL, Step.CONFIRMED) else each.permille for each in said)
-    settled = sum(_is_settled(board, seen, out) for board in wave)
-    return Tally(len(wave), len(confirmed), settled, sum(each.lost for each in said), here_permille // len(wave))
+    kept = [seen[board] for board in wave if board in seen and not seen[board].lost]
+    lost = [seen[board] for board in wave if board in seen and seen[board].lost]
+    here_permille = sum(1000 if each.step in (Step.TRIAL, Step.CONFIRMED) else each.permille for each in kept)
+    return Tally(
+        boards=len(wave),
+        confirmed=sum(each.step is Step.CONFIRMED for each in kept),
+        settled=sum(_is_settled(board, seen, out) for board in wave),
+        lost=len(lost),
+        failed=sum(each.failed for each in lost),
+        under_way=sum(each.under_way for each in kept),
+        permille=here_permille // max(1, len(wave) - len(lost)),
+    )

@@ -378,6 +378,9 @@ def test_a_board_outside_the_plan_stays_where_it_is() -> None:
 # ---- what is told ---------------------------------------------------------------------------------------------------------
 
 
+UNDER_WAY = (Step.FETCHING, Step.TRIAL, Step.CONFIRMED)
+
+
 @given(st.data())
 def test_the_counts_and_the_tallies_are_of_all_boards_of_the_plan(data: st.DataObject) -> None:
     plan = data.draw(plans())
@@ -386,16 +389,19 @@ def test_the_counts_and_the_tallies_are_of_all_boards_of_the_plan(data: st.DataO
     assert sum(verdict.counts.values()) == sum(each.boards for each in figures) == len(plan.boards)
     assert sum(each.confirmed for each in figures) == verdict.counts.get(Step.CONFIRMED, 0)
     assert sum(each.lost for each in figures) == len(verdict.lost)
+    assert sum(each.failed for each in figures) == verdict.counts.get(Step.FAILED, 0)
+    assert sum(each.under_way for each in figures) == sum(verdict.counts.get(step, 0) for step in UNDER_WAY)
     assert all(0 <= each.permille <= 1000 and each.lost + each.confirmed <= each.settled for each in figures)
 
 
-def test_a_wave_shows_what_part_of_the_bytes_has_arrived() -> None:
+def test_a_wave_shows_what_part_of_the_bytes_has_arrived_where_the_release_was_not_lost() -> None:
     heard = {
         "b00": a_report("b00", Step.FETCHING, permille=500), "b01": a_report("b01", Step.TRIAL),
         "b02": a_report("b02", Step.CONFIRMED), "b03": a_report("b03", Step.FAILED),
     }  # fmt: skip
     first = tally(a_rollout(max_error_permille=1000), heard, out={"b04"})[0]
-    assert (first.permille, first.confirmed, first.settled, first.lost) == (500, 1, 3, 1)
+    assert (first.permille, first.confirmed, first.settled, first.lost) == (625, 1, 3, 1)
+    assert (first.failed, first.under_way) == (1, 3)
 
 
 # ---- the order of the boards ----------------------------------------------------------------------------------------------

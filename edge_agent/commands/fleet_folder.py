@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ async def _bring(folder: OperatorFolder, over: bool) -> int:
         return await folder.publish(session, over)
 
 
-def told(arguments: argparse.Namespace, report: Mapping[str, Any], text: str) -> int:
+def told(arguments: argparse.Namespace, report: Mapping[str, Any] | Sequence[Mapping[str, Any]], text: str) -> int:
     """Data on stdout: JSON, or words."""
     print(json.dumps(report) if arguments.json else text)
     return 0

@@ -1,6 +1,6 @@
-"""The fleet on a terminal: its boards and rollouts as tables, and as single lines for a log.
+"""The fleet on a terminal: its boards as tables, and as single lines for a log; a rollout is drawn by ``ota_view``.
 
-Rules: at most ``WIDTH`` columns; what boards say is shown, not obeyed; JSON keeps what is left out here.
+Rules: no line is wider than it is shown (``width``); what boards say is shown, not obeyed; JSON keeps what is left out here.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_agent.commands.ota_view import WORDS, because, head_lines, rollout_lines
 from edge_agent.commands.terminal import WIDTH, clipped, wrapped
 from edge_agent.core.printable import on_one_line
 
 MAX_BOARD, MAX_GROUPS, MAX_MODELS, MAX_TRUST = 20, 36, 36, 24
+MIN_LAST = 16
 LOUD = ("contraindicated", "failed", "refused")
 
 
-def charter_table(boards: Sequence[Mapping[str, Any]]) -> str:
+def charter_table(boards: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
     """What ``sly fleet list`` shows: the registry, without asking anybody."""
     if not boards:
         return "no board is enrolled yet: see sly fleet enroll --help"
@@ -24,21 +26,21 @@ def charter_table(boards: Sequence[Mapping[str, Any]]) -> str:
         (each["board"], each["backend"] or "auto", ", ".join(each["groups"]) or "-", each["key"][:16], _state(each))
         for each in boards
     ]
-    return "\n".join(_table(heads, rows, (MAX_BOARD, 16, MAX_GROUPS, 16)))
+    return "\n".join(_table(heads, rows, (MAX_BOARD, 16, MAX_GROUPS, 16), width))
 
 
-def watch_table(status: Mapping[str, Any]) -> str:
-    """What ``sly fleet watch`` shows: every board in a line, every rollout below."""
+def watch_table(status: Mapping[str, Any], width: int = WIDTH) -> str:
+    """What ``sly fleet watch`` shows: every board in a line, every rollout below, in one line those that are done."""
     heads = ("board", "standing", "trust", "release", "update and notes")
     rows = [_watched(each) for each in status["boards"]]
     there = sum(each["standing"] == "online" and not each["revoked"] for each in status["boards"])
     first = (
         f"fleet {status['fleet']}: {there} of {len(rows)} boards online; charter {status['charter']}; broker: {status['broker']}"
     )
-    lines = [clipped(on_one_line(first), WIDTH), ""]
-    lines += _table(heads, rows, (MAX_BOARD, 12, MAX_TRUST, MAX_MODELS)) if rows else ["no board is enrolled yet"]
+    lines = [clipped(on_one_line(first), width), ""]
+    lines += _table(heads, rows, (MAX_BOARD, 12, MAX_TRUST, MAX_MODELS), width) if rows else ["no board is enrolled yet"]
     for rollout in status["rollouts"]:
-        lines += ["", *rollout_lines(rollout)]
+        lines += ["", *(head_lines if rollout["state"] == "done" else rollout_lines)(rollout, width)]
     return "\n".join(lines)
 
 
@@ -47,17 +49,7 @@ def watch_line(board: Mapping[str, Any]) -> str:
     return on_one_line(" | ".join(cell for cell in _watched(board) if cell))
 
 
-def rollout_lines(rollout: Mapping[str, Any]) -> list[str]:
-    """A rollout: how it stands and why, and a bar for each wave that has begun."""
-    name = f"rollout of {rollout['model']} {rollout['number']}"
-    lines = wrapped(f"{name}: {rollout['state']}; {rollout['why']}", below="  ")
-    for at, wave in enumerate(rollout["waves"]):
-        begun = at <= rollout["wave"]
-        lines.append(clipped(_wave(f"wave {at}" if at else "canaries", wave, begun), WIDTH))
-    return lines
-
-
-def board_page(board: Mapping[str, Any]) -> str:
+def board_page(board: Mapping[str, Any], width: int = WIDTH) -> str:
     """What ``sly fleet show`` shows of one board."""
     said = {
         "state": _state(board), "standing": board.get("standing"), "hardware": _hardware(board), "agent": board.get("agent"),
@@ -67,36 +59,44 @@ def board_page(board: Mapping[str, Any]) -> str:
     lines = [board["board"]]
     for name, value in said.items():
         if value:
-            lines += wrapped(f"{name}: {value}", "  ", "  ")
+            lines += wrapped(f"{name}: {value}", "  ", "  ", width)
     for slots in board.get("models", ()):
-        lines += wrapped(f"release: {_release(slots)}{_because(slots['why'])}", "  ", "  ")
+        lines += wrapped(f"release: {_release(slots)}{because(slots['why'])}", "  ", "  ", width)
     for update in board.get("updates", ()):
-        lines += wrapped(f"update: {_update(update)}", "  ", "  ")
+        lines += wrapped(f"update: {_update(update)}", "  ", "  ", width)
     for word in (board.get("trust") or {}).get("said", ()):
-        lines += wrapped(f"{word['verifier']} says: {word['tier']}{_because('; '.join(word['reasons']))}", "  ", "  ")
+        lines += wrapped(f"{word['verifier']} says: {word['tier']}{because('; '.join(word['reasons']))}", "  ", "  ", width)
     return "\n".join(lines)
 
 
-def trust_lines(boards: Sequence[Mapping[str, Any]]) -> str:
+def trust_lines(boards: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
     """What ``sly fleet trust`` shows: each board's tiers, and what is held against it."""
     lines = []
     for board in boards:
-        lines.append(clipped(f"{board['board']:<{MAX_BOARD}}  {_trust(board) or 'nobody has said anything'}", WIDTH))
+        lines.append(clipped(f"{board['board']:<{MAX_BOARD}}  {_trust(board) or 'nobody has said anything'}", width))
         reasons: dict[str, list[str]] = {}
         for word in board["trust"]["said"]:
             for reason in word["reasons"]:
                 reasons.setdefault(reason, []).append(word["verifier"])
         for reason, verifiers in reasons.items():
-            lines += wrapped(f"- {reason} (says {', '.join(verifiers)})", "    ", "  ")
+            lines += wrapped(f"- {reason} (says {', '.join(verifiers)})", "    ", "  ", width)
     return "\n".join(lines)
 
 
 def _watched(board: Mapping[str, Any]) -> tuple[str, ...]:
     releases = ", ".join(_release(each) for each in board["models"]) or ", ".join(board["offers"]) or "-"
-    notes = [_update(each) for each in board["updates"]]
+    runs = {each["model"]: each["running"] for each in board["models"]}
+    notes = [_update(each) for each in board["updates"] if not _is_quiet(each, runs)]
     notes += [f"REVOKED: {board['revoked']}"] if board["revoked"] else []
     notes += [board["note"]] if board["note"] else []
     return board["board"], "revoked" if board["revoked"] else board["standing"], _trust(board) or "-", releases, "; ".join(notes)
+
+
+def _is_quiet(update: Mapping[str, Any], runs: Mapping[str, int]) -> bool:
+    """Does the column of releases say it already, or did it never begin and never will?"""
+    if update["step"] == "confirmed":
+        return runs.get(update["model"]) == int(update["number"])
+    return bool(update["step"] == "waiting" and update["over"])
 
 
 def _release(slots: Mapping[str, Any]) -> str:
@@ -106,13 +106,9 @@ def _release(slots: Mapping[str, Any]) -> str:
 
 
 def _update(update: Mapping[str, Any]) -> str:
-    step = update["step"].upper() if update["step"] in LOUD else update["step"]
+    step = update["step"].upper() if update["step"] in LOUD else WORDS.get(update["step"], update["step"])
     percent = f" {update['permille'] // 10} %" if update["step"] == "fetching" else ""
-    return f"{update['model']} {update['number']} {step}{percent}{_because(update['why'])}"
-
-
-def _because(why: str) -> str:
-    return f": {why}" if why else ""
+    return f"{update['model']} {update['number']} {step}{percent}{because(update['why'])}"
 
 
 def _trust(board: Mapping[str, Any]) -> str:
@@ -129,21 +125,22 @@ def _hardware(board: Mapping[str, Any]) -> str:
     return f"{text} (emulated)" if text and board.get("emulated") else text
 
 
-def _wave(name: str, wave: Mapping[str, Any], begun: bool) -> str:
-    count = len(wave["boards"])
-    full = 30 * wave["permille"] // 1000
-    bar = f"[{'#' * full}{'-' * (30 - full)}] {wave['permille'] // 10:3d} % here" if begun else "not begun"
-    lost = f", {wave['lost']} LOST" if wave["lost"] else ""
-    return f"  {name:10} {bar}, {wave['confirmed']} of {count} confirmed{lost}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: Sequence[int]) -> list[str]:
-    """Columns as wide as what is in them, up to ``most``; the last one has the rest of the line."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: Sequence[int], width: int) -> list[str]:
+    """Columns as wide as what is in them where there is room, else up to ``most``, else less, the widest first; the last one has
+    the rest of the line."""
     shown = [heads, *([on_one_line(cell) for cell in row] for row in rows)]
-    widths = [min(limit, max(len(row[at]) for row in shown)) for at, limit in enumerate(most)]
-    left = WIDTH - sum(widths) - 2 * len(widths)
+    needed = [max(len(row[at]) for row in shown) for at in range(len(heads))]
+    widths = [min(limit, need) for limit, need in zip(most, needed, strict=False)]
+
+    def left() -> int:
+        return width - sum(widths) - 2 * len(widths)
+
+    for at, need in enumerate(needed[:-1]):
+        widths[at] += max(0, min(need - widths[at], left() - needed[-1]))
+    while left() < min(needed[-1], MIN_LAST):
+        widths[widths.index(max(widths))] -= 1
     lines = []
     for row in shown:
-        cells = [f"{clipped(cell, width):<{width}}" for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, clipped(row[-1], left)]).rstrip())
+        cells = [f"{clipped(cell, column):<{column}}" for cell, column in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, clipped(row[-1], left())]).rstrip())
     return lines

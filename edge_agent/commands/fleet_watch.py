@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.commands.fleet_folder import brought, opened, remind, say, told, with_folder
+from edge_agent.commands.terminal import columns
 
 if TYPE_CHECKING:
     from edge_agent.steward.folder import OperatorFolder
@@ -58,7 +59,7 @@ def _list(arguments: argparse.Namespace) -> int:
     boards = charter_status(charter)
     remind(folder)
     report = {"fleet": charter.fleet, "charter": charter.serial, "boards": boards}
-    return told(arguments, report, charter_table(boards))
+    return told(arguments, report, charter_table(boards, columns(sys.stdout)))
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -77,7 +78,7 @@ def _show(arguments: argparse.Namespace) -> int:
         say(f"only what the charter says: {error}")
         boards = charter_status(folder.charter)
     board = next(each for each in boards if each["board"] == arguments.board)
-    return told(arguments, board, board_page(board))
+    return told(arguments, board, board_page(board, columns(sys.stdout)))
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -88,7 +89,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     folder = opened(arguments)
     if arguments.once:
         status = asyncio.run(_heard(folder))
-        return told(arguments, status, watch_table(status))
+        return told(arguments, status, watch_table(status, columns(sys.stdout)))
     asyncio.run(_watch_until_told(folder, arguments.json))
     return 0
 
@@ -100,7 +101,7 @@ def _trust(arguments: argparse.Namespace) -> int:
 
     folder = opened(arguments)
     boards = asyncio.run(_heard(folder))["boards"]
-    told(arguments, {"fleet": folder.settings.name, "boards": boards}, trust_lines(boards))
+    told(arguments, {"fleet": folder.settings.name, "boards": boards}, trust_lines(boards, columns(sys.stdout)))
     return 1 if any("contraindicated" in each["trust"]["tiers"] and not each["revoked"] for each in boards) else 0
 
 
@@ -165,12 +166,13 @@ def _session(folder: OperatorFolder) -> OperatorSession:
 
 
 def _draw(status: dict[str, Any], shown: dict[str, Any], as_json: bool) -> None:
-    from edge_agent.commands.fleet_view import rollout_lines, watch_line, watch_table
+    from edge_agent.commands.fleet_view import watch_line, watch_table
+    from edge_agent.commands.ota_view import rollout_lines
 
     if as_json:
         print(json.dumps(status), flush=True)
     elif sys.stdout.isatty():
-        print(f"{CLEAR}{watch_table(status)}", flush=True)
+        print(f"{CLEAR}{watch_table(status, columns(sys.stdout))}", flush=True)
     else:
         before = {each["board"]: each for each in shown.get("boards", ())}
         for board in status["boards"]:

@@ -7,7 +7,6 @@ ends the looking on, not the rollout.  Exit code 0: every wave has settled; 1: i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.commands import pack_agent
 from edge_agent.commands.amounts import byte_count, permille
 from edge_agent.commands.fleet_folder import opened, say, told, with_folder
+from edge_agent.commands.terminal import columns, counted
 
 if TYPE_CHECKING:
     from edge_agent.steward.folder import OperatorFolder
@@ -38,7 +38,6 @@ VERBS = {
     "abort": ("stop a rollout, and send everybody back", "Every board goes back to the release that it had before."),
     "rollback": ("send everybody back after a rollout", "As abort, of a rollout that was done: boards keep the release before."),
 }
-OVER = ("stopped", "aborted")
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,7 +96,9 @@ def _push(arguments: argparse.Namespace) -> int:
     release = release_into(folder, built.release, built.files)
     wanted = Wanted(arguments.to, arguments.canary, arguments.wave, arguments.max_error, arguments.settled, arguments.max_rate)
     plan = planned(folder, release, wanted)
-    say(f"release {release.number} of {release.model}, {_mb(release.size_bytes)}, signed; to {len(plan.boards)} boards")
+    say(
+        f"release {release.number} of {release.model}, {_mb(release.size_bytes)}, signed; to {counted(len(plan.boards), 'board')}"
+    )
     return _looked_on(folder, arguments, release.model, lambda session: _begin(folder, session, plan))
 
 
@@ -160,16 +161,16 @@ def _looked_on(folder: OperatorFolder, arguments: argparse.Namespace, model: str
     try:
         status = asyncio.run(_attended(folder, model, first, screen, arguments.detach))
     except KeyboardInterrupt:
-        screen.end()
+        screen.end(interrupted=True)
         say(f"the rollout goes on in the fleet; look on again with: sly ota resume {model}")
         raise
     screen.end()
-    told(arguments, status, outcome(status))
-    return 1 if status["state"] in OVER else 0
+    told(arguments, status, outcome(status, columns(sys.stdout)))
+    return 1 if status["over"] else 0
 
 
 async def _attended(folder: OperatorFolder, model: str, first: Any, screen: Any, detach: bool) -> Mapping[str, Any]:
-    from edge_agent.steward.pushing import attend, boards_of
+    from edge_agent.steward.pushing import attend
     from edge_agent.steward.status import rollout_status
     from edge_agent.transport.topics import Kind
 
@@ -177,7 +178,7 @@ async def _attended(folder: OperatorFolder, model: str, first: Any, screen: Any,
         await first(session)
         rollout = session.heard.rollout(model)
         if detach and rollout is not None:
-            return {**rollout_status(session, rollout), "given_bytes": 0, "boards": boards_of(session, rollout)}
+            return {**rollout_status(session, rollout), "given_bytes": 0}
         return await attend(folder, session, model, screen.show)
 
 
@@ -187,29 +188,29 @@ def _status(arguments: argparse.Namespace) -> int:
     from edge_agent.commands.ota_view import outcome
 
     rollouts = asyncio.run(_heard(opened(arguments), arguments.model))
-    text = "\n\n".join(outcome(each) for each in rollouts) or "no rollout is known to the broker"
+    text = "\n\n".join(outcome(each, columns(sys.stdout)) for each in rollouts) or "no rollout is known to the broker"
     return told(arguments, {"rollouts": rollouts}, text)
 
 
 async def _heard(folder: OperatorFolder, model: str) -> list[dict[str, Any]]:
-    from edge_agent.steward.pushing import boards_of
+    from edge_agent.steward.journal import Journal
     from edge_agent.steward.status import rollout_status
 
+    journal, told = Journal(folder.folder), []
     async with folder.session() as session:
-        chosen = [each for name, each in session.heard.rollouts.items() if model in ("", name)]
-        return [{**rollout_status(session, each), "boards": boards_of(session, each)} for each in chosen]
+        for name, rollout in session.heard.rollouts.items():
+            if model in ("", name):
+                told.append(rollout_status(session, rollout))
+                journal.saw(rollout, told[-1])
+    return told
 
 
 def _history(arguments: argparse.Namespace) -> int:
     from edge_agent.commands.ota_view import history_table
-    from edge_agent.steward.pushing import history
+    from edge_agent.steward.journal import Journal
 
-    entries = history(opened(arguments), arguments.model)
-    if arguments.json:
-        print(json.dumps(entries))
-    else:
-        print(history_table(entries))
-    return 0
+    entries = Journal(opened(arguments).folder).entries(arguments.model)
+    return told(arguments, entries, history_table(entries, columns(sys.stdout)))
 
 
 def _mb(size_bytes: int) -> str:

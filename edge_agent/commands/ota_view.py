@@ -1,6 +1,7 @@
 """A rollout on a terminal: bars that move while it goes on, one screen when it is over, the past as a table.
 
-Rules: at most ``WIDTH`` columns; what boards say is shown, not obeyed; where stderr is no terminal each change is one line.
+Rules: no line is wider than it is shown (``width``); waves that stand alike share a line where there are many; who went back is
+said to have gone back; what boards say is shown, not obeyed; where stderr is no terminal each change is one line.
 """
 
 from __future__ import annotations
@@ -8,16 +9,24 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, TextIO
 
-from edge_agent.commands.fleet_view import rollout_lines
-from edge_agent.commands.terminal import WIDTH, clipped, wrapped
+from edge_agent.commands.terminal import WIDTH, clipped, columns, counted, wrapped
 
 MAX_SHOWN = 20
-"""Boards that are named one by one."""
+"""Lines on boards that are not well."""
+MAX_NAMED = 8
+"""Boards that are named one by one in a line."""
+MAX_WAVES = 6
+"""That have a line each."""
+BAR_CHARS = 30
 UP = "\x1b[{}A\x1b[J"
 """ECMA-48: so many lines up, then everything below erased."""
 QUIET = ("waiting", "confirmed")
+HERE_OR_OUT = ("online", "revoked")
+WORDS = {"returned": "went back"}
+"""What a step is called, where that is not its name."""
 
 
 class Screen:
@@ -29,53 +38,149 @@ class Screen:
         self._last = ""
 
     def show(self, status: Mapping[str, Any]) -> None:
-        lines = [*rollout_lines(status), _given(status)]
         if not self._live:
             line = _line(status)
             if line != self._last:
                 print(line, file=self._stream, flush=True)
             self._last = line
             return
+        lines = [*rollout_lines(status, columns(self._stream)), _given(status)]
         up = UP.format(self._lines) if self._lines else ""
         print(up + "\n".join(lines), file=self._stream, flush=True)
         self._lines = len(lines)
 
-    def end(self) -> None:
-        """Leave what was drawn last behind."""
+    def end(self, interrupted: bool = False) -> None:
+        """Leave what was drawn last behind; what is said next does not begin after the terminal's ``^C``."""
+        if interrupted and self._live:
+            print(file=self._stream, flush=True)
         self._lines = 0
 
 
-def outcome(status: Mapping[str, Any]) -> str:
+def rollout_lines(rollout: Mapping[str, Any], width: int = WIDTH) -> list[str]:
+    """A rollout: how it stands and why, a bar for each wave that has begun, and who is waited for and not there."""
+    lines = head_lines(rollout, width)
+    for name, wave in _folded(rollout):
+        lines.append(clipped(f"  {name:10} {_wave(wave, rollout['over'])}", width))
+    absent = [f"{each['board']} ({each['standing']})" for each in _awaited(rollout) if each["standing"] not in HERE_OR_OUT]
+    if absent:
+        what = "takes it when it is here" if rollout["state"] == "done" else "waited for"
+        lines += wrapped(f"{what}: {_some(absent)}", "  ", "  ", width)
+    return lines
+
+
+def head_lines(rollout: Mapping[str, Any], width: int = WIDTH) -> list[str]:
+    """A rollout as a whole."""
+    return wrapped(f"rollout of {rollout['model']} {rollout['number']}: {rollout['state']}; {rollout['why']}", "", "  ", width)
+
+
+def outcome(status: Mapping[str, Any], width: int = WIDTH) -> str:
     """One screen: how a rollout stands, which release serves on how many boards, and every board that is not well."""
-    lines = rollout_lines(status)
+    lines = rollout_lines(status, width)
     serves = Counter(each["serves"] for each in status["boards"] if each["heard"])
     said = ", ".join(f"release {number or 'factory'} on {count}" for number, count in sorted(serves.items()))
     unheard = sum(not each["heard"] for each in status["boards"])
-    lines.append(f"  serving: {said or 'nobody has said'}{f'; {unheard} not heard of' if unheard else ''}")
+    lines.append(clipped(f"  serving: {said or 'nobody has said'}{f'; {unheard} not heard of' if unheard else ''}", width))
     if status.get("given_bytes"):
         lines.append(_given(status))
-    odd = [each for each in status["boards"] if each["step"] not in QUIET]
-    for each in odd[:MAX_SHOWN]:
-        step = f"{each['step']} {each['permille'] // 10} %" if each["step"] == "fetching" else each["step"]
-        lines += wrapped(f"{each['board']}: {step}{': ' * bool(each['why'])}{each['why']}", "  ", "    ")
+    odd: dict[str, list[str]] = {}
+    for each in status["boards"]:
+        if each["step"] not in QUIET:
+            odd.setdefault(_said(each, status), []).append(each["board"])
+    for text in list(odd)[:MAX_SHOWN]:
+        lines += wrapped(f"{_some(odd[text])}: {text}", "  ", "    ", width)
     if len(odd) > MAX_SHOWN:
-        lines.append(f"  and {len(odd) - MAX_SHOWN} more: --json has all")
+        more = counted(sum(map(len, list(odd.values())[MAX_SHOWN:])), "board")
+        lines.append(f"  and {more} more: --json has all")
     return "\n".join(lines)
 
 
-def history_table(entries: Sequence[Mapping[str, Any]]) -> str:
+def history_table(entries: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
     """What was rolled out, a line each."""
     if not entries:
         return "nothing was rolled out from this folder yet"
-    return "\n".join(clipped(_entry(each), WIDTH) for each in entries)
+    return "\n".join(clipped(_entry(each), width) for each in entries)
+
+
+def because(why: str) -> str:
+    return f": {why}" if why else ""
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
     when = datetime.datetime.fromtimestamp(entry["serial"] / 1e6).strftime("%Y-%m-%d %H:%M")
-    how = entry["state"] or "not looked at since"
-    reason = f" ({entry['reason']})" if entry["reason"] else ""
+    ordered = f"{entry['action']}{because(entry['reason'])}; nobody has looked on since"
+    how = f"{entry['state']}; {entry['why']}" if entry["state"] else ordered
     name = f"{entry['model']} {entry['number']}"
-    return f"{when}  {name:28}  {entry['boards']:4} boards  {entry['action']}{reason}: {how}; {entry['why']}".rstrip("; ")
+    return f"{when}  {name:24}  {counted(entry['boards'], 'board'):>10}  {how}"
+
+
+def _said(board: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """How it is with one board, without the reason that the whole rollout has."""
+    percent = f" {board['permille'] // 10} %" if board["step"] == "fetching" else ""
+    why = board["why"] if board["why"] != status["why"] else ""
+    return f"{WORDS.get(board['step'], board['step'])}{percent}{because(why)}"
+
+
+def _folded(rollout: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every wave by its name; where there are more than ``MAX_WAVES``, neighbours that stand alike are one."""
+    waves = [{**wave, "at": at, "begun": at <= rollout["wave"]} for at, wave in enumerate(rollout["waves"])]
+    if len(waves) <= MAX_WAVES:
+        return [(_name(at, at), wave) for at, wave in enumerate(waves)]
+    runs = [list(run) for _, run in groupby(waves, lambda wave: _alike(wave))]
+    return [(_name(run[0]["at"], run[-1]["at"]), _summed(run)) for run in runs]
+
+
+def _alike(wave: Mapping[str, Any]) -> object:
+    """Waves for which this is the same stand alike: not begun, or confirmed, or back as a whole; others are like no other."""
+    count = len(wave["boards"])
+    whole = wave["confirmed"] == count or wave["lost"] == count
+    return (wave["begun"], wave["lost"] == 0, wave["under_way"] == 0) if whole or not _touched(wave) else wave["at"]
+
+
+def _touched(wave: Mapping[str, Any]) -> bool:
+    return bool(wave["begun"] or wave["lost"] or wave["under_way"])
+
+
+def _summed(waves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    boards = [board for wave in waves for board in wave["boards"]]
+    here = sum(wave["permille"] * len(wave["boards"]) for wave in waves) // len(boards)
+    figures = {key: sum(wave[key] for wave in waves) for key in ("confirmed", "settled", "lost", "failed", "under_way")}
+    return {**figures, "boards": boards, "permille": here, "begun": waves[0]["begun"]}
+
+
+def _name(first: int, last: int) -> str:
+    if not last:
+        return "canaries"
+    return f"wave {first}" if first == last else f"waves {first}-{last}"
+
+
+def _wave(wave: Mapping[str, Any], over: bool) -> str:
+    count, failed, back = len(wave["boards"]), wave["failed"], wave["lost"]
+    trouble = f", {failed} FAILED" if failed else ""
+    if over:
+        had = back + wave["under_way"]
+        return f"{_bar(1000 * back // had)} {back} of {had} back{trouble}" if had else f"not begun, {counted(count, 'board')}"
+    if not _touched(wave):
+        return f"not begun, {counted(count, 'board')}"
+    trouble += f", {back - failed} went back" if back > failed else ""
+    return f"{_bar(wave['permille'])} {wave['permille'] // 10:3d} % here, {wave['confirmed']} of {count} confirmed{trouble}"
+
+
+def _bar(permille: int) -> str:
+    full = BAR_CHARS * permille // 1000
+    return f"[{'#' * full}{'-' * (BAR_CHARS - full)}]"
+
+
+def _awaited(rollout: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The boards for which it waits: of waves that have begun who is not done, or, when it is over, who is not back."""
+    if rollout["over"]:
+        return [each for each in rollout["boards"] if each["step"] in ("fetching", "trial", "confirmed") and not each["failed"]]
+    begun = {board for wave in rollout["waves"][: rollout["wave"] + 1] for board in wave["boards"]}
+    return [each for each in rollout["boards"] if each["board"] in begun and each["step"] in ("waiting", "fetching", "trial")]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _given(status: Mapping[str, Any]) -> str:
@@ -83,5 +188,5 @@ def _given(status: Mapping[str, Any]) -> str:
 
 
 def _line(status: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{count} {step}" for step, count in status["counts"].items())
+    counts = ", ".join(f"{count} {WORDS.get(step, step)}" for step, count in status["counts"].items())
     return f"{status['model']} {status['number']}: {status['state']}; {counts}; {status['why']}"

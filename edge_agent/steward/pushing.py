@@ -8,7 +8,7 @@ on with it when nobody attends, as long as boards can give each other what they 
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.gossip.presence import Standing as Presence
 from edge_agent.steward.folder import OperatorFolder
+from edge_agent.steward.journal import Journal
 from edge_agent.steward.publisher import Publisher
 from edge_agent.steward.session import OperatorSession
 from edge_agent.steward.status import rollout_status
-from edge_agent.store.files import Disk, reaching, write_atomically
 from edge_agent.transport.link import Message
 from ota.charter import CHARTER_PATH
 from ota.manifest import Kind, Release, manifest_path
 from ota.measured_wheels import references_of_wheels
 from ota.orders import sign_rollout
-from ota.rollout import Action, Plan, Rollout, Standing, Step, judge, order_boards, ordered, share
+from ota.rollout import Action, Plan, Rollout, Standing, judge, order_boards, ordered, share
 
 GO_BACK_LIMIT_S = 120.0
 """For boards that go back to tell so, before an attendant ends."""
-UNDER_WAY = (Step.FETCHING, Step.TRIAL, Step.CONFIRMED)
-JOURNAL = "rollouts"
 Show = Callable[[Mapping[str, Any]], None]
 
 
@@ -125,7 +124,7 @@ async def order(folder: OperatorFolder, session: OperatorSession, model: str, ac
 async def tell(folder: OperatorFolder, session: OperatorSession, rollout: Rollout) -> None:
     """Put a rollout on the broker, and believe it here at once."""
     signed = sign_rollout(rollout, folder.signer)
-    _note(folder, rollout, None)
+    Journal(folder.folder).note(rollout)
     await session.say(Message(session.topics.rollout(rollout.plan.model), signed, retain=True))
     session.heard.hear_rollout(rollout, signed)
 
@@ -137,24 +136,29 @@ async def attend(folder: OperatorFolder, session: OperatorSession, model: str, s
         raise UnavailableError(f"rollout of {model}", "the broker keeps none")
     repository, plan = folder.repository, rollout.plan
     publisher = Publisher(session, repository, plan.rate_bytes_per_s)
-    async with publisher:
-        publisher.hold_whole(repository.digest(CHARTER_PATH))
-        publisher.hold(repository.release(plan.model, plan.number), plan.manifest)
-        seen, over_s = 0, None
-        while True:
-            rollout = session.heard.rollout(model) or rollout
-            status = {**rollout_status(session, rollout), "boards": boards_of(session, rollout)}
-            status["given_bytes"] = publisher.given_bytes
-            show(status)
-            if status["state"] in (Standing.STOPPED, Standing.ABORTED):
-                over_s = over_s or time.monotonic() + GO_BACK_LIMIT_S
-                if not back_is_awaited(session, rollout) or time.monotonic() > over_s:
-                    break
-            elif status["state"] == Standing.DONE:
-                break
-            seen = await _news(session, seen)
-    _note(folder, rollout, status)
-    return status
+    status = rollout_status(session, rollout)
+    seen, limit_s = 0, math.inf
+    try:
+        async with publisher:
+            publisher.hold_whole(repository.digest(CHARTER_PATH))
+            publisher.hold(repository.release(plan.model, plan.number), plan.manifest)
+            while True:
+                rollout = session.heard.rollout(model) or rollout
+                status = {**rollout_status(session, rollout), "given_bytes": publisher.given_bytes}
+                show(status)
+                if status["over"]:
+                    limit_s = min(limit_s, time.monotonic() + GO_BACK_LIMIT_S)
+                if _has_ended(session, rollout, status) or time.monotonic() > limit_s:
+                    return status
+                seen = await _news(session, seen)
+    finally:
+        Journal(folder.folder).saw(rollout, status)
+
+
+def _has_ended(session: OperatorSession, rollout: Rollout, status: Mapping[str, Any]) -> bool:
+    if status["over"]:
+        return not back_is_awaited(session, rollout)
+    return bool(status["state"] == Standing.DONE)
 
 
 async def _news(session: OperatorSession, seen: int) -> int:
@@ -167,50 +171,11 @@ async def _news(session: OperatorSession, seen: int) -> int:
 
 
 def back_is_awaited(session: OperatorSession, rollout: Rollout) -> bool:
-    """Does any board that is there still have what everybody gives back?"""
-    said = (session.heard.reports[board].of(rollout.plan.model, rollout.plan.serial) for board in _heard_of(session, rollout))
-    return any(progress is not None and progress.step in UNDER_WAY for progress in said)
-
-
-def boards_of(session: OperatorSession, rollout: Rollout) -> list[dict[str, Any]]:
-    """How far every board of a rollout is, in the order of the plan, with the release that serves there."""
-    plan, told = rollout.plan, []
-    for board in plan.boards:
-        report = session.heard.reports.get(board)
-        progress = report.of(plan.model, plan.serial) if report is not None else None
-        slots = next((each for each in report.slots if each.model == plan.model), None) if report is not None else None
-        told.append({
-            "board": board, "step": (progress.step if progress else Step.WAITING).value, "why": progress.why if progress else "",
-            "permille": progress.permille if progress else 0, "failed": bool(progress and progress.failed),
-            "serves": slots.running if slots is not None else 0, "heard": report is not None,
-        })  # fmt: skip
-    return told
-
-
-def history(folder: OperatorFolder, model: str = "") -> list[dict[str, Any]]:
-    """What was rolled out from this folder, the newest first, with how it stood when somebody last looked."""
-    disk, place = Disk(), folder.folder / JOURNAL
-    if not place.is_dir():
-        return []
-    with reaching(place):
-        entries = [json.loads((place / name).read_text()) for name in disk.names(place) if name.endswith(".json")]
-    chosen = [each for each in entries if model in ("", each["model"])]
-    return sorted(chosen, key=lambda each: -int(each["serial"]))
-
-
-def _heard_of(session: OperatorSession, rollout: Rollout) -> list[str]:
-    return [board for board in rollout.plan.boards if board in session.heard.reports]
-
-
-def _note(folder: OperatorFolder, rollout: Rollout, status: Mapping[str, Any] | None) -> None:
-    """Keep for ``history`` what was ordered, and how it stood."""
-    disk, place, plan = Disk(), folder.folder / JOURNAL, rollout.plan
-    with reaching(place):
-        disk.make_folder(place)
-    entry = {
-        "model": plan.model, "number": plan.number, "serial": plan.serial, "boards": len(plan.boards),
-        "operator": rollout.operator, "action": rollout.action.value, "reason": rollout.reason,
-        "state": status["state"] if status else "", "why": status["why"] if status else "",
-        "counts": dict(status["counts"]) if status else {},
-    }  # fmt: skip
-    write_atomically(disk, place / f"{plan.model}-{plan.serial}.json", json.dumps(entry, indent=1).encode())
+    """Does any board that did not say goodbye, and is not known to be gone, still have what everybody gives back?"""
+    for board in rollout.plan.boards:
+        report, presence = session.heard.reports.get(board), session.fleet.presence(board)
+        progress = report.of(rollout.plan.model, rollout.plan.serial) if report else None
+        is_gone = presence is not None and presence.standing is not Presence.ONLINE
+        if progress is not None and progress.under_way and not is_gone:
+            return True
+    return False

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from edge_agent.core.values import TrustTier
 from edge_agent.steward.authority import days_left
 from edge_agent.steward.folder import OperatorFolder
 from edge_agent.steward.session import OperatorSession, timestamp_version
 from ota.charter import Charter
-from ota.rollout import Progress, Report, Rollout, Standing, judge, tally, waves
+from ota.rollout import Progress, Report, Rollout, Step, judge, tally, waves
 
-NOT_HEARD = "not heard of"
+NOT_HEARD, REVOKED = "not heard of", "revoked"
 SOON_DAYS = 60
 """A certificate that ends within so many days is spoken of."""
 
@@ -40,26 +40,29 @@ def charter_status(charter: Charter) -> list[dict[str, Any]]:
 def fleet_status(session: OperatorSession) -> dict[str, Any]:
     """All boards as they were heard, every rollout as it stands."""
     charter = session.charter
+    rollouts = [rollout_status(session, rollout) for rollout in session.heard.rollouts.values()]
+    over = {each["model"] for each in rollouts if each["over"]}
     return {
         "fleet": charter.fleet,
         "charter": charter.serial,
         "broker": session.down or "connected",
         "metadata": timestamp_version(session.metadata),
-        "boards": [board_status(session, each) for each in charter_status(charter)],
-        "rollouts": [rollout_status(session, rollout) for rollout in session.heard.rollouts.values()],
+        "boards": [board_status(session, each, over) for each in charter_status(charter)],
+        "rollouts": rollouts,
         "refused": list(session.refused),
     }
 
 
-def board_status(session: OperatorSession, enrolled: Mapping[str, Any]) -> dict[str, Any]:
-    """One board: what the charter has of it (``charter_status``) and what was heard."""
+def board_status(session: OperatorSession, enrolled: Mapping[str, Any], over: Collection[str] = ()) -> dict[str, Any]:
+    """One board: what the charter has of it (``charter_status``) and what was heard; ``over``: models whose rollout everybody
+    gives back."""
     board = enrolled["board"]
     record = next((each for each in session.fleet.all_records() if each.board == board), None)
     presence = session.fleet.presence(board)
     report = session.heard.reports.get(board)
     return {
         **enrolled,
-        "standing": presence.standing.value if presence else NOT_HEARD,
+        "standing": _standing(session, board),
         "boot_epoch": presence.boot_epoch if presence else None,
         "hardware": record.hardware if record else None,
         "emulated": record.emulated if record else None,
@@ -69,13 +72,13 @@ def board_status(session: OperatorSession, enrolled: Mapping[str, Any]) -> dict[
         "trust": trust_of(session, board),
         "agent": report.agent if report else None,
         "models": _slots(report),
-        "updates": _updates(session, board, report),
+        "updates": _updates(session, board, report, over),
         "note": report.note if report else "",
     }
 
 
 def rollout_status(session: OperatorSession, rollout: Rollout) -> dict[str, Any]:
-    """A rollout as everybody's reports have it."""
+    """A rollout as everybody's reports have it: as a whole, wave by wave, and every board in the order of the plan."""
     plan, out = rollout.plan, _out(session.charter)
     verdict = judge(rollout, session.heard.reports, out)
     figures = tally(rollout, session.heard.reports, out)
@@ -87,19 +90,27 @@ def rollout_status(session: OperatorSession, rollout: Rollout) -> dict[str, Any]
         "action": rollout.action.value,
         "state": verdict.state.value,
         "wave": verdict.wave,
+        "over": verdict.over,
         "why": verdict.why,
         "counts": {step.value: count for step, count in sorted(verdict.counts.items())},
         "lost": list(verdict.lost),
-        "waves": [
-            {
-                "boards": list(boards),
-                "confirmed": each.confirmed,
-                "settled": each.settled,
-                "lost": each.lost,
-                "permille": each.permille,
-            }
-            for boards, each in zip(waves(plan), figures, strict=True)
-        ],
+        "waves": [asdict(each) | {"boards": list(boards)} for boards, each in zip(waves(plan), figures, strict=True)],
+        "boards": [_taker(session, rollout, board, board in out) for board in plan.boards],
+    }
+
+
+def _taker(session: OperatorSession, rollout: Rollout, board: str, is_out: bool) -> dict[str, Any]:
+    """How far one board of a rollout is, and which release of the model serves there."""
+    plan, report = rollout.plan, session.heard.reports.get(board)
+    said = report.of(plan.model, plan.serial) if report else None
+    slots = next((each for each in report.slots if each.model == plan.model), None) if report else None
+    return {
+        "board": board,
+        "standing": REVOKED if is_out else _standing(session, board),
+        **_progress(said),
+        "failed": bool(said and said.failed),
+        "serves": slots.running if slots else 0,
+        "heard": report is not None,
     }
 
 
@@ -111,14 +122,6 @@ def trust_of(session: OperatorSession, board: str) -> dict[str, Any]:
         "tiers": {tier.name.lower(): tiers[tier] for tier in sorted(tiers)},
         "said": [{"verifier": e.verifier, "tier": e.tier.name.lower(), "reasons": list(e.reasons)} for e in said],
     }
-
-
-def contraindicated(session: OperatorSession) -> list[str]:
-    """Boards of the charter of which somebody says so; revoked ones are left out."""
-    members = session.charter.members
-    return sorted(
-        {board for (_, board), each in session.appraisals.items() if each.tier is TrustTier.CONTRAINDICATED} & set(members)
-    )
 
 
 def reminders(folder: OperatorFolder) -> list[str]:
@@ -137,13 +140,13 @@ def reminders(folder: OperatorFolder) -> list[str]:
     return said
 
 
-def ends_soon(standing: Standing) -> bool:
-    """Is there nothing more to wait for in a rollout that stands so?"""
-    return standing in (Standing.DONE, Standing.STOPPED, Standing.ABORTED)
-
-
 def _ends(left_days: int) -> str:
     return f"ends in {left_days} days" if left_days >= 0 else f"ended {-left_days} days ago"
+
+
+def _standing(session: OperatorSession, board: str) -> str:
+    presence = session.fleet.presence(board)
+    return presence.standing.value if presence else NOT_HEARD
 
 
 def _out(charter: Charter) -> frozenset[str]:
@@ -153,22 +156,22 @@ def _out(charter: Charter) -> frozenset[str]:
 def _slots(report: Report | None) -> list[dict[str, Any]]:
     return [
         {"model": each.model, "running": each.running, "candidate": each.candidate, "state": each.state, "why": each.why}
-        for each in (report.slots if report else ())
+        for each in sorted(report.slots if report else (), key=lambda each: each.model)
     ]
 
 
-def _updates(session: OperatorSession, board: str, report: Report | None) -> list[dict[str, Any]]:
+def _updates(session: OperatorSession, board: str, report: Report | None, over: Collection[str]) -> list[dict[str, Any]]:
     """How far it is with every rollout that it is part of; what it did not say is waiting."""
     found = []
     for rollout in session.heard.rollouts.values():
         plan = rollout.plan
         if board in plan.boards:
             said = report.of(plan.model, plan.serial) if report else None
-            found.append({"model": plan.model, "number": plan.number, **_progress(said)})
+            found.append({"model": plan.model, "number": plan.number, "over": plan.model in over, **_progress(said)})
     return found
 
 
 def _progress(said: Progress | None) -> dict[str, Any]:
     if said is None:
-        return {"step": "waiting", "permille": 0, "why": ""}
+        return {"step": Step.WAITING.value, "permille": 0, "why": ""}
     return {"step": said.step.value, "permille": said.permille, "why": said.why}
