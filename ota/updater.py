@@ -9,6 +9,7 @@ holds, or go on where the disk left them; what belongs to an attempt that was gi
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import ModelOffer
 from edge_agent.store.blobs import BlobStore
-from edge_agent.store.files import Disk, read_bounded
+from edge_agent.store.files import Disk, reaching, read_bounded
 from edge_agent.store.ledger import Ledger
 from edge_agent.store.staging import Receiving, Staging
 from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
@@ -500,6 +501,7 @@ class Updater:
                 await self._beside(partial(receiving.seed, seed))
             for path in self._host.factory_files(effect.model) if effect.model else ():
                 await self._beside(partial(receiving.seed_file, path))
+            _must_have_room(self._folder, receiving)
         except SlyError as error:
             self._drop(digest)
             self.feed(events.Opened(digest, why=str(error)), generation)
@@ -673,6 +675,18 @@ class Updater:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._door.say(f"updates: {task.get_name()} failed: {error!r}")
+
+
+def _must_have_room(folder: Path, receiving: Receiving) -> None:
+    """What cannot be written is not asked for: a giver repeats a piece only so often. Raises ``UnavailableError``."""
+    pieces = receiving.pieces
+    missing_bytes = sum(pieces.piece_bytes(each) for each in range(pieces.count) if not receiving.held >> each & 1)
+    with reaching(folder):
+        disk = os.statvfs(folder)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < missing_bytes:
+        reason = f"{os.strerror(errno.ENOSPC)}: {missing_bytes} bytes are missing, {free_bytes} are free"
+        raise UnavailableError(f"artefact {pieces.digest.hex()[:16]}…", reason, "free some space: it then goes on by itself")
 
 
 def _piece(path: Path, artefact: Artefact, index: int) -> bytes:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -22,23 +23,30 @@ from typing import Any
 
 import pytest
 
-from edge_agent import agent as agent_module
 from edge_agent.agent import SOCKET_NAME, Agent, serve
 from edge_agent.client import Client, request_for_picture
+from edge_agent.configured import read_config
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import InferenceResult, Status
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.shell import standby
 from edge_agent.shell.state_disk import LedgerInMemory, folder_for_socket, is_of_the_disk, why_not_kept
+from edge_agent.steward.enrolling import Enrolment, enroll
+from edge_agent.steward.pushing import Wanted, attend, begin, planned, release_into
 from edge_agent.store import database
 from edge_agent.store.ledger import Ledger
+from ota import offered, transfers, updater
+from ota.course import Course
+from ota.manifest import Release
+from ota.release import release_of_model
 from tests.cramped import remount
 from tests.fetched import model_path, picture_path
 from tests.needs import needs
+from tests.operators import broker_of, new_fleet
 from tests.test_agent import MODEL, configuration, daemon
 
-LIMIT_S = 60.0
+LIMIT_S = 30.0
 TASK = "detect_faces"
 
 
@@ -213,14 +221,16 @@ class Crowd:
     async def _ask(self) -> None:
         while True:
             self.answers.append(await self._agent.submit(request_for_picture(TASK, self._picture)))
+            assert self.answers[-1].status is Status.OK, self.answers[-1].reason
+            await asyncio.sleep(0)
 
     async def until(self, count: int) -> list[InferenceResult]:
         """The next ``count`` answers, which were all good."""
         begun = len(self.answers)
         await until(lambda: len(self.answers) >= begun + count or any(task.done() for task in self._tasks))
-        assert not any(task.done() for task in self._tasks)
-        for each in self.answers:
-            assert each.status is Status.OK, each.reason
+        for task in self._tasks:
+            if task.done():
+                await task
         assert len({each.request_id for each in self.answers}) == len(self.answers)
         return self.answers[begun:]
 
@@ -331,3 +341,113 @@ def test_a_damaged_ledger_is_no_disk_that_fails(tmp_path: Path) -> None:
                 pass
 
     asyncio.run(story())
+
+
+# A start on a card that is read-only.
+
+
+def test_a_start_on_a_read_only_disk_serves_and_begins_anew_when_it_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(standby, "LOOK_S", 0.2)
+
+    def look(path: Path) -> tuple[bytes, dict[str, Any]]:
+        with Client(path) as client, LocalConnection(path) as connection:
+            while True:
+                report: Any = connection.call("status", timeout_s=LIMIT_S)
+                if report["boards"][0]["models"]:
+                    answer = client.look(TASK, picture_path("grace_hopper"))
+                    assert answer.findings
+                    return answer.receipt, report
+                time.sleep(0.01)
+
+    async def story(folder: Path) -> None:
+        config = AgentConfig.from_mapping(configuration(folder))
+        async with Agent(config, lambda text: None):
+            pass
+        remount(folder, "ro")
+        running = asyncio.create_task(serve(config))
+        elsewhere = folder_for_socket(folder) / SOCKET_NAME
+        await until(lambda: elsewhere.exists() or running.done())
+        receipt, report = await asyncio.to_thread(look, elsewhere)
+        assert not receipt and report["kept"] is False and "Read-only file system" in report["disk"]
+        remount(folder, "rw")
+        await until(lambda: (folder / SOCKET_NAME).exists() or running.done())
+        receipt, report = await asyncio.to_thread(look, folder / SOCKET_NAME)
+        assert receipt and report["kept"] is True and not elsewhere.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == 0
+
+    with file_system(tmp_path / "small", "40m") as folder:
+        asyncio.run(story(folder))
+    said = capfd.readouterr().err
+    assert "the socket is" in said and "starting anew" in said
+
+
+# Updates.
+
+
+class Operator:
+    """A fleet of one board on a real broker, and what the operator pushes to it."""
+
+    def __init__(self, path: Path, state: Path) -> None:
+        self.folder, self.state = new_fleet(path), state
+        enroll(self.folder, Enrolment("kitchen", "jalapeno", state=state, serve=(MODEL,), models=str(model_path(MODEL).parent)))
+        shutil.copytree(self.folder.board_folder("kitchen"), state)
+        text = (state / "agent.toml").read_text().replace("[ota]\n", "[ota]\ntrial_s = 1\ntrial_inferences = 3\n", 1)
+        (state / "agent.toml").write_text(text)
+
+    def release(self, size_bytes: int) -> Release:
+        """The model that is served already, with a tail that no interpreter reads."""
+        path = self.folder.folder.parent / f"{MODEL}.tflite"
+        path.write_bytes(model_path(MODEL).read_bytes() + os.urandom(size_bytes))
+        built = release_of_model(str(path), 1, golden=False)
+        return release_into(self.folder, built.release, built.files)
+
+    async def push(self, release: Release) -> Any:
+        async with self.folder.session() as session:
+            await self.folder.publish(session)
+            await begin(self.folder, session, planned(self.folder, release, Wanted()))
+            return await attend(self.folder, session, MODEL, lambda status: None)
+
+
+def test_a_full_disk_at_any_write_of_an_update_costs_no_request_and_the_update_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "RETRY_US", 200_000)
+    monkeypatch.setattr(offered, "AFTER_FAILURE_US", 200_000)
+    monkeypatch.setattr(updater, "BUSY_TICK_S", 0.05)
+    log: list[str] = []
+
+    async def story(operator: Operator, disk: Path) -> None:
+        release = operator.release(6 * 2**20)
+        async with Agent(read_config(operator.state / "agent.toml"), log.append) as agent:
+            crowd = Crowd(agent, 2)
+            assert agent.updater is not None
+            ballast, refusals, is_full_under_way = fill(disk), set[str](), False
+            pushing = asyncio.create_task(operator.push(release))
+            while not pushing.done():
+                await crowd.until(1)
+                if course_of(agent).transfers.permille(release.files[0].digest) and not is_full_under_way:
+                    is_full_under_way = bool(fill(disk))
+                elif "No space left" in course_of(agent).note:
+                    refusals.add(course_of(agent).note)
+                    room_bytes = 500_000 if len(refusals) < 3 else ballast.stat().st_size
+                    os.truncate(ballast, max(0, ballast.stat().st_size - room_bytes))
+            status = await pushing
+            assert (status["state"], status["boards"][0]["serves"], is_full_under_way) == ("done", 1, True), (status, refusals)
+            assert all(any(part in note for note in refusals) for part in ("metadata", "bytes are missing", "staging")), refusals
+            answers = await crowd.until(5)
+            await crowd.close()
+            assert answers[-1].model_digest == release.files[0].digest
+            assert all(each.receipt for each in crowd.answers)
+
+    with file_system(tmp_path / "small", "64m") as disk:
+        operator = Operator(tmp_path / "fleet", disk / "board")
+        with broker_of(operator.folder):
+            asyncio.run(asyncio.wait_for(story(operator, disk), 2 * LIMIT_S))
+
+
+def course_of(agent: Agent) -> Course:
+    assert agent.updater is not None and agent.updater.course is not None
+    return agent.updater.course
