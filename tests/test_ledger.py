@@ -220,6 +220,14 @@ LedgerAgainstPlain.TestCase.settings = settings(max_examples=40, stateful_step_c
 TestLedgerAgainstPlain = LedgerAgainstPlain.TestCase
 
 
+def test_what_was_acknowledged_outlives_a_kill(path: Path, tmp_path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.increment("a")
+        survivor = after_kill(path, tmp_path / "killed")
+    with Ledger(survivor) as found:
+        assert found.count("a") == 1
+
+
 def test_a_mark_is_never_lowered(ledger: Ledger) -> None:
     ledger.raise_high_water("tuf timestamp", 7)
     ledger.raise_high_water("tuf timestamp", 7)
