@@ -328,7 +328,14 @@ class Agent:
             updating.adopt(self.updater.charter)
 
     def _updating(self) -> Updating:
-        return Updating(self.config, replace(self.node.settings), self._feed, self.say, self._start_anew, self._library)
+        return Updating(
+            self.config, replace(self.node.settings), self._feed, self.say, self._start_anew, self._ruled, self._library
+        )  # fmt: skip
+
+    def _ruled(self) -> None:
+        """A charter was adopted: what this board shows of its rules follows."""
+        if self.measuring is not None:
+            self.measuring.rule(placed_by(self.config, self.node.settings.rules))
 
     def _start_anew(self, why: str) -> None:
         """Another release of the agent is to take over: by whoever started this one, if there is such."""

@@ -493,6 +493,16 @@ def test_settings_reach_the_node(tmp_path: Path) -> None:
     run(story())
 
 
+def test_what_a_charter_releases_is_no_part_of_what_boards_must_have_alike_and_its_policy_is(tmp_path: Path) -> None:
+    """Boards hear of a charter one after the other: till then they differ in releases, and are none the worse for it."""
+    config = configuration(tmp_path, [])
+    own = Rules(config.policy, configured.release_digests(config))
+    with_release = replace(own, releases=own.releases | {b"1" * 32})
+    other_policy = replace(own, policy=replace(own.policy, energy_us_per_mj=1))
+    assert configured.placed_by(config, with_release) == configured.placed_by(config, own)
+    assert configured.placed_by(config, other_policy) != configured.placed_by(config, own)
+
+
 def test_the_policy_is_what_a_board_places_and_appraises_by(tmp_path: Path) -> None:
     config = configuration(tmp_path, [])
     rules = Rules(config.policy, frozenset({b"1" * 32}))

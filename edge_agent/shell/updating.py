@@ -44,11 +44,10 @@ class Updating:
 
     def __init__(
         self, config: AgentConfig, base: NodeSettings, feed: Callable[[Event], None], say: Callable[[str], None],
-        start_anew: Callable[[str], None], library: str = "",
+        start_anew: Callable[[str], None], ruled: Callable[[], None], library: str = "",
     ) -> None:  # fmt: skip
         self._config, self._base, self._feed, self.say = config, base, feed, say
-        self._start_anew, self._library = start_anew, library
-        self._is_starting = True
+        self._start_anew, self._ruled, self._library = start_anew, ruled, library
 
     def open(self, board: Board, ledger: Ledger, blobs: BlobStore, host: Host, clock: Clock) -> Updater:
         """Raises ``SlyError`` for a root that cannot be read."""
@@ -74,6 +73,7 @@ class Updating:
     def adopt(self, charter: Charter) -> None:
         try:
             self._feed(Chartered(chartered(self._base, self._config, charter)))
+            self._ruled()
         except RefusedError as error:
             self.say(f"the charter is not adopted: {error}")
 
