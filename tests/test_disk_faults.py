@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,9 +34,10 @@ from edge_agent.shell import standby
 from edge_agent.shell.state_disk import LedgerInMemory, folder_for_socket, is_of_the_disk, why_not_kept
 from edge_agent.steward.enrolling import Enrolment, enroll
 from edge_agent.steward.pushing import Wanted, attend, begin, planned, release_into
-from edge_agent.store import database
+from edge_agent.store import blobs, database
+from edge_agent.store.files import Disk
 from edge_agent.store.ledger import Ledger
-from ota import offered, transfers, updater
+from ota import fetching, offer, offered, transfers, updater
 from ota.course import Course
 from ota.manifest import Release
 from ota.release import release_of_model
@@ -199,7 +200,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
 
     def opened(path: Path) -> sqlite3.Connection:
         with monkeypatch.context() as patch:
-            patch.setattr(database.sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+            patch.setattr("edge_agent.store.database.sqlite3.connect", partial(sqlite3.connect, factory=Failing))
             connection = connected(path)
         assert isinstance(connection, Failing)
         connection.spared = "sly-ledger-" in str(path)
@@ -222,7 +223,7 @@ class Crowd:
         while True:
             self.answers.append(await self._agent.submit(request_for_picture(TASK, self._picture)))
             assert self.answers[-1].status is Status.OK, self.answers[-1].reason
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
     async def until(self, count: int) -> list[InferenceResult]:
         """The next ``count`` answers, which were all good."""
@@ -387,6 +388,15 @@ def test_a_start_on_a_read_only_disk_serves_and_begins_anew_when_it_can_be_writt
 # Updates.
 
 
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again after seconds is tried again at once."""
+    monkeypatch.setattr(transfers, "RETRY_US", 100_000)
+    monkeypatch.setattr(offered, "AFTER_FAILURE_US", 100_000)
+    monkeypatch.setattr(fetching, "STALL_US", 300_000)
+    monkeypatch.setattr(offer, "LAG_US", 300_000)
+    monkeypatch.setattr(updater, "BUSY_TICK_S", 0.05)
+
+
 class Operator:
     """A fleet of one board on a real broker, and what the operator pushes to it."""
 
@@ -414,13 +424,11 @@ class Operator:
 def test_a_full_disk_at_any_write_of_an_update_costs_no_request_and_the_update_goes_on_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "RETRY_US", 200_000)
-    monkeypatch.setattr(offered, "AFTER_FAILURE_US", 200_000)
-    monkeypatch.setattr(updater, "BUSY_TICK_S", 0.05)
+    hurry(monkeypatch)
     log: list[str] = []
 
     async def story(operator: Operator, disk: Path) -> None:
-        release = operator.release(6 * 2**20)
+        release = operator.release(4 * 2**20)
         async with Agent(read_config(operator.state / "agent.toml"), log.append) as agent:
             crowd = Crowd(agent, 2)
             assert agent.updater is not None
@@ -451,3 +459,55 @@ def test_a_full_disk_at_any_write_of_an_update_costs_no_request_and_the_update_g
 def course_of(agent: Agent) -> Course:
     assert agent.updater is not None and agent.updater.course is not None
     return agent.updater.course
+
+
+class FailsAtFirst(Disk):
+    """Every operation on every file fails with EIO the first time, once this is ``on``."""
+
+    on = False
+    failed: ClassVar[set[tuple[str, str]]] = set()
+
+    def _try(self, operation: str, path: Path) -> None:
+        if FailsAtFirst.on and (operation, path.name) not in FailsAtFirst.failed:
+            FailsAtFirst.failed.add((operation, path.name))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def __getattribute__(self, name: str) -> Any:
+        work = super().__getattribute__(name)
+        if name.startswith("_") or name in ("close", "on", "failed") or not FailsAtFirst.on:
+            return work
+
+        def tried(first: Path | int, *more: Any) -> Any:
+            path = first if isinstance(first, Path) else Path(f"/proc/self/fd/{first}").readlink()
+            self._try(name, path)
+            return work(first, *more)
+
+        return tried
+
+
+def test_eio_at_every_operation_of_the_disk_in_an_update_costs_no_request_and_the_update_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    monkeypatch.setattr(updater, "Disk", FailsAtFirst)
+    monkeypatch.setattr(blobs, "Disk", FailsAtFirst)
+    monkeypatch.setattr(FailsAtFirst, "failed", set())
+    log: list[str] = []
+
+    async def story(operator: Operator) -> None:
+        release = operator.release(100_000)
+        async with Agent(read_config(operator.state / "agent.toml"), log.append) as agent:
+            crowd = Crowd(agent, 2)
+            monkeypatch.setattr(FailsAtFirst, "on", True)
+            status = await operator.push(release)
+            monkeypatch.setattr(FailsAtFirst, "on", False)
+            assert (status["state"], status["boards"][0]["serves"]) == ("done", 1), status
+            assert (await crowd.until(5))[-1].model_digest == release.files[0].digest
+            await crowd.close()
+            assert all(each.receipt for each in crowd.answers)
+        failed = {operation for operation, name in FailsAtFirst.failed if name == release.files[0].digest.hex()}
+        assert {"create", "open_write", "write_at", "fsync", "rename", "chmod"} <= failed, failed
+
+    operator = Operator(tmp_path / "fleet", tmp_path / "board")
+    with broker_of(operator.folder):
+        asyncio.run(asyncio.wait_for(story(operator), 2 * LIMIT_S))
