@@ -10,7 +10,7 @@ N ?= 20000
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power packed-agent long-session clean
+.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
@@ -25,6 +25,7 @@ help:
 	@echo "make fuzz-fleet N=10000     seeded faults against a virtual fleet"
 	@echo "make fuzz-rollouts N=200    seeded faults against rollouts of 8 virtual boards"
 	@echo "make power N=1000000        the power cut at every write of an update, and again in recovery"
+	@echo "make update-kills N=2000    the real agent killed at random moments of real updates"
 	@echo "make packed-agent           this agent packed, built beside itself, tried, confirmed and taken back"
 	@echo "make honest-hours N=10000   honest board-hours through bad times: false contraindications"
 	@echo "make long-session N=100000  one session of SmolLM2, its perplexity and memory every tenth"
@@ -72,6 +73,9 @@ fuzz-rollouts: $(VENV)/dev.made
 
 power: $(VENV)/dev.made
 	$(BIN)/python -m tests.power $(N)
+
+update-kills: $(VENV)/dev.made
+	$(BIN)/python -m tests.update_kills $(N)
 
 packed-agent: $(VENV)/dev.made
 	$(BIN)/python -m tests.packed_agent
