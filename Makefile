@@ -10,11 +10,13 @@ N ?= 20000
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
+.PHONY: help demo test test-long mutations check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
+	@echo "make test-long     the tests that take long: fifty boards, fifty kills, whole stories of power cuts"
+	@echo "make mutations     the lines on which everything hangs, each taken out in turn: a named test must be red"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
 	@echo "make bench-placement   placers side by side on simulated fleets: docs/placement.md (a quarter of an hour; TRACES=folder)"
@@ -37,6 +39,12 @@ demo: $(VENV)/demo.made
 
 test: $(VENV)/dev.made .venv-cwt/cwt.made
 	$(BIN)/python -m pytest $(if $(T),$(T),-n $(WORKERS) --dist worksteal)
+
+test-long: $(VENV)/dev.made
+	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal
+
+mutations: $(VENV)/dev.made
+	$(BIN)/python -m tests.mutations
 
 check: $(VENV)/dev.made
 	$(BIN)/ruff check .

@@ -131,6 +131,9 @@ class Board:
         self._keeper.join(PATIENCE_S)
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     made = Board(tmp_path_factory.mktemp("push"))

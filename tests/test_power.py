@@ -25,7 +25,7 @@ STATES = {0: 7_000, 1: 6_000, 2: 7_500}
 """So many at least has the story of each seed; 20,000 together and more."""
 
 
-@pytest.mark.parametrize("seed", STATES)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in STATES if seed)])
 def test_case_19_cut_at_every_write_fsync_and_rename_and_again_in_recovery(seed: int) -> None:
     assert sum(1 for _ in states(seed, random_ones=1)) >= STATES[seed]
 

@@ -84,6 +84,7 @@ def everyone_serves(agents: EnrolledAgents, light: LightBoards, operator: Operat
     assert {each["board"]: each["serves"] for each in status["boards"]} == dict.fromkeys([*REAL, *LIGHT], number)
 
 
+@pytest.mark.long
 def test_a_release_that_fails_its_health_check_is_stopped_at_the_canaries_of_50_boards_and_a_good_one_reaches_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
