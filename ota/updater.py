@@ -33,10 +33,11 @@ from edge_agent.transport.topics import Topics
 from models.installed import Installed
 from ota import checking, events
 from ota.agent_turns import AgentHouse, AgentTurns
-from ota.charter import MAX_CHARTER_BYTES, Charter, decode_charter
+from ota.charter import MAX_CHARTER_BYTES, Charter
 from ota.checked import Checked
 from ota.chunks import Artefact, encode_chunk
-from ota.course import CHARTER, KINDS, Course
+from ota.course import KINDS, Course
+from ota.kept import kept_charter
 from ota.lifecycle import Doing, Here, files_here, installed_of
 from ota.manifest import AGENT, MAX_RELEASE_BYTES, Release, decode_release
 from ota.records import Records
@@ -288,11 +289,12 @@ class Updater:
         for held in {held for slots in self.slots.values() for held in (*slots.held, slots.candidate) if held}:
             if (release := self._manifest(held.manifest)) is not None:
                 manifests[held.manifest] = release
-        digest = self._ledger.document(CHARTER) or b""
-        data = self._blob(digest, MAX_CHARTER_BYTES) if digest else b""
+        kept = kept_charter(self._ledger, lambda digest: self._blob(digest, MAX_CHARTER_BYTES))
+        if kept.why:
+            self._door.say(kept.why)
         self._course = Course(
             self._here, self._fleet, self._boot_epoch, self._signer, self._ledger, self.slots, manifests=manifests,
-            held=self._blobs.digests(), charter=decode_charter(data) if data else None, charter_digest=digest if data else b"",
+            held=self._blobs.digests(), charter=kept.charter, charter_digest=kept.digest,
             gives_bytes_per_s=self._config.max_bytes_per_s if self._config.serve else 0,
             members=self._members, operators=self._operators,
         )  # fmt: skip
@@ -461,6 +463,11 @@ class Updater:
                     self._acknowledge(token)
         except (UnavailableError, RefusedError) as error:
             self._door.say(f"not sent: {error}")
+            if isinstance(effect, events.Say) and effect.ticket:
+                self._spawn(self._not_sent(effect.ticket, str(error)), "not sent")
+
+    async def _not_sent(self, ticket: int, why: str) -> None:
+        self.feed(events.Sent(ticket, why))
 
     def _acknowledge(self, token: int) -> None:
         if self._link is not None and token:
@@ -504,7 +511,7 @@ class Updater:
             _must_have_room(self._folder, receiving)
         except SlyError as error:
             self._drop(digest)
-            self.feed(events.Opened(digest, why=str(error)), generation)
+            self.feed(events.Opened(digest, why=str(error), refused=isinstance(error, RefusedError)), generation)
             return
         self.feed(events.Opened(digest, receiving.held), generation)
 
