@@ -87,7 +87,6 @@ class Database:
         self._usable_from = usable_from or len(migrations)
         self._open_transaction = self._begun = self._fold_is_due = self._keeps_room = False
         self._failure: Exception | None = None
-        self._file = -1
         self.moved_aside: Path | None = None
         with reaching(path):
             self._disk.make_folder(path.parent)
@@ -103,8 +102,6 @@ class Database:
         if self._lock >= 0:
             with suppress(sqlite3.Error):
                 self._connection.close()
-            if self._file >= 0:
-                os.close(self._file)
             if self._keeps_room:
                 with suppress(OSError):
                     self._take_log_room()
@@ -114,7 +111,7 @@ class Database:
     def keep_room(self) -> str:
         """Take of the disk now what will be written later; why that cannot be had, empty if it is there.
 
-        Costs about a commit the first time; else it looks at two numbers.  For a file system that writes in place (ext4, XFS,
+        Costs a few commits the first time; else it looks at two numbers.  For a file system that writes in place (ext4, XFS,
         tmpfs): one that never does (Btrfs, ZFS, F2FS) may refuse on a full disk anyway.
         """
         try:
@@ -161,11 +158,7 @@ class Database:
             os.close(fd)
 
     def _take_file_room(self) -> None:
-        """Pages that are made and thrown away again stay in the file, as holes; then the holes get their blocks.
-
-        None of it need outlive a power cut, so the commit does not wait.  The descriptor stays open as long as SQLite's: closing
-        any one of a file takes this process's locks from it (sqlite.org/howtocorrupt.html, section 2.2).
-        """
+        """Pages that are made and thrown away again stay in the file. None of that need outlive a power cut: no commit waits."""
         self.execute("PRAGMA synchronous=NORMAL")
         self.execute(f"PRAGMA cache_size=-{2 * RESERVE_BYTES // 1024}")
         try:
@@ -177,9 +170,6 @@ class Database:
         finally:
             self.execute(f"PRAGMA cache_size=-{PAGE_CACHE_KIB}")
             self.execute("PRAGMA synchronous=FULL")
-        if self._file < 0:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        os.posix_fallocate(self._file, 0, os.fstat(self._file).st_size)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
