@@ -265,6 +265,7 @@ class Agent:
             if not self.standby.why or not is_of_the_disk(error):
                 raise
             self.socket = folder_for_socket(self.config.state.folder) / SOCKET_NAME
+            self._closers.append(partial(_remove_if_empty, self.socket.parent))
             self.say(f"the socket is {self.socket} meanwhile: {error}")
             await self._listen_on(self.socket)
 
@@ -476,6 +477,11 @@ class Agent:
         self.say(text)
         self.faulty = True
         self.stop_requested.set()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 async def serve(config: AgentConfig) -> int:
