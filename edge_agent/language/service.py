@@ -49,8 +49,8 @@ DRAIN_LIMIT_S = 10.0
 
 
 class LanguageService:
-    """``start``, then ``talk`` until ``close``. ``folder`` has the model's files, ``state`` keeps its sessions, in a folder called
-    ``kept_as``, by default as the model: what runs at the same time has one of its own."""
+    """``start``, then ``talk`` until ``close``. ``folder`` has the model's files, ``state`` keeps its sessions, in a folder
+    called ``kept_as``, by default as the model: what runs at the same time has one of its own."""
 
     def __init__(
         self, card: LanguageCard, folder: Path, state: Path, language: LanguageSection, engine: EngineSettings,
