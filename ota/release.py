@@ -94,6 +94,7 @@ def release_of_model(
         return _language(find(model, folder), folder, number, classes, min_agent, progress)
     if model.endswith(OWN_SUFFIX):
         path = Path(model)
+        _size_bytes(path)
         known = _card_for(name or path.stem, card_path, before)
         (hashed,) = _hashed_all({known.name + OWN_SUFFIX: path}, progress)
         card = _card_of_file(known, hashed, licence)
@@ -146,7 +147,8 @@ def _catalogued(name: str) -> Card:
 
 def _card_for(name: str, card_path: Path | None, before: str) -> Card:
     if card_path is not None:
-        return replace(read_card(card_path), name=name)
+        with reaching(card_path):
+            return replace(read_card(card_path), name=name)
     if before:
         card = card_of(False, before)
         if isinstance(card, Card) and card.name == name:

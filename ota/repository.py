@@ -211,6 +211,9 @@ class Repository:
         """
         if role not in (Root.type, *ONLINE):
             raise RefusedError("role", role, ", ".join((Root.type, *ONLINE)))
+        if new_key_folder and not new_key_folder.is_dir():
+            remedy = "mount the medium that goes offline, or make the folder"
+            raise RefusedError("folder for new root keys", f"{new_key_folder}, which is none", "a folder that is there", remedy)
         with self._locked():
             signers = self._root_signers(root_key_paths)
             root, old = self._next_root(), list(self._state.root.roles[role].keyids)

@@ -351,7 +351,7 @@ def ordered(rollout: Rollout, operator: str, action: Action, reason: str = "") -
     """The next word on a plan. Raises ``RefusedError`` for one that may not follow: who was sent back takes a new plan."""
     allowed = _NEXT[rollout.action]
     if action not in allowed:
-        subject = f"rollout {rollout.plan.serial} of {rollout.plan.model}, {rollout.action.value}"
+        subject = f"what is wanted of the rollout of {rollout.plan.model}, after {rollout.action.value}"
         remedy = "push it again: a new plan" if not allowed else ""
         raise RefusedError(subject, action.value, ", ".join(allowed) or "nothing: it is over", remedy)
     return Rollout(rollout.plan, operator, rollout.revision + 1, action, reason)

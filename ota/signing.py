@@ -76,7 +76,7 @@ def signers_of(root: Root, role: str, held: Signers) -> list[CryptoSigner]:
     if len(chosen) < threshold:
         raise RefusedError(
             f"{role} keys of this fleet", f"{len(chosen)} of its keys", f"{threshold} different ones",
-            "say where the others are: a root key is kept apart from this machine"
+            "say where the others are, each by --root-key FILE: a root key is kept apart from this machine"
             if role == Root.type
             else "put the key back into the keys folder, or rotate the role with the root keys",
         )  # fmt: skip

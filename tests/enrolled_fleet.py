@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,36 @@ class EnrolledAgents(LocalFleet):
             if result.board == board:
                 return unverified_receipt(result.receipt).model_digest
         raise AssertionError(f"{board} has {ASKS} requests served by others")
+
+
+class LightProcess:
+    """``tests.light_boards``, for boards that were enrolled into ``folder``/board; ``close`` ends it."""
+
+    def __init__(self, folder: Path, boards: Sequence[str]) -> None:
+        self._boards, self._log = list(boards), folder / "light.log"
+        command = [sys.executable, "-m", "tests.light_boards", *(str(folder / board) for board in boards)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def wait_up(self) -> None:
+        assert self._line().split() == ["up", *self._boards]
+
+    def serving(self) -> dict[str, Any]:
+        """By board: the release that serves, the one that is confirmed, the state of the slot beside it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("?\n")
+        self._process.stdin.flush()
+        return json.loads(self._line())  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=PATIENCE_S)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the light boards ended: {self._log.read_text()[-2000:]}"
+        return line
 
 
 def enrolled(operator: OperatorFolder, folder: Path, board: str, backend: str, settings: dict[str, str]) -> Path:

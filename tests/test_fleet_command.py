@@ -301,6 +301,7 @@ def test_what_is_published_is_what_the_broker_lacks_in_an_order_that_boards_can_
         async def scene() -> None:
             async with clients(folder, "kitchen") as [kitchen], folder.session(kinds=(Kind.OTA_META, Kind.WORD)) as session:
                 assert await folder.publish(session) > 0
+                await kitchen.until(lambda: any(topic.endswith("/timestamp") for topic in kitchen.topics))
                 said = [each.message for each in kitchen.events if isinstance(each, Delivered)]
                 charter = [each.topic for each in said if "/ota/chunk/" in each.topic and each.payload]
                 roles = [topic.rsplit(".", 1)[-1].rsplit("/", 1)[-1] for topic in kitchen.topics if "/ota/meta/" in topic]

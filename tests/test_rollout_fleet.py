@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edge_agent.commands.terminal import WIDTH
 from edge_agent.steward.folder import OperatorFolder
 from edge_agent.store.files import Disk
-from tests.enrolled_fleet import MODEL, PATIENCE_S, QUICK, EnrolledAgents, bad_file, enrolled, good_file, sly, told
+from tests.enrolled_fleet import MODEL, QUICK, EnrolledAgents, LightProcess, bad_file, enrolled, good_file, sly, told
 from tests.fetched import model_path
 from tests.operators import broker_of, new_fleet
 
@@ -26,41 +21,6 @@ GIVERS = REAL[:2]
 TAKES_ONLY = {**QUICK, "ota": f"{QUICK['ota']}serve = false\n"}
 SCREEN_LINES = 24
 WAVES = ("--canary", "10%", "--wave", "50%", "--settled", "100%")
-
-
-class LightBoards:
-    """The process ``tests.light_boards``."""
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.light_boards", *(str(folder / board) for board in LIGHT)]
-        with (folder / "light.log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-        self.log = folder / "light.log"
-
-    def wait_up(self) -> None:
-        assert self._line().split() == ["up", *LIGHT]
-
-    def serving(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("?\n")
-        self.process.stdin.flush()
-        return json.loads(self._line())  # type: ignore[no-any-return]
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the light boards ended: {self.log.read_text()[-2000:]}"
-        return line
-
-
-@contextlib.contextmanager
-def light_boards(folder: Path) -> Iterator[LightBoards]:
-    boards = LightBoards(folder)
-    try:
-        yield boards
-    finally:
-        boards.process.kill()
-        boards.process.communicate(timeout=PATIENCE_S)
 
 
 def enroll_all(operator: OperatorFolder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +34,7 @@ def enroll_all(operator: OperatorFolder, folder: Path, monkeypatch: pytest.Monke
             enrolled(operator, folder, board, "raspberry_pi", QUICK)
 
 
-def everyone_serves(agents: EnrolledAgents, light: LightBoards, operator: OperatorFolder, number: int, digest: bytes) -> None:
+def everyone_serves(agents: EnrolledAgents, light: LightProcess, operator: OperatorFolder, number: int, digest: bytes) -> None:
     """By their own answers, their own tables, and what they told the fleet."""
     assert {board: agents.served_by(board) for board in REAL} == dict.fromkeys(REAL, digest)
     assert {board: (serving, confirmed) for board, (serving, confirmed, _) in light.serving().items()} == dict.fromkeys(
@@ -91,7 +51,11 @@ def test_a_release_that_fails_its_health_check_is_stopped_at_the_canaries_of_50_
     factory = sha256(model_path(MODEL).read_bytes()).digest()
     operator = new_fleet(tmp_path / "op")
     enroll_all(operator, tmp_path, monkeypatch)
-    with broker_of(operator), light_boards(tmp_path) as light, EnrolledAgents(tmp_path, REAL) as agents:
+    with (
+        broker_of(operator),
+        contextlib.closing(LightProcess(tmp_path, LIGHT)) as light,
+        EnrolledAgents(tmp_path, REAL) as agents,
+    ):
         assert sly(operator, "fleet", "publish").returncode == 0
         agents.start()
         light.wait_up()

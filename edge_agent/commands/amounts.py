@@ -8,6 +8,7 @@ import re
 _SHARE = re.compile(r"(\d{1,3})(?:\.(\d))?\s*%")
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+MAX_BYTES = 10**12
 
 
 def permille(text: str) -> int:
@@ -19,9 +20,20 @@ def permille(text: str) -> int:
     return value
 
 
+def part(text: str) -> int:
+    """As ``permille``, of which something must be left."""
+    value = permille(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a share above 0%, up to 100%")
+    return value
+
+
 def byte_count(text: str) -> int:
     """``500kB``, ``2MB`` or plain bytes."""
     found = _BYTES.fullmatch(text.strip())
     if not found:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: bytes, like 500kB or 2MB")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    value = int(float(found[1]) * _UNITS[found[2].lower()])
+    if value > MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: at most 1 TB")
+    return value

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.commands import pack_agent
-from edge_agent.commands.amounts import byte_count, permille
+from edge_agent.commands.amounts import byte_count, part, permille
 from edge_agent.commands.fleet_folder import opened, say, told, with_folder
 from edge_agent.commands.terminal import columns, counted
 
@@ -69,11 +69,11 @@ def _add_push(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )  # fmt: skip
     push.add_argument("model", help="a model of the models folder, a .tflite or .card.toml file, or a folder of pack-agent")
     push.add_argument("--to", default="all", metavar="GROUP", help="the boards that get it (default: all)")
-    push.add_argument("--canary", type=permille, default=100, metavar="10%", help="the share that goes first (default: 10%%)")
-    push.add_argument("--wave", type=permille, default=250, metavar="25%", help="the share of each wave after (default: 25%%)")
+    push.add_argument("--canary", type=part, default=100, metavar="10%", help="the share that goes first (default: 10%%)")
+    push.add_argument("--wave", type=part, default=250, metavar="25%", help="the share of each wave after (default: 25%%)")
     push.add_argument("--max-error", type=permille, default=20, metavar="2%", help="stop above this share (default: 2%%)")
     push.add_argument(
-        "--settled", type=permille, default=900, metavar="90%", help="of a wave, before the next begins (default: 90%%)"
+        "--settled", type=part, default=900, metavar="90%", help="of a wave, before the next begins (default: 90%%)"
     )
     push.add_argument("--max-rate", type=byte_count, default=0, metavar="2MB", help="bytes a second (default: no limit)")
     push.add_argument("--name", default="", help="the model that a file is of (default: the file's name)")
@@ -87,9 +87,10 @@ def _add_push(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from edge_agent.steward.pushing import Wanted, planned, release_into
+    from edge_agent.steward.pushing import Wanted, planned, release_into, takers
 
     folder = opened(arguments)
+    takers(folder, arguments.to, arguments.classes)
     built = _built(arguments, folder)
     for note in built.notes:
         say(note)
@@ -137,14 +138,16 @@ def _agent(wheels: Path, classes: list[str]) -> Built:
 
 
 def _order(arguments: argparse.Namespace) -> int:
+    from edge_agent.steward.enrolling import check_reason
     from edge_agent.steward.pushing import order
     from ota.rollout import Action
+    from ota.slots import MAX_WHY_CHARS
 
     action = {"pause": Action.PAUSE, "resume": Action.RUN, "abort": Action.ABORT, "rollback": Action.ROLLBACK}[arguments.verb]
-    folder = opened(arguments)
+    folder, reason = opened(arguments), check_reason(arguments.reason, MAX_WHY_CHARS)
 
     async def ordered(session: OperatorSession) -> None:
-        await order(folder, session, arguments.model, action, arguments.reason)
+        await order(folder, session, arguments.model, action, reason)
 
     arguments.detach |= arguments.verb == "pause"
     code = _looked_on(folder, arguments, arguments.model, ordered)

@@ -24,7 +24,7 @@ BAR_CHARS = 30
 UP = "\x1b[{}A\x1b[J"
 """ECMA-48: so many lines up, then everything below erased."""
 QUIET = ("waiting", "confirmed")
-HERE_OR_OUT = ("online", "revoked")
+GONE = ("stopped", "offline")
 WORDS = {"returned": "went back"}
 """What a step is called, where that is not its name."""
 
@@ -61,11 +61,7 @@ def rollout_lines(rollout: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     lines = head_lines(rollout, width)
     for name, wave in _folded(rollout):
         lines.append(clipped(f"  {name:10} {_wave(wave, rollout['over'])}", width))
-    absent = [f"{each['board']} ({each['standing']})" for each in _awaited(rollout) if each["standing"] not in HERE_OR_OUT]
-    if absent:
-        what = "takes it when it is here" if rollout["state"] == "done" else "waited for"
-        lines += wrapped(f"{what}: {_some(absent)}", "  ", "  ", width)
-    return lines
+    return [*lines, *wrapped(_absent(rollout), "  ", "  ", width)]
 
 
 def head_lines(rollout: Mapping[str, Any], width: int = WIDTH) -> list[str]:
@@ -130,10 +126,13 @@ def _folded(rollout: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _alike(wave: Mapping[str, Any]) -> object:
-    """Waves for which this is the same stand alike: not begun, or confirmed, or back as a whole; others are like no other."""
+    """Waves for which this is the same stand alike: not begun, or confirmed, or back as a whole; others, and the canaries, are
+    like no other."""
     count = len(wave["boards"])
     whole = wave["confirmed"] == count or wave["lost"] == count
-    return (wave["begun"], wave["lost"] == 0, wave["under_way"] == 0) if whole or not _touched(wave) else wave["at"]
+    if wave["at"] and (whole or not _touched(wave)):
+        return wave["begun"], wave["lost"] == 0, wave["under_way"] == 0
+    return wave["at"]
 
 
 def _touched(wave: Mapping[str, Any]) -> bool:
@@ -178,6 +177,17 @@ def _awaited(rollout: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [each for each in rollout["boards"] if each["board"] in begun and each["step"] in ("waiting", "fetching", "trial")]
 
 
+def _absent(rollout: Mapping[str, Any]) -> str:
+    """Who is waited for and is not there; empty if nobody is."""
+    absent = [f"{each['board']} ({each['standing']})" for each in _awaited(rollout) if _is_away(each)]
+    what = "takes it when it is here" if rollout["state"] == "done" else "waited for"
+    return f"{what}: {_some(absent)}" if absent else ""
+
+
+def _is_away(board: Mapping[str, Any]) -> bool:
+    return board["standing"] in GONE or not (board["heard"] or board["standing"] in ("online", "revoked"))
+
+
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
@@ -189,4 +199,5 @@ def _given(status: Mapping[str, Any]) -> str:
 
 def _line(status: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {WORDS.get(step, step)}" for step, count in status["counts"].items())
-    return f"{status['model']} {status['number']}: {status['state']}; {counts}; {status['why']}"
+    absent = _absent(status)
+    return f"{status['model']} {status['number']}: {status['state']}; {counts}; {status['why']}{f'; {absent}' if absent else ''}"

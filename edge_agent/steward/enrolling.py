@@ -138,10 +138,10 @@ def revoke(folder: OperatorFolder, board: str, reason: str) -> Charter:
     return folder.put_charter(replace(charter, boards={**charter.boards, board: replace(held, revoked=reason)}))
 
 
-def check_reason(reason: str) -> str:
-    """Raises ``ConfigError`` for a reason that a word or a charter cannot hold."""
-    if len(reason) > MAX_WORD_REASON_CHARS or not reason.isprintable():
-        raise ConfigError("--reason", reason, f"at most {MAX_WORD_REASON_CHARS} printable characters on one line")
+def check_reason(reason: str, most: int = MAX_WORD_REASON_CHARS) -> str:
+    """Raises ``ConfigError`` for a reason that a word, a charter or, with its ``most`` characters, a rollout cannot hold."""
+    if len(reason) > most or not reason.isprintable():
+        raise ConfigError("--reason", reason, f"at most {most} printable characters on one line")
     return reason
 
 

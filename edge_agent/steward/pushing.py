@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,25 @@ def release_into(folder: OperatorFolder, release: Release, files: Mapping[str, P
     return release
 
 
+def takers(folder: OperatorFolder, group: str, classes: Collection[str]) -> list[str]:
+    """The boards of a group that are of one of these classes, all if there are none; a board that finds its own class is asked.
+
+    Raises ``RefusedError`` when that is no board.
+    """
+    charter = folder.charter
+    members = charter.group(group)
+    boards = [board for board in members if not classes or charter.boards[board].backend in (*classes, "", "auto")]
+    if not boards:
+        groups = sorted({name for each in charter.boards.values() if not each.revoked for name in each.groups})
+        what = f"{len(members)} boards, none of class {', '.join(classes)}" if members else "no board"
+        raise RefusedError(f"group {group}", what, f"one of: all{''.join(f', {each}' for each in groups)}")
+    return boards
+
+
 def planned(folder: OperatorFolder, release: Release, wanted: Wanted) -> Plan:
     """The plan of a push. Raises ``RefusedError`` when no board of the group can take the release."""
-    charter = folder.charter
-    backends = {board: each.backend for board, each in charter.boards.items()}
-    group = charter.group(wanted.group)
-    boards = [board for board in group if not release.classes or backends[board] in (*release.classes, "", "auto")]
-    if not boards:
-        groups = sorted({name for each in charter.boards.values() for name in each.groups})
-        what = f"{len(group)} boards, none of class {', '.join(release.classes)}" if group else "no board"
-        raise RefusedError(f"group {wanted.group}", what, f"one of: all{''.join(f', {each}' for each in groups)}")
+    boards = takers(folder, wanted.group, release.classes)
+    backends = {board: each.backend for board, each in folder.charter.boards.items()}
     serial = time.time_ns() // 1000
     digest = folder.repository.digest(manifest_path(release.model, release.number))
     count = len(boards)

@@ -186,14 +186,15 @@ class OperatorSession:
     async def publish_repository(self, repository: Documents, over: bool = False) -> int:
         """Put the repository's metadata on the broker, as far as it differs; the number of messages that took.
 
+        What does not belong there goes first: the tables of boards may be full of it.
         Raises as ``must_not_be_ahead`` and ``say`` do.
         """
         self.must_not_be_ahead(repository, over)
         documents = repository.documents()
         changed = [name for name in in_order(documents) if self.metadata.get(name) != documents[name]]
         old = [name for name in in_order(self.metadata) if name not in documents]
-        await self.say_all(self._document(name, documents[name]) for name in changed)
         await self.say_all(self._document(name, b"") for name in old)
+        await self.say_all(self._document(name, documents[name]) for name in changed)
         self.metadata = dict(documents)
         return len(changed) + len(old)
 
