@@ -9,11 +9,8 @@ holds, or go on where the disk left them; what belongs to an attempt that was gi
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,21 +22,21 @@ from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import ModelOffer
 from edge_agent.store.blobs import BlobStore
-from edge_agent.store.files import Disk, reaching, read_bounded
+from edge_agent.store.files import Disk, read_bounded
 from edge_agent.store.ledger import Ledger
-from edge_agent.store.staging import Receiving, Staging
 from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
 from models.installed import Installed
 from ota import checking, events
 from ota.agent_turns import AgentHouse, AgentTurns
+from ota.artefacts import Artefacts
 from ota.charter import MAX_CHARTER_BYTES, Charter
 from ota.checked import Checked
-from ota.chunks import Artefact, encode_chunk
+from ota.chunks import encode_chunk
 from ota.course import KINDS, Course
 from ota.kept import kept_charter
 from ota.lifecycle import Doing, Here, files_here, installed_of
-from ota.manifest import AGENT, MAX_RELEASE_BYTES, Release, decode_release
+from ota.manifest import AGENT, Release
 from ota.records import Records
 from ota.slots import FACTORY, Held, ModelSlots, State, fall_back
 
@@ -111,9 +108,7 @@ class Updater:
         self._topics = Topics(fleet)
         self._records = Records(ledger)
         self._root = read_bounded(self._disk, Path(config.root), MAX_ROOT_BYTES)
-        self._staging: Staging | None = None
-        self._receiving: dict[bytes, Receiving] = {}
-        self._kept: frozenset[bytes] = frozenset()
+        self._artefacts = Artefacts(folder, blobs, self._disk, self._say)
         self._course: Course | None = None
         self._generation = 0
         self._paused = False
@@ -121,7 +116,6 @@ class Updater:
         """Models that the attempt before had in hand."""
         self._link: Link | None = None
         self._link_up = False
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ota")
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stir = asyncio.Event()
@@ -146,17 +140,11 @@ class Updater:
         for note in self._records.take_notes():
             self._door.say(note)
         try:
-            self._stage()
+            self._artefacts.stage()
             self._agent.recover()
         except UnavailableError as error:
             self._door.say(f"updates wait for the disk: {error}")
         self._begin()
-
-    def _stage(self) -> Staging:
-        """Where artefacts grow; there from the start on, unless the disk failed. Raises ``UnavailableError``."""
-        if self._staging is None:
-            self._staging = Staging(self._folder / "staging", self._blobs, self._disk)
-        return self._staging
 
     # a ledger that fails
 
@@ -194,7 +182,7 @@ class Updater:
 
     async def load_models(self, names: Iterable[str]) -> None:
         """Bring up what is confirmed of each model; where that cannot be, what was before it, at the last the factory's."""
-        self._keep(frozenset(filter(self._blobs.contains, self._held_digests())))
+        self._artefacts.keep(frozenset(filter(self._blobs.contains, self._held_digests())))
         for name in dict.fromkeys([*names, *(model for model in self.slots if model != AGENT)]):
             await self._load(name)
         self._begin_as_agent()
@@ -226,7 +214,7 @@ class Updater:
         """What no file that is taken into the cache at this start may evict."""
         for held in {held for slots in self.slots.values() for held in slots.held}:
             yield held.manifest
-            release = self._manifest(held.manifest)
+            release = self._artefacts.manifest(held.manifest)
             yield from (file.digest for file in release.files) if release is not None else ()
 
     async def _load(self, name: str) -> None:
@@ -252,34 +240,16 @@ class Updater:
 
     def _is_whole(self, held: Held) -> bool:
         """Whether everything of a release is in the cache, as far as names tell."""
-        release = self._manifest(held.manifest)
+        release = self._artefacts.manifest(held.manifest)
         return release is not None and all(self._blobs.contains(file.digest) for file in files_here(self._here, release))
 
     def _installed(self, name: str, held: Held) -> Installed | None:
         if held.number == FACTORY:
             return None
-        release = self._manifest(held.manifest)
+        release = self._artefacts.manifest(held.manifest)
         if release is None:
             raise UnavailableError(f"release {held.number} of {name}", "its manifest is not in the cache", "push it again")
         return installed_of(self._here, release)
-
-    def _manifest(self, digest: bytes) -> Release | None:
-        data = self._blob(digest, MAX_RELEASE_BYTES)
-        with suppress(RefusedError):
-            return decode_release(data) if data else None
-        return None
-
-    def _blob(self, digest: bytes, max_bytes: int) -> bytes:
-        """A small blob, checked; nothing where it is not here or has rotted."""
-        if not self._blobs.contains(digest):
-            return b""
-        try:
-            fd = self._blobs.open_verified(digest)
-        except SlyError as error:
-            self._door.say(str(error))
-            return b""
-        with os.fdopen(fd, "rb") as file:
-            return file.read(max_bytes)
 
     def _begin(self) -> None:
         """A course from what the ledger and the cache hold."""
@@ -287,9 +257,9 @@ class Updater:
         self.slots = {model: self._records.load(model) for model in {*self.slots, *self._records.models()}}
         manifests = {}
         for held in {held for slots in self.slots.values() for held in (*slots.held, slots.candidate) if held}:
-            if (release := self._manifest(held.manifest)) is not None:
+            if (release := self._artefacts.manifest(held.manifest)) is not None:
                 manifests[held.manifest] = release
-        kept = kept_charter(self._ledger, lambda digest: self._blob(digest, MAX_CHARTER_BYTES))
+        kept = kept_charter(self._ledger, lambda digest: self._artefacts.read(digest, MAX_CHARTER_BYTES))
         if kept.why:
             self._door.say(kept.why)
         self._course = Course(
@@ -402,10 +372,7 @@ class Updater:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(None, self._writer.shutdown)
-        for receiving in self._receiving.values():
-            receiving.close()
-        self._receiving.clear()
+        await self._artefacts.close()
 
     # effects out
 
@@ -414,15 +381,16 @@ class Updater:
             case events.List():
                 self._spawn(self._check(effect), "metadata")
             case events.Open():
-                self._spawn(self._open(effect), "staging")
+                beside = self._host.factory_files(effect.model) if effect.model else ()
+                self._spawn(self._told(self._artefacts.opened(effect, beside)), "staging")
             case events.Store():
-                self._spawn(self._store(effect), "piece")
+                self._spawn(self._told(self._artefacts.stored(effect)), "piece")
             case events.Finish(digest):
-                self._spawn(self._finish(digest), "artefact")
+                self._spawn(self._told(self._artefacts.finished(digest)), "artefact")
             case events.Abandon(digest):
-                self._spawn(self._abandon(digest), "artefact")
+                self._artefacts.abandon(digest)
             case events.Keep(digests):
-                self._keep(digests)
+                self._artefacts.keep(digests)
             case events.Give():
                 self._spawn(self._give(effect), "give")
             case events.Bring(installed):
@@ -495,85 +463,6 @@ class Updater:
                 raise
             self._door.say(f"what the broker keeps of the metadata will not do: {error}; asking {self._config.url}")
             return await checking.check(self._folder / "metadata", self._root, {}, *known, self._config.url)
-
-    # artefacts
-
-    async def _open(self, effect: events.Open) -> None:
-        generation, digest = self._generation, effect.artefact.digest
-        try:
-            self._drop(digest)
-            receiving = self._receiving[digest] = self._stage().open(effect.artefact, scan=False)
-            await self._beside(receiving.scan)
-            for seed in effect.seeds:
-                await self._beside(partial(receiving.seed, seed))
-            for path in self._host.factory_files(effect.model) if effect.model else ():
-                await self._beside(partial(receiving.seed_file, path))
-            _must_have_room(self._folder, receiving)
-        except SlyError as error:
-            self._drop(digest)
-            self.feed(events.Opened(digest, why=str(error), refused=isinstance(error, RefusedError)), generation)
-            return
-        self.feed(events.Opened(digest, receiving.held), generation)
-
-    async def _store(self, effect: events.Store) -> None:
-        generation = self._generation
-        receiving, why = self._receiving.get(effect.digest), ""
-        try:
-            if receiving is not None:
-                await self._beside(partial(receiving.put, effect.index, effect.data, checked=True))
-        except SlyError as error:
-            why = str(error)
-        self.feed(events.Stored(effect.digest, effect.index, effect.token, why), generation)
-
-    async def _finish(self, digest: bytes) -> None:
-        generation, receiving = self._generation, self._receiving.get(digest)
-        if receiving is None:
-            self.feed(events.Finished(digest, why="its staging is gone"), generation)
-            return
-        try:
-            await self._beside(receiving.verify)
-            receiving.finish()
-            del self._receiving[digest]
-        except RefusedError as error:
-            lost = not receiving.done
-            self._drop(digest)
-            self.feed(events.Finished(digest, why=str(error), refused=not lost), generation)
-            return
-        except SlyError as error:
-            self._drop(digest)
-            self.feed(events.Finished(digest, why=str(error)), generation)
-            return
-        data = self._blob(digest, MAX_RELEASE_BYTES) if receiving.pieces.count == 1 else b""
-        self.feed(events.Finished(digest, data), generation)
-
-    async def _abandon(self, digest: bytes) -> None:
-        self._drop(digest)
-        with suppress(SlyError):
-            if self._staging is not None and digest in self._staging.digests():
-                self._staging.remove(digest)
-
-    def _drop(self, digest: bytes) -> None:
-        if (receiving := self._receiving.pop(digest, None)) is not None:
-            receiving.close()
-
-    def _keep(self, digests: frozenset[bytes]) -> None:
-        for digest in digests - self._kept:
-            with suppress(UnavailableError):
-                self._blobs.pin(digest)
-                self._kept |= {digest}
-        for digest in self._kept - digests:
-            self._blobs.unpin(digest)
-            self._kept -= {digest}
-
-    async def _give(self, effect: events.Give) -> None:
-        generation, artefact = self._generation, effect.artefact
-        try:
-            data = await self._beside(partial(_piece, self._blobs.path_of(artefact.digest), artefact, effect.index))
-        except OSError as error:
-            self.feed(events.Sent(effect.ticket, str(error)), generation)
-            return
-        topic = self._topics.ota_chunk(artefact.digest.hex())
-        self._use_link(events.Say(Message(topic, encode_chunk(effect.index, data)), effect.ticket))
 
     # models
 
@@ -668,10 +557,25 @@ class Updater:
     async def _install_agent(self, release: Release) -> None:
         await self._agent.install(release, {file.name: self._blobs.path_of(file.digest) for file in release.files})
 
+    async def _give(self, effect: events.Give) -> None:
+        generation, digest = self._generation, effect.artefact.digest
+        try:
+            data = await self._artefacts.piece(effect.artefact, effect.index)
+        except SlyError as error:
+            self.feed(events.Sent(effect.ticket, str(error)), generation)
+            return
+        topic = self._topics.ota_chunk(digest.hex())
+        self._use_link(events.Say(Message(topic, encode_chunk(effect.index, data)), effect.ticket))
+
     # beside the loop
 
-    async def _beside(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+    async def _told(self, work: Coroutine[Any, Any, events.Event]) -> None:
+        """What came of it, unless the attempt that it belongs to is over."""
+        generation = self._generation
+        self.feed(await work, generation)
+
+    def _say(self, text: str) -> None:
+        self._door.say(text)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -682,21 +586,3 @@ class Updater:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._door.say(f"updates: {task.get_name()} failed: {error!r}")
-
-
-def _must_have_room(folder: Path, receiving: Receiving) -> None:
-    """What cannot be written is not asked for: a giver repeats a piece only so often. Raises ``UnavailableError``."""
-    pieces = receiving.pieces
-    missing_bytes = sum(pieces.piece_bytes(each) for each in range(pieces.count) if not receiving.held >> each & 1)
-    with reaching(folder):
-        disk = os.statvfs(folder)
-    free_bytes = disk.f_bavail * disk.f_frsize
-    if free_bytes < missing_bytes:
-        reason = f"{os.strerror(errno.ENOSPC)}: {missing_bytes} bytes are missing, {free_bytes} are free"
-        raise UnavailableError(f"artefact {pieces.digest.hex()[:16]}…", reason, "free some space: it then goes on by itself")
-
-
-def _piece(path: Path, artefact: Artefact, index: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(index * artefact.step_bytes)
-        return file.read(artefact.piece_bytes(index))
