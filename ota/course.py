@@ -261,6 +261,8 @@ class Course:
         if event.why != self.offered.why:
             yield Note(f"the fleet's metadata: {event.why}")
         self.offered.not_listed(event, now_us)
+        if self.link_up and not event.refused:
+            yield Listen(self.topics.every(Kind.OTA_META))  # what is lacking may have found no room when it came
 
     def _opened(self, event: Opened, now_us: int) -> Iterator[Effect]:
         self.transfers.opened(event, now_us)

@@ -17,6 +17,7 @@ import pytest
 from edge_agent.core.cose import Signer
 from edge_agent.core.values import MAX_BOARDS
 from edge_agent.store.ledger import Ledger
+from edge_agent.transport.topics import Kind as TopicKind
 from edge_agent.transport.topics import Topics
 from ota import chunks, course, events, orders
 from ota.charter import CHARTER_PATH, Charter, Enrolled, encode_charter
@@ -320,6 +321,19 @@ def test_35_a_flood_of_metadata_topics_is_bounded_and_a_good_document_still_has_
     assert any(f"at most {MAX_DOCUMENTS}" in note for note in attic.notes)
     attic.hears(TOPICS.ota_meta("timestamp"), b"2")
     assert attic.course.offered.documents["timestamp"] == b"2"
+
+
+def test_35_what_a_flood_left_no_room_for_is_asked_for_again(attic: Attic) -> None:
+    for number in range(MAX_DOCUMENTS - 1):
+        attic.hears(TOPICS.ota_meta(f"{number + 50}.root"), b"junk")
+    attic.hears(TOPICS.ota_meta("timestamp"), b"1")
+    attic.hears(TOPICS.ota_meta("2.snapshot"), b"no room")
+    for number in range(MAX_DOCUMENTS - 1):
+        attic.hears(TOPICS.ota_meta(f"{number + 50}.root"), b"")
+    effects = attic.feed(events.NotListed("2.snapshot is not offered", refused=False))
+    assert events.Listen(TOPICS.every(TopicKind.OTA_META)) in effects
+    attic.hears(TOPICS.ota_meta("2.snapshot"), b"now there is")
+    assert attic.course.offered.documents == {"timestamp": b"1", "2.snapshot": b"now there is"}
 
 
 def test_35_a_flood_of_large_metadata_holds_bounded_memory(attic: Attic) -> None:
