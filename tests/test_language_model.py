@@ -94,6 +94,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
 
+@pytest.mark.long
 def test_logits_point_where_the_float_reference_points(runtime: str) -> None:
     first, _, second = halves(runtime)
     cosine = np.concatenate((first.cosine, second.cosine))
@@ -101,6 +102,7 @@ def test_logits_point_where_the_float_reference_points(runtime: str) -> None:
     assert cosine.mean() >= LEAST_COSINE
 
 
+@pytest.mark.long
 def test_perplexity_with_the_hot_ring_is_near_the_float_reference(runtime: str) -> None:
     first, _, second = halves(runtime)
     over = percent_over_float(np.concatenate((first.surprise, second.surprise)))
@@ -108,6 +110,7 @@ def test_perplexity_with_the_hot_ring_is_near_the_float_reference(runtime: str) 
     assert over <= HOT_PERCENT
 
 
+@pytest.mark.long
 def test_perplexity_of_a_session_parked_and_restored_once_is_near_the_float_reference(runtime: str) -> None:
     first, restored, second = halves(runtime)
     again = read(restored, 1_600)

@@ -166,6 +166,7 @@ def test_a_tiny_gguf_builds_to_the_same_bytes_twice_and_under_any_name(tmp_path:
     assert all(cosine > 0.98 for cosine in found.values()), found
 
 
+@pytest.mark.long
 def test_smollm2_builds_to_the_catalogs_digests(tmp_path: Path) -> None:
     """The whole build, calibration included; on any BLAS."""
     needs_module("jinja2", "build")

@@ -149,8 +149,8 @@ QUICK, ROUGH = LinkPlan(), LinkPlan(delay_us=5_000, jitter_us=100_000, loss_perm
     ("seed", "kinds", "links"),
     [
         (1, ("swapped_model", "equivocates", "cloned_key"), QUICK),
-        (2, ("cloned_key", "rolled_back", "equivocates"), ROUGH),
-        (3, ("equivocates", "swapped_model", "rolled_back"), ROUGH),
+        pytest.param(2, ("cloned_key", "rolled_back", "equivocates"), ROUGH, marks=pytest.mark.long),
+        pytest.param(3, ("equivocates", "swapped_model", "rolled_back"), ROUGH, marks=pytest.mark.long),
     ],
 )
 def test_three_hostile_boards_of_thirty_are_contraindicated_by_all_within_an_epoch_and_the_round_trips(
