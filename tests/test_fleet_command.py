@@ -146,7 +146,7 @@ def test_what_enrolment_writes_is_all_that_the_board_needs(
 def test_the_client_id_under_which_a_session_could_be_taken_over_is_told_by_the_boards_key_alone(
     fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ids = []
+    ids: list[str] = []
     for _ in range(2):
         state = fleet / "boards" / "kitchen"
         said(capsys, "enroll", "kitchen", "--state", str(state), *(["--again"] if ids else []))
@@ -161,7 +161,7 @@ def test_a_board_that_made_its_own_keys_is_enrolled_without_its_secret(fleet: Pa
     said(capsys, "enroll", "shop", "--public-key", key, "--endorser", root)
     assert not list((fleet / "boards" / "shop").glob("*identity*"))
     [board] = said(capsys, "list")["boards"]
-    assert (board["key"], board["endorsed"], board["backend"]) == (key, True, "")
+    assert (board["key"], board["endorsed"], board["backend"]) == (key, "emulated", "")
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_the_status_of_a_fleet_has_releases_steps_notes_and_waves(tmp_path: Path
 
 
 BOARD: dict[str, Any] = {
-    "board": "barn", "backend": "coral", "groups": ["west"], "key": "ab" * 32, "endorsed": False, "revoked": "",
+    "board": "barn", "backend": "coral", "groups": ["west"], "key": "ab" * 32, "endorsed": "", "revoked": "",
     "standing": "online", "boot_epoch": 1, "hardware": "Coral", "emulated": False, "queue_us": 0, "temperature_mdegc": None,
     "offers": ["m"], "agent": "1",
     "models": [{"model": "m", "running": 0, "candidate": 2, "state": "trial", "why": ""}],

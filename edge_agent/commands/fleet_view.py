@@ -14,6 +14,7 @@ from edge_agent.core.printable import on_one_line
 
 MAX_BOARD, MAX_GROUPS, MAX_MODELS, MAX_TRUST = 20, 36, 36, 24
 MIN_LAST = 16
+ENDORSED = {"": "no", "tpm": "by its TPM", "emulated": "by the root of an emulated board, which proves nothing"}
 LOUD = ("contraindicated", "failed", "refused")
 
 
@@ -54,7 +55,7 @@ def board_page(board: Mapping[str, Any], width: int = WIDTH) -> str:
     said = {
         "state": _state(board), "standing": board.get("standing"), "hardware": _hardware(board), "agent": board.get("agent"),
         "backend": board["backend"] or "auto", "groups": ", ".join(board["groups"]) or "none", "key": board["key"],
-        "endorsed": "by hardware" if board["endorsed"] else "no", "trust": _trust(board), "note": board.get("note"),
+        "endorsed": ENDORSED[board["endorsed"]], "trust": _trust(board), "note": board.get("note"),
     }  # fmt: skip
     lines = [board["board"]]
     for name, value in said.items():

@@ -87,9 +87,13 @@ def _add_push(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _push(arguments: argparse.Namespace) -> int:
+    from edge_agent.core.errors import ConfigError
     from edge_agent.steward.pushing import Wanted, planned, release_into, takers
 
     folder = opened(arguments)
+    for option, value in (("--name", arguments.name), ("--card", arguments.card)):
+        if value and not arguments.model.endswith(".tflite"):
+            raise ConfigError("sly ota push", f"{option} with {arguments.model}", "it with a .tflite file", "leave it out")
     takers(folder, arguments.to, arguments.classes)
     built = _built(arguments, folder)
     for note in built.notes:
@@ -197,15 +201,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 async def _heard(folder: OperatorFolder, model: str) -> list[dict[str, Any]]:
     from edge_agent.steward.journal import Journal
+    from edge_agent.steward.pushing import known_rollout
     from edge_agent.steward.status import rollout_status
 
-    journal, told = Journal(folder.folder), []
+    journal, seen = Journal(folder.folder), []
     async with folder.session() as session:
-        for name, rollout in session.heard.rollouts.items():
-            if model in ("", name):
-                told.append(rollout_status(session, rollout))
-                journal.saw(rollout, told[-1])
-    return told
+        for rollout in [known_rollout(session, model)] if model else session.heard.rollouts.values():
+            seen.append(rollout_status(session, rollout))
+            journal.saw(rollout, seen[-1])
+    return seen
 
 
 def _history(arguments: argparse.Namespace) -> int:
@@ -213,7 +217,7 @@ def _history(arguments: argparse.Namespace) -> int:
     from edge_agent.steward.journal import Journal
 
     entries = Journal(opened(arguments).folder).entries(arguments.model)
-    return told(arguments, entries, history_table(entries, columns(sys.stdout)))
+    return told(arguments, entries, history_table(entries, columns(sys.stdout), arguments.model))
 
 
 def _mb(size_bytes: int) -> str:

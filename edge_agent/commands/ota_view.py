@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any, TextIO
 
 from edge_agent.commands.terminal import WIDTH, clipped, columns, counted, wrapped
+from edge_agent.core.printable import on_one_line
 
 MAX_SHOWN = 20
 """Lines on boards that are not well."""
@@ -90,10 +91,10 @@ def outcome(status: Mapping[str, Any], width: int = WIDTH) -> str:
     return "\n".join(lines)
 
 
-def history_table(entries: Sequence[Mapping[str, Any]], width: int = WIDTH) -> str:
-    """What was rolled out, a line each."""
+def history_table(entries: Sequence[Mapping[str, Any]], width: int = WIDTH, model: str = "") -> str:
+    """What was rolled out, only of ``model`` if that is named, a line each."""
     if not entries:
-        return "nothing was rolled out from this folder yet"
+        return f"nothing{' of ' * bool(model)}{on_one_line(model)} was rolled out from this folder yet"
     return "\n".join(clipped(_entry(each), width) for each in entries)
 
 

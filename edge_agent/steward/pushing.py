@@ -119,15 +119,21 @@ async def begin(folder: OperatorFolder, session: OperatorSession, plan: Plan) ->
 
 async def order(folder: OperatorFolder, session: OperatorSession, model: str, action: Action, reason: str = "") -> Rollout:
     """Tell the fleet what is wanted of a rollout now. Raises ``RefusedError`` where there is none, or that may not follow."""
-    held = session.heard.rollout(model)
-    if held is None:
-        known = ", ".join(session.heard.rollouts) or "none is known to the broker"
-        raise RefusedError("rollout of", model, known, "see: sly ota status")
+    held = known_rollout(session, model)
     if action is held.action:
         return held
     rollout = ordered(held, folder.settings.operator, action, reason)
     await tell(folder, session, rollout)
     return rollout
+
+
+def known_rollout(session: OperatorSession, model: str) -> Rollout:
+    """Raises ``RefusedError`` naming the models that there are rollouts of."""
+    held = session.heard.rollout(model)
+    if held is None:
+        known = ", ".join(sorted(session.heard.rollouts)) or "none: no rollout is known to the broker"
+        raise RefusedError("rollout of a model", model, known, "see: sly ota status")
+    return held
 
 
 async def tell(folder: OperatorFolder, session: OperatorSession, rollout: Rollout) -> None:

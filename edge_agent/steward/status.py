@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from edge_agent.attest.keys import kind_of_key
 from edge_agent.steward.authority import days_left
 from edge_agent.steward.folder import OperatorFolder
 from edge_agent.steward.session import OperatorSession, timestamp_version
@@ -30,7 +31,7 @@ def charter_status(charter: Charter) -> list[dict[str, Any]]:
             "backend": each.backend,
             "groups": list(each.groups),
             "key": each.key.hex(),
-            "endorsed": bool(each.endorser),
+            "endorsed": kind_of_key(each.endorser).value if each.endorser else "",
             "revoked": each.revoked,
         }
         for board, each in sorted(charter.boards.items())
