@@ -54,9 +54,9 @@ class EnrolledAgents(LocalFleet):
 class LightProcess:
     """``tests.light_boards``, for boards that were enrolled into ``folder``/board; ``close`` ends it."""
 
-    def __init__(self, folder: Path, boards: Sequence[str]) -> None:
+    def __init__(self, folder: Path, boards: Sequence[str], *options: str) -> None:
         self._boards, self._log = list(boards), folder / "light.log"
-        command = [sys.executable, "-m", "tests.light_boards", *(str(folder / board) for board in boards)]
+        command = [sys.executable, "-m", "tests.light_boards", *options, *(str(folder / board) for board in boards)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 

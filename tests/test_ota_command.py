@@ -84,7 +84,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         patched.setattr(Disk, "fsync_folder", lambda self, path: None)
         for board in BOARDS:
             enrolled(operator, folder, board, "raspberry_pi", QUICK)
-    with broker_of(operator), contextlib.closing(LightProcess(folder, BOARDS)) as boards:
+    with broker_of(operator), contextlib.closing(LightProcess(folder, BOARDS, "--quick")) as boards:
         assert sly(operator, "fleet", "publish").returncode == 0
         boards.wait_up()
         made = Fleet(operator, folder, boards)
