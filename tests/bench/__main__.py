@@ -19,7 +19,9 @@ from pathlib import Path
 from edge_agent.core.errors import SlyError
 from tests.bench.figures import Benchmark, Figure, progress, table
 
-SUBJECTS = ("overhead", "memory", "startup", "rehash", "fleet", "wire", "attest", "solve", "language", "speculation", "ota")
+SUBJECTS = (
+    "overhead", "memory", "startup", "rehash", "fleet", "wire", "attest", "solve", "language", "speculation", "ota", "check",
+)  # fmt: skip
 
 
 def machine() -> dict[str, object]:
