@@ -30,7 +30,8 @@ from edge_agent.gossip.presence import Presence, Standing, sign_presence
 from edge_agent.gossip.record import BoardRecord, sign_record
 from edge_agent.steward.enrolling import Enrolment, enroll
 from edge_agent.steward.folder import OperatorFolder
-from edge_agent.steward.session import HEARD, OperatorSession, in_order, timestamp_version
+from edge_agent.steward.hearing import in_order, timestamp_version
+from edge_agent.steward.session import HEARD, OperatorSession
 from edge_agent.steward.status import fleet_status
 from edge_agent.store.identity import load_seed
 from edge_agent.transport.link import Delivered, Message

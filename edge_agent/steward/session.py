@@ -2,7 +2,7 @@
 
 Owns ``OperatorSession``.  Rules:
 
-* Nothing is believed that is not signed by a board or an operator of the charter; what is refused is counted and named.
+* What comes in is believed as ``Hearing`` has it; what is refused is named, and ends nothing.
 * ``async with`` returns when all that the broker keeps was heard: the session says something to itself after it subscribed, and
   the broker hands on in order.
 * What is published is published again after a connection that ended, until the broker has it.
@@ -13,40 +13,26 @@ Owns ``OperatorSession``.  Rules:
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Self
 
-from edge_agent.attest.appraisal import Appraisal, open_appraisal
-from edge_agent.attest.words import open_word
 from edge_agent.core.cose import Signer
 from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
-from edge_agent.gossip.presence import open_presence
-from edge_agent.gossip.record import open_record
-from edge_agent.gossip.state import FleetState
+from edge_agent.steward.hearing import Hearing, in_order, timestamp_version
 from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.link import Delivered, Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
 from edge_agent.transport.mqtt import MqttLink
 from edge_agent.transport.mqtt import check as check_link
 from edge_agent.transport.topics import Kind, Topic, Topics
 from ota.charter import Charter
-from ota.heard import Heard
-from ota.orders import open_report, open_rollout
 
 CONNECT_LIMIT_S = 15.0
 SAY_LIMIT_S = 60.0
 """For the broker to take one message."""
-MAX_REFUSALS = 64
-MAX_METADATA = 4096
-"""Names of retained metadata: every root there ever was, and a few of the rest."""
 HEARD = (Kind.ONLINE, Kind.RECORD, Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT)
-TIMESTAMP = "timestamp"
-_ORDER = {"root": 0, "targets": 1, "snapshot": 2, TIMESTAMP: 3}
-
 Taker = Callable[[Topic, bytes], None]
 
 
@@ -68,11 +54,10 @@ class Speaker:
         return self.signer.kid.decode()
 
 
-class OperatorSession:
+class OperatorSession(Hearing):
     """``async with OperatorSession(address, charter, signer) as session``; ``signer.kid`` is the operator's name.
 
-    ``fleet`` (records, presence), ``heard`` (rollouts, reports), ``metadata`` by name and, if ``kinds`` has them, ``appraisals``
-    by (verifier, board) and signed operators' ``words`` by board hold the newest of each.
+    What it heard is that of ``Hearing``, of the ``kinds`` that it asks for.
 
     Raises ``UnavailableError`` where the broker is not there or does not answer, ``RefusedError`` where its certificate is wrong.
     """
@@ -87,16 +72,11 @@ class OperatorSession:
         link: Link | None = None,
         limit_s: float = CONNECT_LIMIT_S,
     ) -> None:
+        super().__init__(charter)
         self.speaker = Speaker(signer, f"sly-op-{os.urandom(8).hex()}")
         self.topics = Topics(charter.fleet)
-        self.fleet, self.heard = FleetState(), Heard()
-        self.appraisals: dict[tuple[str, str], Appraisal] = {}
-        self.metadata: dict[str, bytes] = {}
-        self.words: dict[str, bytes] = {}
-        self.refused: deque[str] = deque(maxlen=MAX_REFUSALS)
         self.link: Link | None = link
         self._address, self._kinds, self._limit_s = address, frozenset(kinds), limit_s
-        self.admit(charter)
         self._takers: dict[Kind, list[Taker]] = {}
         self._tickets: dict[int, asyncio.Future[str]] = {}
         self._last_ticket = 0
@@ -107,13 +87,6 @@ class OperatorSession:
         """Connected, and all that was kept was heard."""
         self.down = ""
         """Why the link is down; empty while it is up."""
-
-    def admit(self, charter: Charter) -> None:
-        """Believe whom ``charter`` names from now on; a revoked board is heard too, for what it says of itself may matter."""
-        self.charter = charter
-        self._boards = {board.encode(): each.key for board, each in charter.boards.items()}
-        self._operators = {name.encode(): key for name, key in charter.operators.items()}
-        self.fleet.keep_only(charter.boards)
 
     async def __aenter__(self) -> Self:
         if self.link is None:
@@ -271,56 +244,9 @@ class OperatorSession:
                 if message.payload == self._echo:
                     self.ready.set()
             else:
-                self._judge(topic, message.payload)
+                self.judge(topic, message.payload)
         except SlyError as error:
             self.refused.append(str(error))
-
-    def _judge(self, topic: Topic, payload: bytes) -> None:
-        match topic.kind:
-            case Kind.OTA_META:
-                self._take_document(topic.role, payload)
-            case _ if not payload:
-                return
-            case Kind.ONLINE:
-                presence = open_presence(payload, self._boards.get)
-                _must_agree(presence.board, topic.board)
-                self.fleet.join_presence(presence)
-            case Kind.RECORD:
-                record = open_record(payload, self._boards.get)
-                _must_agree(record.board, topic.board)
-                self.fleet.join(record)
-            case Kind.APPRAISAL:
-                self._take_appraisal(open_appraisal(payload, self._boards.get), topic)
-            case Kind.REPORT:
-                report = open_report(payload, self._boards.get)
-                _must_agree(report.board, topic.board)
-                self.heard.hear_report(report)
-            case Kind.WORD:
-                word = open_word(payload, self._operators.get)
-                _must_agree(word.board, topic.board)
-                if word.board in self.charter.boards:
-                    self.words[word.board] = payload
-            case Kind.ROLLOUT:
-                rollout = open_rollout(payload, self._operators.get)
-                _must_agree(rollout.plan.model, topic.model)
-                self.heard.hear_rollout(rollout, payload)
-
-    def _take_document(self, name: str, payload: bytes) -> None:
-        if not payload:
-            self.metadata.pop(name, None)
-        elif name in self.metadata or len(self.metadata) < MAX_METADATA:
-            self.metadata[name] = payload
-        else:
-            raise RefusedError("metadata on the broker", f"{len(self.metadata)} documents", f"at most {MAX_METADATA}")
-
-    def _take_appraisal(self, appraisal: Appraisal, topic: Topic) -> None:
-        _must_agree(appraisal.verifier, topic.verifier)
-        _must_agree(appraisal.board, topic.board)
-        if appraisal.board not in self.charter.boards:
-            raise RefusedError("appraisal", f"of {appraisal.board!r}", "of a board of the charter")
-        held = self.appraisals.get((appraisal.verifier, appraisal.board))
-        if held is None or held.version <= appraisal.version:
-            self.appraisals[appraisal.verifier, appraisal.board] = replace(appraisal, raw=())
 
     def _answer(self, ticket: int, reason: str) -> None:
         answer = self._tickets.get(ticket)
@@ -335,27 +261,3 @@ class OperatorSession:
 
 class _LinkEndedError(Exception):
     """The connection ended before the broker answered."""
-
-
-def in_order(names: Iterable[str]) -> Sequence[str]:
-    """Names of metadata documents in the order in which they are published: what others refer to comes first."""
-
-    def place(name: str) -> tuple[int, int, str]:
-        version, _, role = name.rpartition(".")
-        return _ORDER.get(role, len(_ORDER)), int(version) if version.isdecimal() else 0, name
-
-    return sorted(names, key=place)
-
-
-def timestamp_version(documents: Mapping[str, bytes]) -> int:
-    """The version that a timestamp says it has, unverified; 0 where there is none that can be read."""
-    try:
-        version = json.loads(documents.get(TIMESTAMP, b"{}"))["signed"]["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return 0
-    return version if type(version) is int else 0
-
-
-def _must_agree(said: str, topic: str) -> None:
-    if said != topic:
-        raise RefusedError("message", f"of {said!r} on the topic of {topic!r}", "its own topic")

@@ -14,7 +14,8 @@ from typing import Any
 from edge_agent.attest.keys import kind_of_key
 from edge_agent.steward.authority import days_left
 from edge_agent.steward.folder import OperatorFolder
-from edge_agent.steward.session import OperatorSession, timestamp_version
+from edge_agent.steward.hearing import timestamp_version
+from edge_agent.steward.session import OperatorSession
 from ota.charter import Charter
 from ota.rollout import Progress, Report, Rollout, Step, judge, tally, waves
 
