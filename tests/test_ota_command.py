@@ -162,9 +162,8 @@ def test_who_ends_the_looking_on_leaves_the_rollout_in_the_fleet_which_an_abort_
     looking.send_signal(signal.SIGINT)
     out, err = looking.communicate(timeout=PATIENCE_S)
     assert (looking.returncode, out) == (130, "") and f"look on again with: sly ota resume {MODEL}" in err
-    number = fleet.status()["number"]
     (entry, *_) = told(fleet.operator, "ota", "history", MODEL)
-    assert (entry["number"], entry["state"]) == (number, "running"), "how it stood when somebody last looked"
+    assert (entry["number"], entry["state"]) == (fleet.status()["number"], "running"), "how it stood when somebody last looked"
     other = sly(fleet.operator, "ota", "push", str(fleet.good()), "--untested")
     assert other.returncode == 2 and "is under way" in other.stderr and f"sly ota abort {MODEL}" in other.stderr
     aborted = sly(fleet.operator, "ota", "abort", MODEL, "--reason", "too slow")
