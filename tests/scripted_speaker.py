@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
+from functools import lru_cache
+from itertools import accumulate
 
 from edge_agent.core.chat import CHAT, Finish, Turn, TurnEnd, TurnPart
 from edge_agent.core.errors import RefusedError
@@ -20,6 +22,7 @@ REFUSED_PROMPT = "refuse this"
 TALK_OFFER = ModelOffer("parrot", CHAT, b"p" * 32, 700, 100_000, 1000, parallel=4)
 
 
+@lru_cache(256)
 def words_of(prompt: str, tokens: int) -> list[str]:
     """The whole answer to a prompt, a token each: numbered words, with an umlaut now and then."""
     return [f"{prompt[:8]}{number}{'ü' if number % 3 == 0 else ''} " for number in range(tokens)]
@@ -31,9 +34,9 @@ def prompt_of(turn: Turn) -> str:
 
 def answer_to(turn: Turn) -> tuple[str, list[str]]:
     """The whole text, and the words of it that follow ``turn.begun``."""
-    done, words = 0, words_of(prompt_of(turn), 2000)
-    while sum(map(len, words[:done])) < len(turn.begun):
-        done += 1
+    words = words_of(prompt_of(turn), 2000)
+    ends = accumulate(map(len, words), initial=0)
+    done = next(number for number, end in enumerate(ends) if end >= len(turn.begun))
     left = words[done : done + turn.max_tokens]
     return turn.begun + "".join(left), left
 
