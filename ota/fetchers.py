@@ -6,7 +6,9 @@ Rules: python-tuf enforces every length; what breaks off or drips is a ``Downloa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from typing import cast
 
 import urllib3
 from tuf.api import exceptions as tuf
@@ -42,15 +44,16 @@ class HttpFetcher(FetcherInterface):
         self._limit_s = limit_s
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        return self._chunks(url, self._inner.fetch(url))
+        return self._chunks(url, cast("Generator[bytes, None, None]", self._inner.fetch(url)))
 
-    def _chunks(self, url: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _chunks(self, url: str, chunks: Generator[bytes, None, None]) -> Iterator[bytes]:
         end_s = time.monotonic() + self._limit_s
         try:
-            for chunk in chunks:
-                if time.monotonic() > end_s:
-                    raise tuf.SlowRetrievalError(f"{url} takes longer than {self._limit_s:g} s")
-                yield chunk
+            with closing(chunks):
+                for chunk in chunks:
+                    if time.monotonic() > end_s:
+                        raise tuf.SlowRetrievalError(f"{url} takes longer than {self._limit_s:g} s")
+                    yield chunk
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise tuf.DownloadError(f"{url} broke off: {error}") from error
 

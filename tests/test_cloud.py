@@ -6,6 +6,7 @@ The board is a real agent; the endpoint is our own HTTP door over a scripted boa
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from edge_agent import cli
 from edge_agent.agent import Agent
 from edge_agent.cloud import chat_api
 from edge_agent.cloud.chat_api import Events
-from edge_agent.cloud.endpoint import EndpointError, endpoint_of, name_of, offer_of
+from edge_agent.cloud.endpoint import Endpoint, EndpointError, endpoint_of, name_of, offer_of
+from edge_agent.cloud.exchange import connected
 from edge_agent.cloud.speaker import CloudSpeaker
 from edge_agent.configured import check
 from edge_agent.core.chat import ChatMessage, Finish, Sampling, Turn, TurnEnd, TurnPart
@@ -256,6 +258,33 @@ def test_a_turn_that_the_local_model_would_end_too_late_goes_to_the_cloud(tmp_pa
 
     with served() as door:
         in_cloud(door, tmp_path, scene, price_us=100_000_000, busy_us=1000)
+
+
+def test_who_is_called_off_at_any_moment_of_connecting_leaves_no_socket_open() -> None:
+    async def scene() -> None:
+        async with strange_endpoint() as strange:
+            endpoint = endpoint_of(CloudSection(on=True, url=f"http://127.0.0.1:{strange.port}/v1", model=MODEL))
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            for steps in range(30):
+                task = asyncio.ensure_future(connect(endpoint))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            async with asyncio.timeout(WAIT_S):
+                while len(list(Path("/proc/self/fd").iterdir())) > before or len(asyncio.all_tasks()) > 1:
+                    await asyncio.sleep(0.01)
+
+    async def connect(endpoint: Endpoint) -> None:
+        async with connected(endpoint):
+            pass
+
+    gc.disable()
+    try:
+        asyncio.run(scene())
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_leaves_ends_the_exchange_with_the_cloud(tmp_path: Path) -> None:

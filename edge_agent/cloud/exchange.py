@@ -128,15 +128,30 @@ class Exchange:
 @asynccontextmanager
 async def connected(endpoint: Endpoint) -> AsyncIterator[Exchange]:
     """A new connection, closed at the end. Raises ``EndpointError`` if there is none."""
-    context = ssl.create_default_context() if endpoint.tls else None
-    with _told(f"{endpoint.authority} did not take a connection within {CONNECT_S:g} s"):
-        async with asyncio.timeout(CONNECT_S):
-            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context, happy_eyeballs_delay=0.25)
+    opening = asyncio.ensure_future(_open(endpoint))
+    try:
+        reader, writer = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_leave)
+        raise
     exchange = Exchange(endpoint, reader, writer)
     try:
         yield exchange
     finally:
         await exchange.close()
+
+
+async def _open(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To be cancelled by nobody: asyncio (3.11 to 3.13) forgets the socket of a race of addresses that is called off once it is won."""
+    context = ssl.create_default_context() if endpoint.tls else None
+    with _told(f"{endpoint.authority} did not take a connection within {CONNECT_S:g} s"):
+        async with asyncio.timeout(CONNECT_S):
+            return await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context, happy_eyeballs_delay=0.25)
+
+
+def _leave(opening: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[1].transport.abort()
 
 
 @contextmanager
