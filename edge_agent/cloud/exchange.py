@@ -142,7 +142,7 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[Exchange]:
 
 
 async def _open(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """To be cancelled by nobody: asyncio (3.11 to 3.13) forgets the socket of a race of addresses that is called off once it is won."""
+    """To be cancelled by nobody: asyncio (3.11 to 3.13) forgets the socket of a race of addresses called off when won."""
     context = ssl.create_default_context() if endpoint.tls else None
     with _told(f"{endpoint.authority} did not take a connection within {CONNECT_S:g} s"):
         async with asyncio.timeout(CONNECT_S):
