@@ -1,0 +1,60 @@
+# shellcheck shell=sh
+# What flash.sh says to people, how it ends, and what is put right however it ends.
+#
+# Rules: everything here goes to stderr, so that a function whose output is taken can speak; a message is one line and says what
+# came, what is allowed and what to do; whoever makes something that must not stay (a mount, a folder) tells at_exit at once.
+
+AT_EXIT=
+
+say() {
+    printf '%s\n' "$*" >&2
+}
+
+# refuse SUBJECT GOT ALLOWED [REMEDY]: bad input; ends with 2.
+refuse() {
+    printf 'flash.sh: %s: %s; allowed: %s%s\n' "$1" "$2" "$3" "${4:+; $4}" >&2
+    exit 2
+}
+
+# fail SUBJECT REASON REMEDY: the world would not; ends with 1.
+fail() {
+    printf 'flash.sh: %s: %s; %s\n' "$1" "$2" "$3" >&2
+    exit 1
+}
+
+# progress TEXT DONE ALL: one line that is written over where stderr is a terminal, else one line at the end.
+progress() {
+    if [ -t 2 ]; then
+        printf '\r\033[K%s: %s of %s' "$1" "$2" "$3" >&2
+        [ "$2" != "$3" ] || printf '\n' >&2
+    elif [ "$2" = "$3" ]; then
+        say "$1: $2 of $3"
+    fi
+}
+
+# ask_for WORD QUESTION: goes on only if WORD is typed. --yes has said it already.
+ask_for() {
+    [ -z "$YES" ] || return 0
+    [ -t 0 ] || refuse "$2" 'nobody to ask: stdin is no terminal' "the word $1, typed" 'say --yes if you are sure'
+    printf '%s Type %s to go on: ' "$2" "$1" >&2
+    read -r ASKED || ASKED=
+    [ "$ASKED" = "$1" ] || refuse "$2" "${ASKED:-nothing}" "the word $1" 'nothing was changed'
+}
+
+# at_exit FUNCTION: run when this ends, also by a signal; the last one named runs first.
+at_exit() {
+    AT_EXIT="$1 $AT_EXIT"
+    trap 'run_at_exit $?' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+run_at_exit() {
+    trap '' HUP INT TERM
+    trap - EXIT
+    for each in $AT_EXIT; do
+        "$each" || say "flash.sh: $each did not end well"
+    done
+    exit "$1"
+}
