@@ -50,6 +50,7 @@ class _Keep(dict[str, str]):
 BOARDS_OWN = {
     TOPICS.online("kitchen"), TOPICS.record("kitchen"), TOPICS.quote("kitchen"), TOPICS.epoch("kitchen"),
     TOPICS.digest("kitchen"), TOPICS.ota_want("kitchen"), TOPICS.report("kitchen"), TOPICS.ota_chunk(DIGEST),
+    TOPICS.self_test("kitchen"),
     *(TOPICS.reply("kitchen", who) for who in ("kitchen", "barn")),
     *(TOPICS.appraisal("kitchen", who) for who in ("kitchen", "barn")),
     *(TOPICS.kv(who, "kitchen") for who in ("kitchen", "barn")),

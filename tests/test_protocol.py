@@ -29,6 +29,8 @@ from edge_agent.attest.evidence import Quote, open_quote, sign_quote
 from edge_agent.attest.proof import Asked, Proof, decode_proof, encode_proof
 from edge_agent.attest.receipts import AAD as RECEIPT_AAD
 from edge_agent.attest.receipts import Receipt, open_receipt
+from edge_agent.attest.self_test import AAD as SELF_TEST_AAD
+from edge_agent.attest.self_test import Check, SelfTest, Verdict, open_self_test, self_test_map
 from edge_agent.attest.words import AAD as WORD_AAD
 from edge_agent.attest.words import Action, OperatorWord, open_word, sign_word
 from edge_agent.core import wire
@@ -106,6 +108,7 @@ KV = KvState("small", bytes(32), 1, 1, 0, 1, homes=(KvHome(bytes(16), 9, Place.D
 OFFER_MAP = {1: "small", 2: TASK, 3: bytes(32), 4: 1, 5: 1, 6: 1}
 DEMAND_MAP = {1: TASK, 3: 5, 4: 16, 5: 1 << 20, 10: 500}
 KV_MAP = {1: "small", 2: bytes(32), 3: 1, 4: 1, 5: 0, 6: 1, 7: 0, 8: 0, 9: 0, 10: 0, 11: []}
+PASSED = {1: "clock", 2: "pass", 3: "set"}
 EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
     "request": (
         wire.encode_request(InferenceRequest("ab" * 16, TASK, {"image": Tensor("uint8", (2,), b"\1\2")}, "small"), "b"),
@@ -165,6 +168,10 @@ EXAMPLES: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
     "presence": (
         encode({1: "b", 2: 1, 3: "online"}),
         by_code(lambda data: open_presence(sign1(data, SIGNER, PRESENCE_AAD), key_of)),
+    ),
+    "self-test": (
+        encode(self_test_map(SelfTest("b", 1, 2, "0.1.0", (Check("disk", Verdict.FAIL, "full", "make room"),)))),
+        by_code(lambda data: open_self_test(sign1(data, SIGNER, SELF_TEST_AAD), key_of)),
     ),
     **update_messages.EXAMPLES,
 }
@@ -395,6 +402,17 @@ BOUNDS = [
     ("result", 7, 10**12, 10**12 + 1),
     ("result", 8, 10**15, 10**15 + 1),
     ("result", 9, "emulated", "guessed"),
+    ("self-test", 2, 2**53, 2**53 + 1),
+    ("self-test", 3, 2**53, 2**53 + 1),
+    ("self-test", 4, "x" * 64, ""),
+    ("self-test", 5, [PASSED], []),
+    ("self-test", 5, [{**PASSED, 1: f"c{n}"} for n in range(16)], [{**PASSED, 1: f"c{n}"} for n in range(17)]),
+    ("self-test", 5, [{**PASSED, 1: "c" * 32}], [{**PASSED, 1: "Clock"}]),
+    ("self-test", 5, [{**PASSED, 2: "warn", 4: "do"}], [{**PASSED, 2: "warn"}]),
+    ("self-test", 5, [{**PASSED, 2: "fail", 4: "do"}], [{**PASSED, 2: "lost", 4: "do"}]),
+    ("self-test", 5, [{**PASSED, 3: "x" * 240}], [{**PASSED, 3: ""}]),
+    ("self-test", 5, [{**PASSED, 2: "fail", 4: "x" * 240}], [{**PASSED, 2: "fail", 4: 7}]),
+    ("self-test", 5, [PASSED], [{**PASSED, 2: "fail", 4: ""}]),
     *update_messages.BOUNDS,
 ]
 

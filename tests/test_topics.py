@@ -26,6 +26,7 @@ BUILT = {
     TOPICS.ota_chunk("ab" * 32): Topic(Kind.OTA_CHUNK, digest="ab" * 32),
     TOPICS.rollout("vww"): Topic(Kind.ROLLOUT, model="vww"),
     TOPICS.report("b1"): Topic(Kind.REPORT, board="b1"),
+    TOPICS.self_test("b1"): Topic(Kind.SELF_TEST, board="b1"),
 }
 
 
@@ -36,7 +37,7 @@ def test_every_topic_of_the_protocol_has_its_published_name() -> None:
             "board/b1/online", "board/b1/record", "board/b1/quote", "appraisal/v1/b1", "digest/b1", "board/b1/request",
             "board/b1/cancel", "board/b1/kv/b2", "board/b1/reply/Client-7",
             "ota/meta/timestamp", "ota/want/b1", f"ota/chunk/{'ab' * 32}", "ota/rollout/vww",
-            "fleet/report/b1",
+            "fleet/report/b1", "fleet/self-test/b1",
         )
     )  # fmt: skip
 

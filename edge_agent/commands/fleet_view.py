@@ -14,6 +14,7 @@ from edge_agent.core.printable import on_one_line
 
 MAX_BOARD, MAX_GROUPS, MAX_MODELS, MAX_TRUST = 20, 36, 36, 24
 MIN_LAST = 16
+MAX_VERDICT, MAX_CHECK = 4, 12
 ENDORSED = {"": "no", "tpm": "by its TPM", "emulated": "by the root of an emulated board, which proves nothing"}
 LOUD = ("contraindicated", "failed", "refused")
 
@@ -61,6 +62,7 @@ def board_page(board: Mapping[str, Any], width: int = WIDTH) -> str:
     for name, value in said.items():
         if value:
             lines += wrapped(f"{name}: {value}", "  ", "  ", width)
+    lines += _self_test_lines(board, width)
     for slots in board.get("models", ()):
         lines += wrapped(f"release: {_release(slots)}{because(slots['why'])}", "  ", "  ", width)
     for update in board.get("updates", ()):
@@ -90,7 +92,37 @@ def _watched(board: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [_update(each) for each in board["updates"] if not _is_quiet(each, runs)]
     notes += [f"REVOKED: {board['revoked']}"] if board["revoked"] else []
     notes += [board["note"]] if board["note"] else []
+    notes += _failing(board)
     return board["board"], "revoked" if board["revoked"] else board["standing"], _trust(board) or "-", releases, "; ".join(notes)
+
+
+def _failing(board: Mapping[str, Any]) -> list[str]:
+    """The checks of the board's self-test that fail, in a line each."""
+    checks = (board.get("self_test") or {}).get("checks", ())
+    failing = [each for each in checks if each["verdict"] == "fail"]
+    return [f"self-test: {each['name']}: {each['what']}; {each['remedy']}" for each in failing]
+
+
+def _self_test_lines(board: Mapping[str, Any], width: int) -> list[str]:
+    test = board.get("self_test")
+    if not test:
+        return []
+    when = f"of boot {test['boot_epoch']}" + ("" if test["current"] else ", an earlier one: it has not told of this one yet")
+    first = wrapped(f"self-test: {test['verdict'].upper()}, {when}", "  ", "  ", width)
+    return [*first, *(f"    {line}" for line in check_lines(test["checks"], width - 4))]
+
+
+def check_lines(checks: Sequence[Mapping[str, Any]], width: int = WIDTH) -> list[str]:
+    """Checks of a board's self-test as a small table: verdict, name, what was found, and below it what to do."""
+    indent = " " * (MAX_VERDICT + MAX_CHECK + 2)
+    lines = []
+    for check in checks:
+        head = f"{check['verdict'].upper():<{MAX_VERDICT}} {clipped(on_one_line(check['name']), MAX_CHECK):<{MAX_CHECK}} "
+        what, *more = wrapped(check["what"], indent, "", width) or [indent]
+        lines += [(head + what[len(indent) :]).rstrip(), *more]
+        if check["remedy"]:
+            lines += wrapped(f"-> {check['remedy']}", indent, "   ", width)
+    return lines
 
 
 def _is_quiet(update: Mapping[str, Any], runs: Mapping[str, int]) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from edge_agent.attest.appraisal import Appraisal, open_appraisal
+from edge_agent.attest.self_test import SelfTest, open_self_test
 from edge_agent.attest.words import open_word
 from edge_agent.core.errors import RefusedError
 from edge_agent.gossip.presence import open_presence
@@ -31,11 +32,12 @@ _ORDER = {"root": 0, "targets": 1, "snapshot": 2, TIMESTAMP: 3}
 
 class Hearing:
     """``fleet`` (records, presence), ``heard`` (rollouts, reports), ``metadata`` by name, ``appraisals`` by (verifier, board),
-    signed operators' ``words`` by board, and the last reasons why something was ``refused``."""
+    ``self_tests`` and signed operators' ``words`` by board, and the last reasons why something was ``refused``."""
 
     def __init__(self, charter: Charter) -> None:
         self.fleet, self.heard = FleetState(), Heard()
         self.appraisals: dict[tuple[str, str], Appraisal] = {}
+        self.self_tests: dict[str, SelfTest] = {}
         self.metadata: dict[str, bytes] = {}
         self.words: dict[str, bytes] = {}
         self.refused: deque[str] = deque(maxlen=MAX_REFUSALS)
@@ -47,6 +49,7 @@ class Hearing:
         self._boards = {board.encode(): each.key for board, each in charter.boards.items()}
         self._operators = {name.encode(): key for name, key in charter.operators.items()}
         self.fleet.keep_only(charter.boards)
+        self.self_tests = {board: test for board, test in self.self_tests.items() if board in charter.boards}
 
     def judge(self, topic: Topic, payload: bytes) -> None:
         """Keep what counts. Raises ``RefusedError`` for what is not believed."""
@@ -69,6 +72,8 @@ class Hearing:
                 report = open_report(payload, self._boards.get)
                 _must_agree(report.board, topic.board)
                 self.heard.hear_report(report)
+            case Kind.SELF_TEST:
+                self._take_self_test(open_self_test(payload, self._boards.get), topic)
             case Kind.WORD:
                 word = open_word(payload, self._operators.get)
                 _must_agree(word.board, topic.board)
@@ -86,6 +91,12 @@ class Hearing:
             self.metadata[name] = payload
         else:
             raise RefusedError("metadata on the broker", f"{len(self.metadata)} documents", f"at most {MAX_METADATA}")
+
+    def _take_self_test(self, test: SelfTest, topic: Topic) -> None:
+        _must_agree(test.board, topic.board)
+        held = self.self_tests.get(test.board)
+        if held is None or held.version <= test.version:
+            self.self_tests[test.board] = test
 
     def _take_appraisal(self, appraisal: Appraisal, topic: Topic) -> None:
         _must_agree(appraisal.verifier, topic.verifier)

@@ -43,6 +43,7 @@ _SAID_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
     (Kind.DIGEST, {"board": _SELF}),
     (Kind.OTA_WANT, {"board": _SELF}),
     (Kind.REPORT, {"board": _SELF}),
+    (Kind.SELF_TEST, {"board": _SELF}),
     (Kind.CHALLENGE, {"board": _ANY}),
     (Kind.REQUEST, {"board": _ANY}),
     (Kind.CANCEL, {"board": _ANY}),

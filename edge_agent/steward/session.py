@@ -32,7 +32,7 @@ from ota.charter import Charter
 CONNECT_LIMIT_S = 15.0
 SAY_LIMIT_S = 60.0
 """For the broker to take one message."""
-HEARD = (Kind.ONLINE, Kind.RECORD, Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT)
+HEARD = (Kind.ONLINE, Kind.RECORD, Kind.OTA_META, Kind.ROLLOUT, Kind.REPORT, Kind.SELF_TEST)
 Taker = Callable[[Topic, bytes], None]
 
 

@@ -72,10 +72,25 @@ def board_status(session: OperatorSession, enrolled: Mapping[str, Any], over: Co
         "temperature_mdegc": record.temperature_mdegc if record else None,
         "offers": [offer.model for offer in record.offers] if record else [],
         "trust": trust_of(session, board),
+        "self_test": _self_test(session, board),
         "agent": report.agent if report else None,
         "models": _slots(report),
         "updates": _updates(session, board, report, over),
         "note": report.note if report else "",
+    }
+
+
+def _self_test(session: OperatorSession, board: str) -> dict[str, Any] | None:
+    """What the board found when it looked at itself; ``current``: in the boot in which it was heard of last."""
+    test, presence = session.self_tests.get(board), session.fleet.presence(board)
+    if test is None:
+        return None
+    return {
+        "verdict": test.verdict.value,
+        "boot_epoch": test.boot_epoch,
+        "current": presence is None or presence.boot_epoch <= test.boot_epoch,
+        "agent": test.agent,
+        "checks": [asdict(each) for each in test.checks],
     }
 
 

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     OTA_CHUNK = "ota/chunk/{digest}"
     ROLLOUT = "ota/rollout/{model}"
     REPORT = "fleet/report/{board}"
+    SELF_TEST = "fleet/self-test/{board}"
 
 
 _PART_PATTERNS = {
@@ -138,6 +139,10 @@ class Topics:
 
     def report(self, board: str) -> str:
         return self._build(Kind.REPORT, board=board)
+
+    def self_test(self, board: str) -> str:
+        """What ``board`` found when it looked at itself: state, kept by the broker."""
+        return self._build(Kind.SELF_TEST, board=board)
 
     def every(self, kind: Kind) -> str:
         """The subscription filter for all topics of a kind, with every varying part a ``+``."""
