@@ -5,6 +5,7 @@
 # target is touched before everything that can be judged was judged; flashed.list goes first and comes last, so that a board that
 # was flashed half is never taken for a good one; what was written is read back before it is called done.
 # Exit codes: 0 done, 1 the world would not (no room, no network, a command failed), 2 bad input, or refused.
+# shellcheck disable=SC2015,SC2034
 set -eu
 umask 022
 export LC_ALL=C
@@ -23,16 +24,6 @@ TAB=$(printf '\t')
 . "$ROOMS/roots.sh"
 # shellcheck source=board_support/flash/targets.sh
 . "$ROOMS/targets.sh"
-# shellcheck source=board_support/flash/folder.sh
-. "$ROOMS/folder.sh"
-# shellcheck source=board_support/flash/debugfs.sh
-. "$ROOMS/debugfs.sh"
-# shellcheck source=board_support/flash/image.sh
-. "$ROOMS/image.sh"
-# shellcheck source=board_support/flash/device.sh
-. "$ROOMS/device.sh"
-# shellcheck source=board_support/flash/remote.sh
-. "$ROOMS/remote.sh"
 # shellcheck source=board_support/flash/system.sh
 . "$ROOMS/system.sh"
 # shellcheck source=board_support/flash/wheels.sh
@@ -129,6 +120,30 @@ read_value() {
     esac
 }
 
+# The rooms of this target alone.  An image is looked at, and without loop devices written, as debugfs.
+load_target() {
+    # shellcheck source=board_support/flash/folder.sh
+    . "$ROOMS/folder.sh"
+    case $TARGET in
+        image | device)
+            # shellcheck source=board_support/flash/partitions.sh
+. "$ROOMS/partitions.sh"
+# shellcheck source=board_support/flash/debugfs.sh
+            . "$ROOMS/debugfs.sh"
+            # shellcheck source=board_support/flash/partitions.sh
+            . "$ROOMS/partitions.sh"
+            # shellcheck source=board_support/flash/image.sh
+            . "$ROOMS/image.sh"
+            # shellcheck source=board_support/flash/device.sh
+            . "$ROOMS/device.sh"
+            ;;
+        remote)
+            # shellcheck source=board_support/flash/remote.sh
+            . "$ROOMS/remote.sh"
+            ;;
+    esac
+}
+
 judge_options() {
     [ -n "$BOARD" ] || refuse '--board' 'nothing' "$BOARDS"
     board_machines "$BOARD" >/dev/null || refuse '--board' "$BOARD" "$BOARDS"
@@ -151,6 +166,7 @@ judge_options() {
 main() {
     read_options "$@"
     judge_options
+    load_target
     judge_enrolment
     judge_network_options
     target_look

@@ -22,8 +22,9 @@ fail() {
     exit 1
 }
 
-# progress TEXT DONE ALL: one line that is written over where stderr is a terminal, else one line at the end.
+# progress TEXT DONE ALL: one line that is written over where stderr is a terminal, else one line at the end; none for a handful.
 progress() {
+    [ "$3" -ge 10 ] || return 0
     if [ -t 2 ]; then
         printf '\r\033[K%s: %s of %s' "$1" "$2" "$3" >&2
         [ "$2" != "$3" ] || printf '\n' >&2

@@ -1,0 +1,124 @@
+# shellcheck shell=sh disable=SC2015,SC2034
+# The tree goes onto the target: what it was made of before is noted, flashed.list goes, the tree comes, what is left over goes.
+#
+# Rules: from the first write to the last the board has no flashed.list; flashing.list holds all that this and earlier flashings
+# may have left, so that one that was interrupted is forgotten by nobody; only what is_ours says is removed, and by --wipe the rest.
+
+MAX_LIST_BYTES=1048576
+ENVIRONMENT_FOR_WHEELS=4
+RESERVE_KIB=8192
+
+# judge_room: an environment takes about four times its wheels (measured: 202 MiB of 55).
+judge_room() {
+    staged_kib=$(du -sk "$STAGE/tree" | cut -f 1)
+    wheels_kib=$(du -sk "$STAGE/tree$SOFTWARE/wheels" | cut -f 1)
+    needed_kib=$((staged_kib + ENVIRONMENT_FOR_WHEELS * wheels_kib + RESERVE_KIB))
+    free_kib=$(($(root_free_kib) + $(grow_kib)))
+    [ "$free_kib" -ge "$needed_kib" ] || fail "room on $(target_looked_at)" \
+        "$((free_kib / 1024)) MiB free, $((needed_kib / 1024)) MiB needed (with the environment that the first boot makes)" \
+        'free some, or give an image more: --grow 1G'
+}
+
+# grow_kib: what --grow adds.
+grow_kib() {
+    case $GROW in
+        *K | *k) echo "${GROW%[Kk]}" ;;
+        *M | *m) echo $((${GROW%[Mm]} * 1024)) ;;
+        *G | *g) echo $((${GROW%[Gg]} * 1048576)) ;;
+        *) echo $((${GROW:-0} / 1024)) ;;
+    esac
+}
+
+show_plan() {
+    cat <<TEXT
+board     $BOARD_ID, a $BOARD
+onto      $(target_name): ${SYSTEM:-a system without a name}, $MACHINE, Python $PYTHON
+agent     ${AGENT:-to be packed}
+writes    $(grep -vc '^#' "$STAGE/list") entries, $((staged_kib / 1024)) MiB: $SOFTWARE, /etc/sly, services, $STATE
+identity  $(identity_told)
+TEXT
+}
+
+identity_told() {
+    if [ -n "$WIPE" ]; then echo 'what was there is removed (--wipe)'
+    elif [ "$(root_type "$STATE/identity.key")" = f ]; then echo 'is there already, and stays with its ledger and its models'
+    else echo "new on this system"
+    fi
+}
+
+apply_tree() {
+    lists_before >"$STAGE/flashing"
+    cut -s -f 1,3 "$STAGE/list" >>"$STAGE/flashing"
+    sort -u -o "$STAGE/flashing" "$STAGE/flashing"
+    put_one "$FLASHING" "$STAGE/flashing"
+    root_sync
+    root_remove "$FLASHED"
+    root_sync
+    [ -z "$WIPE" ] || wipe
+    root_apply "$STAGE/list" "$STAGE/tree"
+    remove_left_over
+    root_sync
+}
+
+# lists_before: type and path of all that earlier flashings wrote.
+lists_before() {
+    if [ "$(root_type "$FLASHED")" = f ]; then root_cat "$FLASHED" | head -c "$MAX_LIST_BYTES" | cut -s -f 1,3; fi
+    if [ "$(root_type "$FLASHING")" = f ]; then root_cat "$FLASHING" | head -c "$MAX_LIST_BYTES"; fi
+}
+
+# put_one PATH SOURCE: one file of ours, 0644.
+put_one() {
+    mkdir -p -- "$STAGE/one$SOFTWARE"
+    cat -- "$2" >"$STAGE/one$1"
+    digest=$(sha256sum <"$STAGE/one$1")
+    printf 'd\t0755\t%s\t-\nf\t0644\t%s\t%s\n' "$SOFTWARE" "$1" "${digest%% *}" >"$STAGE/one.list"
+    root_apply "$STAGE/one.list" "$STAGE/one"
+}
+
+wipe() {
+    root_remove "$STATES"
+    for name in $(root_list "$SOFTWARE"); do
+        [ "$SOFTWARE/$name" = "$FLASHING" ] || root_remove "$SOFTWARE/$name"
+    done
+}
+
+# Files first; then folders, the deepest first, if nothing is in them any more.
+remove_left_over() {
+    cut -f 3 "$STAGE/list" | sort >"$STAGE/now"
+    sort -r -k 2 "$STAGE/flashing" >"$STAGE/flashing.deepest"
+    while IFS="$TAB" read -r kind path; do
+        is_ours "$path" && ! grep -Fqx -- "$path" "$STAGE/now" || continue
+        case $kind in
+            d) root_remove_empty "$path" ;;
+            f | l)
+                root_remove "${path%/*}/.${path##*/}.sly-part"
+                [ "$(root_type "$path")" = d ] || root_remove "$path"
+                ;;
+        esac
+    done <"$STAGE/flashing.deepest"
+}
+
+# finish_tree: only after verify_tree.  Durable before the list of what is unfinished goes.
+finish_tree() {
+    flashed_list >"$STAGE/flashed"
+    put_one "$FLASHED" "$STAGE/flashed"
+    root_sync
+    verify_list "$STAGE/one.list"
+    root_remove "$FLASHING"
+    root_sync
+}
+
+tell_next() {
+    echo
+    echo "$(target_name) is the board $BOARD_ID now. Next:"
+    case $TARGET in
+        folder) echo '  unmount it, and start the board from it' ;;
+        image) echo "  write it to a card: ./flash.sh ... --device /dev/sdX, or dd if=$OUT of=/dev/sdX bs=4M conv=fsync" ;;
+        device) echo "  put it into the board, and switch it on" ;;
+        remote) echo "  nothing: it is starting" ;;
+    esac
+    echo "  its first start makes the agent's environment (minutes on a slow card; no network), then it joins the fleet"
+    echo "  see it come:            sly fleet watch"
+    echo "  what it says of itself: sly fleet show $BOARD_ID; on the board: journalctl -u sly-first-boot -u sly-agent"
+    echo "  $ENROLLED is as secret as the board: keep it as such, or remove it and enroll anew to flash again"
+}
