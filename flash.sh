@@ -120,15 +120,13 @@ read_value() {
     esac
 }
 
-# The rooms of this target alone.  An image is looked at, and without loop devices written, as debugfs.
+# load_target OPTIONS: the rooms of this target alone.  An image is looked at, and without loop devices written, as debugfs.
 load_target() {
     # shellcheck source=board_support/flash/folder.sh
     . "$ROOMS/folder.sh"
     case $TARGET in
         image | device)
-            # shellcheck source=board_support/flash/partitions.sh
-. "$ROOMS/partitions.sh"
-# shellcheck source=board_support/flash/debugfs.sh
+            # shellcheck source=board_support/flash/debugfs.sh
             . "$ROOMS/debugfs.sh"
             # shellcheck source=board_support/flash/partitions.sh
             . "$ROOMS/partitions.sh"
@@ -136,6 +134,7 @@ load_target() {
             . "$ROOMS/image.sh"
             # shellcheck source=board_support/flash/device.sh
             . "$ROOMS/device.sh"
+            own_mounts "$0" "$@"
             ;;
         remote)
             # shellcheck source=board_support/flash/remote.sh
@@ -166,12 +165,13 @@ judge_options() {
 main() {
     read_options "$@"
     judge_options
-    load_target
+    load_target "$@"
     judge_enrolment
     judge_network_options
     target_look
     judge_system
     judge_identity
+    judge_network_of_target
     take_wheels
     stage_tree
     judge_room

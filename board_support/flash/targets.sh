@@ -18,6 +18,7 @@ target_look() {
 }
 
 target_ask() {
+    [ "$TARGET" != image ] || image_ask
     case $TARGET in
         device) device_ask "$DEVICE" ;;
         remote) remote_ask "$SSH_TO" ;;
