@@ -13,20 +13,10 @@ judge_room() {
     staged_kib=$(du -sk "$STAGE/tree" | cut -f 1)
     wheels_kib=$(du -sk "$STAGE/tree$SOFTWARE/wheels" | cut -f 1)
     needed_kib=$((staged_kib + ENVIRONMENT_FOR_WHEELS * wheels_kib + RESERVE_KIB))
-    free_kib=$(($(root_free_kib) + $(grow_kib)))
+    free_kib=$(($(root_free_kib) + ${IMAGE_GROW_KIB:-0}))
     [ "$free_kib" -ge "$needed_kib" ] || fail "room on $(target_looked_at)" \
         "$((free_kib / 1024)) MiB free, $((needed_kib / 1024)) MiB needed (with the environment that the first boot makes)" \
         'free some, or give an image more: --grow 1G'
-}
-
-# grow_kib: what --grow adds.
-grow_kib() {
-    case $GROW in
-        *K | *k) echo "${GROW%[Kk]}" ;;
-        *M | *m) echo $((${GROW%[Mm]} * 1024)) ;;
-        *G | *g) echo $((${GROW%[Gg]} * 1048576)) ;;
-        *) echo $((${GROW:-0} / 1024)) ;;
-    esac
 }
 
 show_plan() {
@@ -51,7 +41,6 @@ apply_tree() {
     cut -s -f 1,3 "$STAGE/list" >>"$STAGE/flashing"
     sort -u -o "$STAGE/flashing" "$STAGE/flashing"
     put_one "$FLASHING" "$STAGE/flashing"
-    root_sync
     root_remove "$FLASHED"
     root_sync
     [ -z "$WIPE" ] || wipe
@@ -87,25 +76,26 @@ remove_left_over() {
     cut -f 3 "$STAGE/list" | sort >"$STAGE/now"
     sort -r -k 2 "$STAGE/flashing" >"$STAGE/flashing.deepest"
     while IFS="$TAB" read -r kind path; do
-        is_ours "$path" && ! grep -Fqx -- "$path" "$STAGE/now" || continue
-        case $kind in
-            d) root_remove_empty "$path" ;;
-            f | l)
-                root_remove "${path%/*}/.${path##*/}.sly-part"
-                [ "$(root_type "$path")" = d ] || root_remove "$path"
-                ;;
-        esac
+        if is_ours "$path" && ! grep -Fqx -- "$path" "$STAGE/now"; then remove_entry "$kind" "$path"; fi
     done <"$STAGE/flashing.deepest"
 }
 
-# finish_tree: only after verify_tree.  Durable before the list of what is unfinished goes.
+remove_entry() {
+    if [ "$1" = d ]; then
+        root_remove_empty "$2"
+    else
+        root_remove "${2%/*}/.${2##*/}.sly-part"
+        [ "$(root_type "$2")" = d ] || root_remove "$2"
+    fi
+}
+
+# finish_tree: only after verify_tree.  Durable before the list of what is unfinished goes; target_keep makes that durable.
 finish_tree() {
     flashed_list >"$STAGE/flashed"
     put_one "$FLASHED" "$STAGE/flashed"
     root_sync
     verify_list "$STAGE/one.list"
     root_remove "$FLASHING"
-    root_sync
 }
 
 tell_next() {

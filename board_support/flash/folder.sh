@@ -92,7 +92,7 @@ folder_apply() {
 
 folder_put_d() (
     place=$(folder_place "$2") || return 1
-    folder_make_parents "$place" && { [ -d "$place" ] || mkdir -- "$place"; } && chown 0:0 "$place" && chmod "$1" "$place"
+    folder_make_parents "$place" && { [ -d "$place" ] || mkdir -- "$place"; } && chown 0:0 "$place" && chmod "0$1" "$place"
 )
 
 folder_put_f() (

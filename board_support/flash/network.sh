@@ -52,6 +52,21 @@ judge_wifi() {
         refuse '--wifi-password-file' "${#WIFI_PASSWORD} characters" '8 to 63, as WPA2 and WPA3 have it'
 }
 
+# judge_network_of_target: what of it this target can hold.  Reads the target.
+judge_network_of_target() {
+    WIFI_BY=
+    if [ -n "$WIFI" ]; then
+        if root_has f /usr/sbin/NetworkManager; then WIFI_BY=network_manager
+        elif root_has f /usr/sbin/wpa_supplicant || root_has f /sbin/wpa_supplicant; then WIFI_BY=networkd
+        else refuse '--wifi' "$(target_looked_at), which has neither NetworkManager nor wpa_supplicant" 'a system with one of them'
+        fi
+    fi
+    if [ -n "$SSH_KEY" ]; then
+        judge_kind /root/.ssh d 'a folder, or nothing'
+        judge_kind "$AUTHORIZED" f 'a file, or nothing'
+    fi
+}
+
 stage_network() {
     if [ -n "$HOSTNAME_WANTED" ]; then
         printf '%s\n' "$HOSTNAME_WANTED" >"$STAGE/made"
@@ -62,31 +77,22 @@ stage_network() {
 }
 
 stage_ssh_key() {
-    case $(root_type "$AUTHORIZED") in
-        f | none) ;;
-        *) refuse "$AUTHORIZED on the target" 'no file' 'a file, or nothing' ;;
-    esac
-    { root_cat "$AUTHORIZED" 2>/dev/null || :; } | sed -e '$a\' >"$STAGE/made"
-    while read -r line; do
+    { root_cat "$AUTHORIZED" 2>/dev/null || :; } | awk 1 >"$STAGE/made"
+    while read -r line || [ -n "$line" ]; do
         grep -Fqx -- "$line" "$STAGE/made" || printf '%s\n' "$line" >>"$STAGE/made"
     done <"$SSH_KEY"
-    case $(root_type /root/.ssh) in
-        d) ;;
-        none) stage_folder 0700 /root/.ssh ;;
-        *) refuse '/root/.ssh on the target' 'no folder' 'a folder, or nothing' ;;
-    esac
+    [ "$(root_type /root/.ssh)" = d ] || stage_folder 0700 /root/.ssh
     stage_file 0600 "$AUTHORIZED" "$STAGE/made"
 }
 
 stage_wifi() {
-    if root_has f /usr/sbin/NetworkManager; then
-        wifi_for_network_manager >"$STAGE/made"
-        stage_file 0600 "$NM/sly-wifi.nmconnection" "$STAGE/made"
-    elif root_has f /usr/sbin/wpa_supplicant || root_has f /sbin/wpa_supplicant; then
-        stage_wifi_for_networkd
-    else
-        refuse '--wifi' "$(target_looked_at), which has neither NetworkManager nor wpa_supplicant" 'a system with one of them'
-    fi
+    case $WIFI_BY in
+        network_manager)
+            wifi_for_network_manager >"$STAGE/made"
+            stage_file 0600 "$NM/sly-wifi.nmconnection" "$STAGE/made"
+            ;;
+        networkd) stage_wifi_for_networkd ;;
+    esac
 }
 
 # decimal_bytes, hexadecimal_bytes TEXT: a name of any bytes needs no quotes so.

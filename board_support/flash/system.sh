@@ -19,12 +19,14 @@ judge_system() {
 # What is flashed must lie where it is said to lie: a link in its place would lead elsewhere.
 judge_own_folders() {
     for path in /opt/sly /opt/sly/wheels /opt/sly/models /etc/sly "$STATES" "$STATE"; do
-        kind=$(root_type "$path")
-        case $kind in
-            d | none) ;;
-            *) refuse "$path on the target" "$(type_name "$kind")" 'a folder, or nothing' 'see what it is, and remove it' ;;
-        esac
+        judge_kind "$path" d 'a folder, or nothing: see what it is, and remove it'
     done
+}
+
+# judge_kind PATH TYPE ALLOWED
+judge_kind() {
+    kind=$(root_type "$1")
+    [ "$kind" = "$2" ] || [ "$kind" = none ] || refuse "$1 on the target" "$(type_name "$kind")" "$3"
 }
 
 type_name() {
