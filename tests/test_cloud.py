@@ -28,7 +28,7 @@ from edge_agent.agent import Agent
 from edge_agent.cloud import chat_api
 from edge_agent.cloud.chat_api import Events
 from edge_agent.cloud.endpoint import Endpoint, EndpointError, endpoint_of, name_of, offer_of
-from edge_agent.cloud.exchange import connected
+from edge_agent.cloud.exchange import _in_turn, connected
 from edge_agent.cloud.speaker import CloudSpeaker
 from edge_agent.configured import check
 from edge_agent.core.chat import ChatMessage, Finish, Sampling, Turn, TurnEnd, TurnPart
@@ -285,6 +285,28 @@ def test_who_is_called_off_at_any_moment_of_connecting_leaves_no_socket_open() -
         asyncio.run(scene())
     finally:
         gc.enable()
+
+
+def test_a_name_whose_first_addresses_are_dead_is_reached_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        dead = ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in dead]
+
+    async def scene() -> None:
+        async with strange_endpoint() as strange:
+            section = CloudSection(on=True, url=f"http://cloud.example:{strange.port}/v1", model=MODEL)
+            async with connected(endpoint_of(section)):
+                pass
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    asyncio.run(scene())
+
+
+def test_the_families_of_a_name_take_turns_and_no_more_than_a_few_addresses_are_tried() -> None:
+    six = [(socket.AF_INET6, f"::{each}") for each in range(1, 9)]
+    four = [(socket.AF_INET, f"10.0.0.{each}") for each in range(1, 3)]
+    assert _in_turn([*six, *four]) == [six[0], four[0], six[1], four[1]]
+    assert _in_turn(four) == four
 
 
 def test_a_client_that_leaves_ends_the_exchange_with_the_cloud(tmp_path: Path) -> None:
