@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 N ?= 20000
+A ?= arm64
 # Processes that share a run of all tests: one a core, at most 4; the files named in T run in one.
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
@@ -29,6 +30,7 @@ help:
 	@echo "make power N=1000000        the power cut at every write of an update, and again in recovery"
 	@echo "make update-kills N=2000    the real agent killed at random moments of real updates"
 	@echo "make packed-agent           this agent packed, built beside itself, tried, confirmed and taken back"
+	@echo "make boot A=arm64           a Debian system flashed and booted in qemu (emulated), its power cut in five pushes (A=amd64: by KVM)"
 	@echo "make honest-hours N=10000   honest board-hours through bad times: false contraindications"
 	@echo "make long-session N=100000  one session of SmolLM2, its perplexity and memory every tenth"
 	@echo "make clean         remove the environment and caches"
@@ -87,6 +89,9 @@ update-kills: $(VENV)/dev.made
 
 packed-agent: $(VENV)/dev.made
 	$(BIN)/python -m tests.packed_agent
+
+boot: $(VENV)/dev.made
+	tests/boot/run.sh $(A)
 
 honest-hours: $(VENV)/dev.made
 	$(BIN)/python -m tests.honest_hours $(N)
