@@ -9,10 +9,11 @@ Owns ``/opt/sly/factory`` and what it points to.  Rules:
 * An environment counts once its stamp lies in it, and the stamp is written last; the symlink is switched to a whole one.
   So the power may go at any point: the old one, or nothing, is there, and the next boot begins anew.
 * No link is followed and nothing with a second name is given away: what lies in the agent's folder may be hostile.
-* A second start finds the stamp and only looks at owners.
+* A second start finds both stamps and only looks at owners.
 
-``ota/wheelhouse.py`` builds environments from releases in nearly the same steps.  It cannot be used here (it is inside a wheel that
-is still packed), nor this there (it is a task among others in an agent that goes on serving, and copies what anybody may have sent).
+``ota/wheelhouse.py`` builds environments from releases in nearly the same steps.  It cannot be used here: it is inside a wheel
+that is still packed.  Nor this there: it is a task among others in an agent that goes on serving, and copies what it checks,
+because the folder that it takes files from is no root's.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 USER = "sly"
-LIST, WHEELS, FACTORY, STAMP = "opt/sly/flashed.list", "opt/sly/wheels", "opt/sly/factory", "first_boot.stamp"
+LIST, WHEELS, FACTORY = "opt/sly/flashed.list", "opt/sly/wheels", "opt/sly/factory"
+STAMP, CHECKED = "first_boot.stamp", "opt/sly/first_boot.checked"
 STATE, CONFIG, SYSUSERS = "var/lib/sly", "etc/sly/agent.toml", "etc/sysusers.d/sly.conf"
 NEEDED = ("/opt/sly/launcher.py", "/opt/sly/wheels/wheelhouse.json", "/etc/sly/agent.toml")
 PROBED = "edge_agent.agent"
@@ -59,6 +61,11 @@ BUILD_LIMIT_S = 3600
 PROBE_LIMIT_S = 300
 
 FLASH_AGAIN = "run flash.sh for this card again"
+REMEDIES = {
+    errno.ENOSPC: "make room, or grow the partition (flash.sh --grow), and start again",
+    errno.EROFS: "mount it for writing; if it became read-only by itself, the card is failing: see dmesg",
+    errno.EIO: "the card is failing: see dmesg",
+}
 
 
 class FirstBootError(Exception):
@@ -122,15 +129,31 @@ def _entry(line: str) -> Entry:
 
 
 def check(root: Path, entries: Sequence[Entry]) -> None:
-    """Every file as it was flashed. Raises ``FirstBootError`` naming those that are not."""
+    """Every file as it was flashed, looked at once a flashing. Raises ``FirstBootError`` naming those that are not."""
+    stamp = _flashing(root)
+    if stamped(root / CHECKED, stamp):
+        return
     size_bytes = sum(_size_bytes(root, each) for each in entries)
     say(f"checking {len(entries)} files, {_mib(size_bytes)}")
     wrong = [f"{each.path}: {why}" for each in entries if (why := why_damaged(root, each))]
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise FirstBootError(
-            f"damaged: {'; '.join(wrong[:5])}{more}", f"{FLASH_AGAIN}; if it happens twice, the card is worn out"
-        )
+        remedy = f"{FLASH_AGAIN}; if it happens twice, the card is worn out"
+        raise FirstBootError(f"damaged: {'; '.join(wrong[:5])}{more}", remedy)
+    _write(root / CHECKED, stamp)
+
+
+def _flashing(root: Path) -> str:
+    """The list, and when it was written: a second flashing may write the same one."""
+    path = root / LIST
+    return f"{_digest(path)} {path.stat().st_mtime_ns}"
+
+
+def stamped(path: Path, stamp: str) -> bool:
+    try:
+        return path.read_text().strip() == stamp
+    except (OSError, ValueError):
+        return False
 
 
 def why_damaged(root: Path, entry: Entry) -> str:
@@ -141,7 +164,7 @@ def why_damaged(root: Path, entry: Entry) -> str:
         if not {"d": stat.S_ISDIR, "f": stat.S_ISREG, "l": stat.S_ISLNK}[entry.kind](found):
             return "it is of another kind"
         if entry.kind == "l":
-            target = os.readlink(path)
+            target = str(path.readlink())
             return "" if entry.digest in ("-", target) else f"it points to {target}"
         if entry.kind == "f" and entry.digest not in ("-", _digest(path)):
             return "its bytes are not those that were written"
@@ -217,11 +240,11 @@ def _wanted_groups(root: Path) -> set[str]:
 
 def _make_user(root: Path) -> None:
     """By sysusers.d(5); where systemd-sysusers is missing, what the same file says by groupadd(8), useradd(8) and usermod(8)."""
-    place = [] if root == Path("/") else ["--root", str(root)]
     sysusers = root / SYSUSERS
     if shutil.which("systemd-sysusers"):
-        _try(["systemd-sysusers", *place, str(sysusers)])
+        _try(["systemd-sysusers", f"--root={root}", str(sysusers)])
         return
+    place = [] if root == Path("/") else ["--prefix", str(root)]
     for line in sysusers.read_text().splitlines():
         words = line.split()
         if words[:1] == ["g"]:
@@ -277,7 +300,7 @@ def _give_folder(fd: int, name: str, owner: Identity) -> int:
     """How many below ``fd`` had another owner; each is only ever reached from its folder's descriptor."""
     if name.count("/") > MAX_DEPTH:
         raise FirstBootError(f"folders in /{STATE} lie more than {MAX_DEPTH} deep", "no agent made them: look, and remove them")
-    given = _give(fd, owner)
+    given = int(_give(fd, owner))
     with os.scandir(fd) as entries:
         found = [(each.name, each.stat(follow_symlinks=False).st_mode) for each in entries]
     for child, mode in found:
@@ -354,10 +377,7 @@ def check_platform(facts: dict[str, object]) -> None:
 
 def whole(root: Path, stamp: str) -> bool:
     """Whether the factory's environment is of these wheels."""
-    try:
-        return (root / FACTORY / STAMP).read_text().strip() == stamp and (root / FACTORY / "bin" / "python").exists()
-    except OSError:
-        return False
+    return stamped(root / FACTORY / STAMP, stamp) and (root / FACTORY / "bin" / "python").exists()
 
 
 def build(root: Path, house: Wheelhouse, owner: Identity) -> None:
@@ -377,7 +397,7 @@ def build(root: Path, house: Wheelhouse, owner: Identity) -> None:
     _run("the agent", [python, "-I", "-c", f"import {house.probed}"], PROBE_LIMIT_S, owner)
     say("making it durable")
     _settle(target)
-    _write(target / STAMP, f"{house.stamp}\n")
+    _write(target / STAMP, house.stamp)
     _link(root / FACTORY, target.name)
     _sweep(root, keep=target.name)
 
@@ -395,7 +415,7 @@ def _pip(wheels: Sequence[Path]) -> str:
 
 def _current(root: Path) -> str:
     with suppress(OSError):
-        return os.readlink(root / FACTORY)
+        return str((root / FACTORY).readlink())
     return ""
 
 
@@ -411,7 +431,7 @@ def _check_room(folder: Path, wheels: Sequence[Path]) -> None:
     needed, free = sum(map(unpacked_bytes, wheels)) + SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         what = f"the disk is too full: {_mib(needed)} are needed, {_mib(free)} are free, {_mib(needed - free)} are missing"
-        raise FirstBootError(what, "make room, or grow the partition (flash.sh --grow), and start again")
+        raise FirstBootError(what, REMEDIES[errno.ENOSPC])
 
 
 def unpacked_bytes(wheel: Path) -> int:
@@ -437,11 +457,9 @@ def _run(step: str, command: Sequence[str], limit_s: int = BUILD_LIMIT_S, owner:
 
 
 def _failure(step: str, code: int, output: str) -> FirstBootError:
-    if os.strerror(errno.ENOSPC) in output:
-        return FirstBootError("the disk is full", "make room, or grow the partition (flash.sh --grow), and start again")
-    for number in (errno.EIO, errno.EROFS):
+    for number, remedy in REMEDIES.items():
         if os.strerror(number) in output:
-            return FirstBootError(f"{step}: {os.strerror(number)}", "the card is failing or read-only: see dmesg")
+            return FirstBootError(f"{step}: {os.strerror(number)}", remedy)
     if "No module named venv" in output:
         return FirstBootError("this Python has no venv", "install it in the image: apt-get install python3-venv")
     return FirstBootError(f"{step}: {_last_line(output) or f'code {code}'}", FLASH_AGAIN)
@@ -475,7 +493,7 @@ def _fsync(path: Path) -> None:
 def _write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}")
     with part.open("w") as file:
-        file.write(text)
+        file.write(f"{text}\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -514,11 +532,11 @@ def first_boot(root: Path) -> None:
     house = wheelhouse(root, entries)
     owner = user(root)
     give(root, owner)
+    check(root, entries)
     if whole(root, house.stamp):
-        say("the agent's environment is there already")
+        say("nothing to do: the agent's environment is there")
         return
     check_platform(house.facts)
-    check(root, entries)
     build(root, house, owner)
     say("done: the agent can start")
 
