@@ -12,7 +12,7 @@ export LC_ALL=C
 
 HERE=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 ROOMS=$HERE/board_support/flash
-BUILD=$HERE/build
+BUILD=${SLY_BUILD:-$HERE/build}
 TAB=$(printf '\t')
 # shellcheck source=board_support/flash/say.sh
 . "$ROOMS/say.sh"

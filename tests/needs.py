@@ -52,3 +52,15 @@ def needs_module(name: str, extra: str) -> None:
     if not importlib.util.find_spec(name) and name in os.environ.get("SLY_TESTS_WITHOUT", "").split():
         pytest.skip(f"this environment is made without {name}")
     needs(importlib.util.find_spec(name), f"{name} is not installed (pip install 'slyos-edge[{extra}]')")
+
+
+def needs_program(name: str, package: str) -> str:
+    """Debian's ``package`` has it."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    needs(path, f"there is no {name} (apt-get install {package})")
+    return str(path)
+
+
+def needs_root() -> None:
+    """Files that must belong to root are written by root."""
+    needs(os.geteuid() == 0, "this is root's to do (run the tests as root)")

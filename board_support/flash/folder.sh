@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2015
+# shellcheck shell=sh disable=SC2015,SC2034
 # The root kind `folder`: $ROOT is a folder of this machine, also where an image or a device is mounted.  The contract is in roots.sh.
 #
 # Rules: no path of the target is given to a command before folder_place has said where it lies below $ROOT; a file is whole under

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2015
+# shellcheck shell=sh disable=SC2015,SC2034
 # What the target is: whether a system, for which machine, with which Python.  Only reads, by the root.
 #
 # Rules: what is judged are the target's own files (the head of its ELF files, the names of its Python), never what it says of

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2015,SC2034
+# shellcheck shell=sh disable=SC2015,SC2034,SC2153
 # What a flashed board holds: staged whole, with modes and hashes, before any of it goes to the target.
 #
 # $STAGE/tree has the files, $STAGE/list one line for each entry: type, mode, path and digest by tabs.  Everything belongs to root;
@@ -11,7 +11,8 @@ FLASHED=$SOFTWARE/flashed.list
 FLASHING=$SOFTWARE/flashing.list
 
 stage_tree() {
-    STAGE=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.XXXXXX") || fail 'a folder to stage in' 'it could not be made' 'set TMPDIR to one with room'
+    forget_stages_of_the_dead
+    STAGE=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.$$.XXXXXX") || fail 'a folder to stage in' 'it could not be made' 'set TMPDIR to one with room'
     at_exit forget_stage
     chmod 0700 "$STAGE"
     mkdir "$STAGE/tree"
@@ -24,6 +25,16 @@ stage_tree() {
 
 forget_stage() {
     rm -rf -- "$STAGE"
+}
+
+# Of flashings that were killed and could not tidy up: there are keys in them.
+forget_stages_of_the_dead() {
+    find "${TMPDIR:-/tmp}" -maxdepth 1 -type d -user "$(id -u)" -name 'sly-flash.*.*' 2>/dev/null | while read -r each; do
+        number=${each##*/sly-flash.}
+        number=${number%%.*}
+        case $number in '' | *[!0-9]*) continue ;; esac
+        kill -0 "$number" 2>/dev/null || rm -rf -- "$each"
+    done
 }
 
 stage_software() {
