@@ -102,7 +102,7 @@ debugfs_available_kib() {
         /^Free blocks: / { free = $3 }
         /^Reserved block count: / { reserved = $4 }
         /^Block size: / { size = $3 }
-        END { if (size == "") exit 1; printf "%.0f\n", free > reserved ? (free - reserved) * size / 1024 : 0 }'
+        END { if (size == "") exit 1; printf "%.0f\n", (free > reserved ? (free - reserved) * size / 1024 : 0) }'
 }
 
 debugfs_file_system_size() {

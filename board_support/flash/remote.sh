@@ -1,0 +1,131 @@
+# shellcheck shell=sh disable=SC2015,SC2034
+# The root kind `remote`: the system of a machine that runs, over one SSH connection (--ssh).  The contract is in roots.sh.
+#
+# Rules: whom to trust is the user's own SSH configuration, nothing of it is changed; it asks only where a terminal is, and once; every
+# later command goes through that connection or not at all.  What runs there is folder.sh, sent along, with / as its root, as root
+# or by sudo -n.  A lost connection ends this; flashing again goes on from there.  $SLY_SSH names another ssh.
+
+REMOTE_SSH=${SLY_SSH:-ssh}
+REMOTE_ROOM='' REMOTE_HOST='' REMOTE_SUDO='' REMOTE_SCRIPT='' REMOTE_AGENT='' REMOTE_STOPPED=''
+
+# remote_look USER@HOST
+remote_look() {
+    case $1 in
+        -* | *[!A-Za-z0-9@._:/%+-]*) refuse '--ssh' "$1" 'USER@HOST, or ssh://USER@HOST:PORT, or a name in your ~/.ssh/config' ;;
+    esac
+    command -v "$REMOTE_SSH" >/dev/null || fail "$REMOTE_SSH" 'it is not installed here' 'install it: apt-get install openssh-client'
+    REMOTE_HOST=$1
+    remote_connect
+    REMOTE_SCRIPT=$(remote_script)
+    case $(remote_shell 'id -u') in
+        0) ;;
+        *)
+            REMOTE_SUDO='sudo -n '
+            [ "$(remote_shell 'sudo -n id -u' 2>/dev/null)" = 0 ] || refuse '--ssh' "a user of $1 who is not root there, and whom sudo -n refuses" \
+                'root, or a user with sudo that asks for no password' 'log in as root@..., or allow it there (visudo: NOPASSWD)'
+            ;;
+    esac
+    ROOT_KIND=remote
+}
+
+# The path of a socket is short (unix(7): 108 bytes): TMPDIR may be long.
+remote_connect() {
+    REMOTE_ROOM=$(mktemp -d /tmp/sly-ssh.XXXXXX) || fail '/tmp' 'no folder could be made in it' 'is it full?'
+    at_exit remote_leave
+    trap 'exit 1' USR1
+    asks=no
+    [ -t 0 ] || asks=yes
+    "$REMOTE_SSH" -f -N -M -S "$REMOTE_ROOM/ssh" -o BatchMode="$asks" -o ConnectTimeout=20 -o ServerAliveInterval=10 -o ServerAliveCountMax=3 \
+        -- "$REMOTE_HOST" </dev/null >/dev/null ||
+        fail "$REMOTE_HOST" 'no SSH connection, see above' "does this work: $REMOTE_SSH $REMOTE_HOST true"
+}
+
+remote_leave() {
+    [ -z "$REMOTE_STOPPED" ] || say "flash.sh: the agent on $REMOTE_HOST is stopped, and what is there is not whole; flash it again"
+    "$REMOTE_SSH" -S "$REMOTE_ROOM/ssh" -O exit -- "$REMOTE_HOST" 2>/dev/null || :
+    rm -rf -- "$REMOTE_ROOM"
+}
+
+# remote_shell COMMAND: a line for the shell there.  Without the one connection there is none: ProxyCommand=false.
+remote_shell() {
+    "$REMOTE_SSH" -S "$REMOTE_ROOM/ssh" -o ControlMaster=no -o BatchMode=yes -o ProxyCommand=false -- "$REMOTE_HOST" "$1" && return 0
+    remote_status=$?
+    [ "$remote_status" = 255 ] || return "$remote_status"
+    remote_lost
+}
+
+# Said once, and the end also where a function's output is taken.
+remote_lost() {
+    mkdir -- "$REMOTE_ROOM/lost" 2>/dev/null &&
+        printf 'flash.sh: %s: the connection was lost; what is there may be half; flash it again, which goes on from there\n' "$REMOTE_HOST" >&2
+    kill -USR1 $$
+    exit 1
+}
+
+# remote_quote WORD: as one word for a POSIX shell.
+remote_quote() {
+    case $1 in
+        *\'*) printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")" ;;
+        *) printf "'%s'" "$1" ;;
+    esac
+}
+
+# remote_do FUNCTION ARGS...: a function of what is sent along, run there as root.
+remote_do() {
+    line="${REMOTE_SUDO}sh -c $REMOTE_SCRIPT sh"
+    for word in "$@"; do
+        line="$line $(remote_quote "$word")"
+    done
+    remote_shell "$line"
+}
+
+remote_script() {
+    remote_quote "set -eu; umask 022; export LC_ALL=C; ROOT=/; DRY_RUN=; YES=yes; TAB=\$(printf '\\t')
+$(cat -- "$ROOMS/say.sh" "$ROOMS/folder.sh" "$ROOMS/remote_end.sh")
+\"\$@\""
+}
+
+remote_type() { remote_do folder_type "$1" </dev/null; }
+remote_cat() { remote_do folder_cat "$1" </dev/null; }
+remote_link() { remote_do folder_link "$1" </dev/null; }
+remote_list() { remote_do folder_list "$1" </dev/null; }
+remote_meta() { remote_do folder_meta "$1" </dev/null; }
+remote_hash() { remote_do folder_hash "$1" </dev/null; }
+remote_free_kib() { remote_do folder_free_kib </dev/null; }
+remote_remove() { remote_do folder_remove "$1" </dev/null; }
+remote_remove_empty() { remote_do folder_remove_empty "$1" </dev/null; }
+remote_sync() { remote_do folder_sync </dev/null; }
+
+# remote_apply LIST TREE: the list, then the tree as a tar stream, into a folder of root's alone; from there as folder_apply does.
+remote_apply() {
+    list_bytes=$(wc -c <"$1")
+    { cat -- "$1" && tar -C "$2" -cf - .; } | remote_do end_receive "$((list_bytes))" || exit 1
+}
+
+# remote_ask USER@HOST
+remote_ask() {
+    say "$1: $(remote_do end_name </dev/null)"
+    ask_for flash "The system that runs there becomes a board${WIPE:+, and the board that was there is removed}."
+}
+
+# remote_open USER@HOST
+remote_open() {
+    REMOTE_AGENT=$(remote_do end_agent </dev/null)
+    if [ "$REMOTE_AGENT" = active ]; then
+        say "the agent on $1 is stopped while it is written"
+        remote_do end_stop </dev/null
+        REMOTE_STOPPED=yes
+    fi
+}
+
+# Who ran runs again, and so does who is new; who was stopped by hand stays stopped.
+remote_keep() {
+    remote_sync
+    if [ "$REMOTE_AGENT" = inactive ]; then
+        remote_do end_reload </dev/null
+        say "the agent on $REMOTE_HOST was stopped, and stays so: systemctl start sly-agent"
+    else
+        remote_do end_start </dev/null
+    fi
+    REMOTE_STOPPED=
+}
