@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,26 @@ class FleetBroker:
         self.log = folder.broker_folder / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def lives(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def restart(self) -> None:
+        """SIGTERM, and again as before."""
+        self.stop()
+        self.start()
+
+    def settled(self) -> None:
+        """It has done what the signals before told it: a connection that was refused, or made, after them says so."""
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self._folder.settings.port), START_LIMIT_S) as plain:
+            plain.sendall(b"no TLS")
+            plain.recv(1)
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             configuration = str(self._folder.broker_folder / "mosquitto.conf")
@@ -52,8 +73,8 @@ class FleetBroker:
 
 
 @contextlib.contextmanager
-def broker_of(folder: OperatorFolder) -> Iterator[FleetBroker]:
-    broker = FleetBroker(folder)
+def broker_of(folder: OperatorFolder, broker: FleetBroker | None = None) -> Iterator[FleetBroker]:
+    broker = broker or FleetBroker(folder)
     broker.start()
     try:
         yield broker
