@@ -62,6 +62,7 @@ from edge_agent.shell.endorsing import Endorsing
 from edge_agent.shell.heartbeat import Heartbeat
 from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
+from edge_agent.shell.self_test import SelfTesting
 from edge_agent.shell.standby import Standby
 from edge_agent.shell.state_disk import folder_for_socket, is_of_the_disk
 from edge_agent.shell.tasks import Tasks
@@ -96,6 +97,7 @@ class Agent:
     work: WorkLoop
     verbs: Verbs
     heartbeat: Heartbeat
+    self_test: SelfTesting
     _settings_on: Callable[[Ledger], NodeSettings]
     _library: str
 
@@ -247,6 +249,7 @@ class Agent:
         self._tasks.spawn(self.standby.watch_for_ever(), "disk")
         self._tasks.spawn(self.heartbeat.tick_for_ever(), "tick")
         self._tasks.spawn(self.heartbeat.sense_for_ever(self._jobs.tell_kv), "sense")
+        self.self_test.start()
 
     def _first_node(self, ledger: Ledger, bare: Callable[[Ledger], NodeSettings]) -> tuple[Node, Ledger]:
         """On a ledger in memory if this one does not even count the boot; such a node attests to nothing (``bare``)."""
@@ -315,6 +318,8 @@ class Agent:
         self._closers.append(self.work.close)
         self.verbs = Verbs(lambda: self.node, self.work, self.clock, self.host, self._answers, self._jobs, self.standby.told)
         self.heartbeat = Heartbeat(self.board, self.clock, self._feed, lambda: self.node.at_rest)
+        self.self_test = SelfTesting(self, lambda: self._effects.link, self.standby.ails, self.say)
+        self._closers.append(self.self_test.close)
 
     def _open_updates(self, ledger: Ledger, blobs: BlobStore, measured: Software | None) -> None:
         """What the fleet pushes: taken up where the last start left it."""
@@ -457,7 +462,7 @@ class Agent:
     def _hear(self, event: LinkEvent) -> None:
         if self._effects.link is None:
             return
-        if self.updater is None or not self.updater.hear(event):
+        if not self.self_test.hear(event) and (self.updater is None or not self.updater.hear(event)):
             self._feed(event)
 
     def _feed(self, event: Event) -> None:

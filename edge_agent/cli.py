@@ -24,13 +24,14 @@ from edge_agent.commands import (
     pipeline,
     place,
     run,
+    self_test,
     sim,
     trust,
     verify,
 )
 from edge_agent.core.errors import SlyError
 
-COMMANDS = (agent, ask, chat, pipeline, place, fleet, ota, run, sim, trust, verify, models, board, broker, demo)
+COMMANDS = (agent, self_test, ask, chat, pipeline, place, fleet, ota, run, sim, trust, verify, models, board, broker, demo)
 USAGE_ERROR = 2
 INTERRUPTED = 130
 

@@ -93,7 +93,7 @@ def test_a_board_hears_what_is_for_it_or_for_all_and_nothing_that_is_for_another
             assert not await barn.says(Message(last, b"last"))
             await kitchen.until(lambda: kitchen.topics.count(last) == said.count(last) + 1)
             for_barn = {TOPICS.request("barn"), TOPICS.challenge("barn"), TOPICS.cancel("barn"), TOPICS.kv("barn", "barn"),
-                        TOPICS.reply("barn", "barn")}  # fmt: skip
+                        TOPICS.reply("barn", "barn"), TOPICS.self_test("barn")}  # fmt: skip
             assert set(said) - set(kitchen.topics) == for_barn
             assert set(said) <= set(ann.topics), "an operator hears all of it"
 

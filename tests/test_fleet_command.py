@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.attest.self_test import Check, SelfTest, Verdict, self_test_map, sign_self_test
 from edge_agent.attest.words import Action, open_word
 from edge_agent.cli import main
 from edge_agent.commands.fleet_view import board_page, trust_lines, watch_line, watch_table
@@ -573,3 +574,47 @@ def test_watch_prints_a_line_for_each_change_where_there_is_no_terminal_and_ends
             assert line
         watch.send_signal(signal.SIGINT)
         assert watch.wait(LIMIT_S) == 0
+
+
+def test_a_real_boards_self_test_is_shown_and_what_is_not_signed_by_that_board_never_is(running: Fleet) -> None:
+    running.enroll("kitchen")
+    running.start("kitchen")
+    running.until(lambda session: "kitchen" in session.self_tests)
+    shown = running.command("show", "kitchen")
+    test = shown["self_test"]
+    checks = {each["name"]: each for each in test["checks"]}
+    sound = {"inference", "models", "board", "identity", "certificate", "broker"}
+    assert set(checks) == sound | {"sandbox", "clock", "user", "disk"}
+    assert {checks[name]["verdict"] for name in sound} == {"pass"}, checks
+    assert test["boot_epoch"] == shown["boot_epoch"] == 1 and test["current"]
+    page = board_page(shown)
+    assert "PASS inference" in page and "gives the known answer" in page
+    assert all(f"-> {each['remedy']}"[:40] in page for each in test["checks"] if each["remedy"])
+
+    folder = OperatorFolder(running.path)
+    known, key = SelfTest("kitchen", 9, 9, "1", (Check("clock", Verdict.FAIL, "1970", "set it"),)), signer_for(folder, "kitchen")
+    forged = [
+        sign_self_test(known, Signer(b"kitchen", b"x" * 32)),
+        sign_self_test(replace(known, board="barn"), signer_for(folder, "kitchen")),
+        self_test_map(known).__repr__().encode(),
+    ]
+
+    async def scene() -> OperatorSession:
+        async with clients(folder, "kitchen") as [kitchen], folder.session() as session:
+            for message in forged:
+                assert not await kitchen.says(Message(TOPICS.self_test("kitchen"), message))
+            assert await session.wait_for(lambda: len(session.refused) == len(forged), LIMIT_S)
+            assert session.self_tests["kitchen"].boot_epoch == 1
+            assert not await kitchen.says(Message(TOPICS.self_test("kitchen"), sign_self_test(known, key)))
+            assert await session.wait_for(lambda: session.self_tests["kitchen"].boot_epoch == 9, LIMIT_S)
+            old = replace(known, boot_epoch=8)
+            assert not await kitchen.says(Message(TOPICS.self_test("kitchen"), sign_self_test(old, key)))
+            last = replace(known, number=10)
+            assert not await kitchen.says(Message(TOPICS.self_test("kitchen"), sign_self_test(last, key)))
+            assert await session.wait_for(lambda: session.self_tests["kitchen"].number == 10, LIMIT_S)
+            assert session.self_tests["kitchen"].boot_epoch == 9, "an older boot's does not count"
+            return session
+
+    status = fleet_status(asyncio.run(scene()))
+    kitchen = status["boards"][0]
+    assert "self-test: clock: 1970; set it" in watch_line(kitchen) and "self-test: clock: 1970; set it" in watch_table(status)

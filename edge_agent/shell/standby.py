@@ -140,7 +140,11 @@ class Standby:
 
     def told(self) -> dict[str, object]:
         """For whoever asks how this board is."""
-        return {"kept": not self.why, "disk": self.why or self.disk}
+        return {"kept": not self.why, "disk": self.ails()}
+
+    def ails(self) -> str:
+        """What ails the state folder; empty while what is decided is kept and it takes what is written to it."""
+        return self.why or self.disk
 
     def excused(self, result: InferenceResult) -> InferenceResult:
         """A good answer without a receipt says why it has none."""

@@ -1,0 +1,77 @@
+"""The light on a board that anybody can see: it blinks slowly while something is wrong, and is its own otherwise.
+
+Rules: what the light did before is remembered and given back; one that is not there, or that this user may not switch, is an
+``Absent`` with its reason; nothing here raises for what the machine does.
+Source: the kernel's Documentation/leds/leds-class.rst, and ledtrig-timer (``delay_on`` and ``delay_off``, in ms).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from board_support.sysfs import Absent, Tree
+
+LEDS = {"raspberry_pi": ("ACT", "led0")}
+"""By backend: the names of the light that is for everybody, the newest kernel's first."""
+BLINK = "timer"
+BLINK_MS = 1000
+"""On, and as long off."""
+_IN_FORCE = re.compile(r"\[([\w:-]{1,64})\]")
+_RESTING = ("mmc0", "default-on", "none")
+"""What a light does that was left blinking by an agent which had no time to give it back."""
+
+
+class Led:
+    """``show`` as often as you like; ``give_back`` at the end."""
+
+    def __init__(self, tree: Tree, name: str, before: str) -> None:
+        self.name, self._tree, self._folder, self._before = name, tree, f"sys/class/leds/{name}", before
+        self._blinks = False
+
+    def show(self, failing: bool) -> str:
+        """Blink or be its own again; why that cannot be, empty if it is so."""
+        if failing == self._blinks:
+            return ""
+        why = self._blink() if failing else self._write("trigger", self._before)
+        self._blinks = failing and not why
+        return why
+
+    def give_back(self) -> None:
+        self.show(False)
+
+    def _blink(self) -> str:
+        return self._write("trigger", BLINK) or self._write("delay_on", str(BLINK_MS)) or self._write("delay_off", str(BLINK_MS))
+
+    def _write(self, file: str, text: str) -> str:
+        path = self._tree.root / self._folder / file
+        try:
+            with path.open("r+b", buffering=0) as opened:
+                opened.write(text.encode())
+        except OSError as error:
+            return f"/{self._folder}/{file}: {error.strerror or error}"
+        return ""
+
+
+def open_led(backend: str, root: Path) -> Led | Absent:
+    """The light of this kind of board, below ``root``."""
+    names = LEDS.get(backend, ())
+    tree, reasons = Tree(root), []
+    for name in names:
+        trigger = tree.text(f"sys/class/leds/{name}/trigger")
+        if isinstance(trigger, Absent):
+            reasons.append(trigger.reason)
+            continue
+        words = trigger.replace("[", "").replace("]", "").split()
+        if BLINK not in words:
+            reasons.append(f"/sys/class/leds/{name}/trigger: it has no {BLINK} (kernel module ledtrig-timer)")
+            continue
+        return Led(tree, name, _before(trigger, words))
+    return Absent("; ".join(reasons) or f"{backend} has none that is known")
+
+
+def _before(trigger: str, words: list[str]) -> str:
+    found = _IN_FORCE.search(trigger)
+    if found and found[1] != BLINK:
+        return found[1]
+    return next((each for each in _RESTING if each in words), "none")
