@@ -162,10 +162,11 @@ image_grow() {
     image_judge_last "$1"
     real truncate -s "+${IMAGE_GROW_KIB}K" "$IMAGE_PART"
     {
-        case $(at_medium sfdisk --dump medium) in 'label: gpt'*) at_medium sfdisk --relocate gpt-bak-std medium ;; esac
+        image_second_header
         echo ', +' | at_medium sfdisk --no-reread --no-tell-kernel -N "$MEDIUM_NUMBER" medium
         MEDIUM_SIZE=$(medium_table | awk -v number="$MEDIUM_NUMBER" '$1 == number { print $3 }')
-        at_medium resize2fs "medium?offset=$MEDIUM_START" "$((MEDIUM_SIZE / 1024))K"
+        image_resize
+        image_second_header
     } >"$MEDIUM_ROOM/grown" 2>&1 || fail "$1" "it could not be made larger: $(tail -n 1 "$MEDIUM_ROOM/grown")" 'is there room?'
     IMAGE_GROW_KIB=0
 }
@@ -174,6 +175,20 @@ image_judge_last() {
     last=$(sort -n -k 2 "$MEDIUM_ROOM/table" | awk 'END { print $1 }')
     [ "$last" = "$MEDIUM_NUMBER" ] ||
         refuse '--grow' "partition $MEDIUM_NUMBER of $1, which is not the last on it ($last is)" 'the last partition' 'make the image larger by hand'
+}
+
+# Of a GPT, at the end of the file.
+image_second_header() {
+    case $(at_medium sfdisk --dump medium) in 'label: gpt'*) at_medium sfdisk --relocate gpt-bak-std medium ;; esac
+}
+
+# resize2fs cuts a file off at the file system's new size, and does not add the offset (e2fsprogs 1.47.0): it finds a file that is
+# no longer than that size, which only grows by what it writes.
+image_resize() {
+    whole=$(medium_size)
+    real truncate -s "$((MEDIUM_SIZE / 4096 * 4096))" "$IMAGE_PART"
+    at_medium resize2fs "medium?offset=$MEDIUM_START" "$((MEDIUM_SIZE / 4096 * 4))K"
+    real truncate -s "$whole" "$IMAGE_PART"
 }
 
 # image_finish: closed, whole, durable.
