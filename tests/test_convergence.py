@@ -27,6 +27,7 @@ from edge_agent.placement.table import TableMaker
 from tests.fleet_facts import Draw, crowds, full_fleet, rules, supply, wanted
 from tests.needs import needs_module
 
+DELIVERIES, MANY_DELIVERIES = 400, 2_000
 POOLS, BOARDS, VERSIONS = 40, 4, 3
 """Of records to deliver; in each, so many versions of so many boards."""
 MESSAGES = BOARDS * VERSIONS * 2
@@ -91,11 +92,13 @@ def deliveries(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
     return pool, heard, draw(st.permutations([*dict.fromkeys(heard), *again]))
 
 
-@settings(max_examples=2_000, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(deliveries())
-def test_t1_who_heard_the_same_messages_in_whatever_order_and_number_holds_the_same_bytes(
-    delivered: tuple[int, list[int], list[int]],
-) -> None:
+@pytest.mark.parametrize("cases", [DELIVERIES, pytest.param(MANY_DELIVERIES, marks=pytest.mark.long)])
+def test_t1_who_heard_the_same_messages_in_whatever_order_and_number_holds_the_same_bytes(cases: int) -> None:
+    some = settings(max_examples=cases, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    some(given(deliveries())(must_hold_the_same_bytes))()
+
+
+def must_hold_the_same_bytes(delivered: tuple[int, list[int], list[int]]) -> None:
     pool, one_order, other_order = delivered
     one = TableMaker(rules()).make(facts_of(joined(pool, one_order)))
     other = TableMaker(rules()).make(reversed(facts_of(joined(pool, other_order))))

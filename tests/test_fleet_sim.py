@@ -23,8 +23,9 @@ from tests.fleet_weather import ride_out
 from tests.virtual_board import offer, seed_of
 from tests.virtual_fleet import BrokenPromiseError, VirtualFleet
 
-SEEDS = 200
-SEEDS_A_TEST = 20
+SEEDS, SEEDS_AT_ONCE, SEEDS_A_TEST = 200, 40, 20
+"""Those after the first ones are tried by ``make test-long``."""
+FIRSTS = [pytest.param(first, marks=() if first < SEEDS_AT_ONCE else pytest.mark.long) for first in range(0, SEEDS, SEEDS_A_TEST)]
 SECOND_US = 1_000_000
 SMALL, LARGE = offer("small", 20_000, 700), offer("large", 60_000, 900)
 
@@ -45,7 +46,7 @@ def three_boards(fleet: VirtualFleet, *, offers: tuple[str, ...] = ("a", "b", "c
     fleet.agree(5 * SECOND_US)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+@pytest.mark.parametrize("first", FIRSTS)
 def test_every_client_that_stays_gets_exactly_one_answer_whatever_the_weather(first: int) -> None:
     outcomes: Counter[str] = Counter()
     started_s = time.perf_counter()

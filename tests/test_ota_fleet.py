@@ -17,6 +17,7 @@ small = partial(ride_out, boards=8, canary=2, wave=3)
 """A fleet of eight, of which two are canaries."""
 
 
+@pytest.mark.long
 def test_fifty_boards_stop_a_bad_release_at_its_canaries_and_all_are_back_on_the_old_model() -> None:
     """Where links are cut, power fails, the broker restarts and the operator's machine may be gone."""
     outcome = ride_out(1, "bad", boards=50, canary=5, wave=15)
@@ -25,6 +26,7 @@ def test_fifty_boards_stop_a_bad_release_at_its_canaries_and_all_are_back_on_the
     assert outcome.verdict.counts[Step.FAILED] >= 1 and "of the first 5 boards lost" in outcome.verdict.why
 
 
+@pytest.mark.long
 def test_fifty_boards_all_end_with_a_good_release() -> None:
     fleet = OtaFleet("fifty", 50, lambda board, when: "")
     fleet.boot()

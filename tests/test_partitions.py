@@ -26,8 +26,12 @@ from tests.deaf_link import DeafLink, make_deaf
 from tests.virtual_board import LINK, RULES, offer
 from tests.virtual_fleet import VirtualFleet
 
-SCHEDULES = 200
-SCHEDULES_A_TEST = 25
+SCHEDULES, SCHEDULES_AT_ONCE, SCHEDULES_A_TEST = 200, 50, 25
+"""Those after the first ones are tried by ``make test-long``."""
+FIRSTS = [
+    pytest.param(first, marks=() if first < SCHEDULES_AT_ONCE else pytest.mark.long)
+    for first in range(0, SCHEDULES, SCHEDULES_A_TEST)
+]
 SECOND_US = 1_000_000
 WEATHER_US = 8 * SECOND_US
 RULES_HERE = replace(RULES, policy=PolicySection(horizon_us=SECOND_US))
@@ -173,7 +177,7 @@ def agreed(fleet: VirtualFleet) -> bool:
     return len({node.agreement.digest for node in nodes}) == 1 and all(node.link_up for node in nodes)
 
 
-@pytest.mark.parametrize("first", range(0, SCHEDULES, SCHEDULES_A_TEST))
+@pytest.mark.parametrize("first", FIRSTS)
 def test_t4_after_the_last_link_heals_all_tables_agree_within_the_bound(first: int) -> None:
     with shared_work():
         times_us = sorted(asyncio.run(time_to_agree_us(seed)) for seed in range(first, first + SCHEDULES_A_TEST))

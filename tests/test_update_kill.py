@@ -12,7 +12,7 @@ from tests import update_kills
 from tests.ota_board import TRIAL_BOOTS
 from tests.ota_fleet import NUMBER, OtaFleet
 
-FEW, MANY = 9, 50
+FEW, MANY = 3, 50
 
 
 @pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
