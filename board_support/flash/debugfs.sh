@@ -162,20 +162,29 @@ debugfs_failed() {
     fail "$1 on the target" "it could not be $2: $(debugfs_complaint)" 'nothing was made; is the image whole?'
 }
 
-# debugfs_plan_folder FOLDER: it and those above it are there, or will be.
+# debugfs_plan_folder FOLDER: it and those above it are there, or will be; a link leads to where they will be.
 debugfs_plan_folder() {
     case $DEBUGFS_FOLDERS in *" ${1:-/} "*) return 0 ;; esac
-    case $(debugfs_type "$1/.") in
-        d) ;;
-        *)
-            debugfs_plan_folder "${1%/*}"
-            [ "$(debugfs_type "$1")" = none ] || fail "$1 on the target" 'it is no folder' 'remove it from the image'
-            debugfs_in "$1" mkdir
-            debugfs_plan_owner "$1" 040755
-            ;;
-    esac
+    if [ "$(debugfs_type "$1/.")" != d ]; then
+        debugfs_plan_folder "${1%/*}"
+        case $(debugfs_type "$1") in
+            none)
+                debugfs_in "$1" mkdir
+                debugfs_plan_owner "$1" 040755
+                ;;
+            l) debugfs_plan_folder "$(debugfs_leads_to "$1")" ;;
+            *) fail "$1 on the target" 'it is no folder' 'remove it from the image' ;;
+        esac
+    fi
     DEBUGFS_FOLDERS="$DEBUGFS_FOLDERS$1 "
 }
+
+debugfs_leads_to() (
+    link=$(debugfs_link "$1")
+    case $link in /*) ;; *) link=${1%/*}/$link ;; esac
+    case $link in *[!A-Za-z0-9/._@+-]*) refuse "$1 on the target" 'a link to a name with other characters' 'letters, digits and /._@+-' ;; esac
+    printf '%s\n' "${link%/}"
+)
 
 # debugfs_in PATH COMMAND [WORD]: commands that do it in the folder of PATH, with its last part.
 debugfs_in() {
