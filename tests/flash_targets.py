@@ -11,13 +11,16 @@ import shutil
 import stat
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent import cli
 from ota.wheelhouse import FACTS, encode_facts
 from tests import wheels
+from tests.needs import needs_program, needs_root
 
 ROOT = Path(__file__).resolve().parents[1]
 FLASH = ROOT / "flash.sh"
@@ -117,6 +120,51 @@ def _about(path: Path, times: bool) -> tuple[object, ...]:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
     told = (oct(facts.st_mode), facts.st_uid, facts.st_gid, content)
     return (*told, facts.st_mtime_ns, facts.st_ino) if times else told
+
+
+KINDS = {BOARD: "jalapeno", "gate": "raspberry_pi", "barn": "coral", "yard": "jetson"}
+"""Boards that are enrolled in a workshop, and what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Boards that were enrolled, wheels, and a place for systems; every path has a space in it."""
+
+    room: Path
+    boards: Path
+    wheels: Path
+
+    def system(self, machine: str = "aarch64", python: str = "3.11") -> Path:
+        """A new one."""
+        return system(Path(tempfile.mkdtemp(prefix="system ", dir=self.room)) / "root", machine, python)
+
+    def flash(
+        self,
+        target: Path,
+        *more: object,
+        shell: str = "dash",
+        before: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> Flashed:
+        """``options``: instead of what they should be; one that is None is left out."""
+        words = self.words(target, **options)
+        return flash(*words, *more, shell=shell, before=before, **(variables or {}))
+
+    def words(self, target: Path, **options: object) -> list[object]:
+        usual = {"board": KINDS[BOARD], "enrolled": self.boards / BOARD, "rootfs": target, "wheels": self.wheels}
+        chosen = {**usual, **options}
+        return [word for name, value in chosen.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)]
+
+
+@contextmanager
+def workshop() -> Iterator[Workshop]:
+    needs_root()
+    for name in SHELLS.values():
+        needs_program(name[0], name[0])
+    with tempfile.TemporaryDirectory(prefix="sly flash ", dir=scratch()) as folder:
+        room = Path(folder)
+        yield Workshop(room, fleet(room / "fleet", KINDS) / "boards", wheelhouse(room / "wheels"))
 
 
 def scratch() -> Path | None:

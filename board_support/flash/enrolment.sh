@@ -17,7 +17,7 @@ toml_value() {
 }
 
 judge_enrolment() {
-    [ -d "$ENROLLED" ] || refuse '--enrolled' "$ENROLLED, which is no folder" "a board's folder" 'make one: sly fleet enroll'
+    [ -d "$ENROLLED" ] || refuse '--enrolled' "$ENROLLED, which is no folder that user $(id -un) can find" "a board's folder" 'make one: sly fleet enroll'
     ENROLLED=$(CDPATH='' cd -- "$ENROLLED" && pwd -P) || refuse '--enrolled' 'a folder that cannot be entered' 'one that you may read'
     for name in agent.toml client.key $PUBLIC_FILES; do
         [ -f "$ENROLLED/$name" ] && [ -r "$ENROLLED/$name" ] && [ -s "$ENROLLED/$name" ] ||

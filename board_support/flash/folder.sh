@@ -28,7 +28,7 @@ folder_place() (
 )
 
 folder_type() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     if [ -L "$place" ]; then echo l
     elif [ -f "$place" ]; then echo f
     elif [ -d "$place" ]; then echo d
@@ -38,28 +38,28 @@ folder_type() (
 )
 
 folder_cat() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ -f "$place" ] && [ ! -L "$place" ] && cat -- "$place"
 )
 
 folder_link() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ -L "$place" ] && readlink -- "$place"
 )
 
 folder_list() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ -d "$place" ] && [ ! -L "$place" ] && ls -A -- "$place"
 )
 
 folder_meta() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     told=$(stat -c '%a %u %g' -- "$place" 2>/dev/null) || return 1
     printf '%04d %s\n' "${told%% *}" "${told#* }"
 )
 
 folder_hash() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ -f "$place" ] && [ ! -L "$place" ] || return 1
     told=$(sha256sum <"$place") && printf '%s\n' "${told%% *}"
 )
@@ -69,13 +69,13 @@ folder_free_kib() {
 }
 
 folder_remove() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ "$place" != "$ROOT" ] || refuse 'what is removed' "$1" 'something below the root'
     rm -rf -- "$place" || fail "$1 on the target" 'it could not be removed' 'is the file system read-only?'
 )
 
 folder_remove_empty() (
-    place=$(folder_place "$1") || return 1
+    place=$(folder_place "$1") || return
     [ -L "$place" ] || rmdir -- "$place" 2>/dev/null || :
 )
 
@@ -91,19 +91,19 @@ folder_apply() {
 }
 
 folder_put_d() (
-    place=$(folder_place "$2") || return 1
+    place=$(folder_place "$2") || return
     folder_make_parents "$place" && { [ -d "$place" ] || mkdir -- "$place"; } && chown 0:0 "$place" && chmod "0$1" "$place"
 )
 
 folder_put_f() (
-    place=$(folder_place "$2") || return 1
+    place=$(folder_place "$2") || return
     part=${place%/*}/.${place##*/}.sly-part
     folder_make_parents "$place" && rm -rf -- "$part" && (umask 077 && cat -- "$4$2" >"$part") &&
         chown 0:0 "$part" && chmod "$1" "$part" && mv -fT -- "$part" "$place" || { rm -f -- "$part"; return 1; }
 )
 
 folder_put_l() (
-    place=$(folder_place "$2") || return 1
+    place=$(folder_place "$2") || return
     part=${place%/*}/.${place##*/}.sly-part
     folder_make_parents "$place" && rm -rf -- "$part" && ln -s -- "$3" "$part" && chown -h 0:0 "$part" && mv -fT -- "$part" "$place"
 )

@@ -22,7 +22,7 @@ target_ask() {
     case $TARGET in
         device) device_ask "$DEVICE" ;;
         remote) remote_ask "$SSH_TO" ;;
-        *) [ -z "$WIPE" ] || [ "$(root_type "$STATE")" = none ] ||
+        *) [ -z "$WIPE" ] || [ "$(root_type "$STATES")" = none ] ||
             ask_for wipe "The identity, the ledger and the models of the board in $(target_name) are removed." ;;
     esac
 }
