@@ -1,7 +1,7 @@
 """``sly self-test``: what a board finds when it looks at itself, without an agent: what a person at the board types first.
 
-Rules: nothing is made or changed on the board, so that it may run beside an agent, and by anybody who may read the files; exit code
-1 if a check fails.  Models are checked as files (there, whole, loadable), the broker by one connection.
+Rules: nothing is made or changed on the board, so that it may run beside an agent, and by anybody who may read the files; exit
+code 1 if a check fails.  Models are checked as files (there, whole, loadable), the broker by one connection.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from edge_agent.attest.self_test import Check
     from edge_agent.core.config import AgentConfig
 
-ABOUT = (
-    "Check the runtime in its sandbox, models, board, clock, disk, keys, certificate, broker and user. Exit code 1 if one fails."
-)
+ABOUT = """\
+Checks the runtime in its sandbox, the models, the board, clock, disk, keys, certificate, broker and user, beside an agent or
+without one, and says what to do. Exit code 1 if a check fails."""
 SOCKET_LIMIT_S = 2.0
 
 
@@ -140,13 +140,13 @@ async def _why_not(config: AgentConfig, board: Board, name: str) -> str:
 
     alone = replace(config, models=replace(config.models, serve=(name,)))
     try:
-        for card in language_models(alone).values():
-            for entry in card.entries():
-                await asyncio.to_thread(_must_be, models_folder(config) / entry.filename, bytes.fromhex(entry.sha256))
+        for language in language_models(alone).values():
+            for entry in language.entries():
+                await asyncio.to_thread(_must_be, models_folder(config) / entry.filename, entry.sha256)
         for card, path in model_files(alone).values():
-            digest = bytes.fromhex(card.source.sha256)
-            await asyncio.to_thread(_must_be, path, digest)
+            await asyncio.to_thread(_must_be, path, card.source.sha256)
             with path.open("rb") as file:
+                digest = bytes.fromhex(card.source.sha256)
                 sandbox = await Sandbox.start(name, file.fileno(), digest, engine_settings(config), board.delegate(), card)
             await sandbox.close()
     except SlyError as error:
@@ -156,15 +156,15 @@ async def _why_not(config: AgentConfig, board: Board, name: str) -> str:
     return ""
 
 
-def _must_be(path: Path, digest: bytes) -> None:
+def _must_be(path: Path, digest: str) -> None:
     import hashlib
 
     from edge_agent.core.errors import RefusedError
 
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").digest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
-        raise RefusedError(f"model file {path}", f"bytes of SHA-256 {found.hex()[:16]}", digest.hex()[:16], "fetch it again")
+        raise RefusedError(f"model file {path}", f"bytes of SHA-256 {found[:16]}", digest[:16])
 
 
 async def _broker(config: AgentConfig) -> Check:

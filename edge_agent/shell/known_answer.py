@@ -98,7 +98,8 @@ def _told(error: SlyError | OSError) -> tuple[str, str]:
         case ChildDiedError():
             return f"the engine died: {error.death}", "install the runtime anew, or its other release: docs/boards.md"
         case UnavailableError():
-            return f"{error.subject}: {error.reason}", error.remedy or "see sly board probe"
+            reason, _, remedy = error.reason.rpartition("; ")  # what a child says is in one line
+            return (reason, remedy) if reason else (remedy, error.remedy or "see docs/boards.md, and sly board probe")
         case RefusedError():
             return f"the runtime refuses a sound model: {error}", "install the runtime anew: docs/boards.md"
     return f"no engine can be started: {error}", "see what else uses the machine's memory and processes"
