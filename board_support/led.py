@@ -1,7 +1,8 @@
 """The light on a board that anybody can see: it blinks slowly while something is wrong, and is its own otherwise.
 
-Rules: what the light did before is remembered and given back; one that is not there, or that this user may not switch, is an
-``Absent`` with its reason; nothing here raises for what the machine does.
+Rules: what the light did before is remembered and given back; one that is not there is an ``Absent`` with its reason; nothing here
+raises for what the machine does.  The files of the pace appear with the trigger, and may be root's alone: then the pace is the
+kernel's, half a second on and half a second off.
 Source: the kernel's Documentation/leds/leds-class.rst, and ledtrig-timer (``delay_on`` and ``delay_off``, in ms).
 """
 
@@ -41,7 +42,11 @@ class Led:
         self.show(False)
 
     def _blink(self) -> str:
-        return self._write("trigger", BLINK) or self._write("delay_on", str(BLINK_MS)) or self._write("delay_off", str(BLINK_MS))
+        why = self._write("trigger", BLINK)
+        if not why:
+            for pace in ("delay_on", "delay_off"):
+                self._write(pace, str(BLINK_MS))
+        return why
 
     def _write(self, file: str, text: str) -> str:
         path = self._tree.root / self._folder / file

@@ -87,7 +87,12 @@ def test_a_light_that_may_not_be_switched_says_why_and_raises_nothing(tmp_path: 
     (folder / "trigger").mkdir()
     assert "Is a directory" in led.show(True)
     led.give_back()
-    (folder / "trigger").rmdir()
-    (folder / "trigger").write_text(PI_4)
+
+
+def test_a_light_whose_pace_may_not_be_set_blinks_at_the_kernels_and_is_given_back(tmp_path: Path) -> None:
+    folder = a_led(tmp_path)
+    led = opened(tmp_path)
     (folder / "delay_on").unlink()
-    assert "/sys/class/leds/ACT/delay_on: No such file or directory" in led.show(True)
+    (folder / "delay_on").mkdir()
+    assert led.show(True) == "" and written(folder, "trigger").startswith("timer")
+    assert led.show(False) == "" and written(folder, "trigger").startswith("mmc0")
