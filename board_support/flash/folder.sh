@@ -98,20 +98,25 @@ folder_put_d() (
 folder_put_f() (
     place=$(folder_place "$2") || return
     part=${place%/*}/.${place##*/}.sly-part
-    folder_make_parents "$place" && rm -rf -- "$part" && (umask 077 && cat -- "$4$2" >"$part") &&
+    folder_make_parents "$place" && folder_clear "$part" && (umask 077 && cat -- "$4$2" >"$part") &&
         chown 0:0 "$part" && chmod "$1" "$part" && mv -fT -- "$part" "$place" || { rm -f -- "$part"; return 1; }
 )
 
 folder_put_l() (
     place=$(folder_place "$2") || return
     part=${place%/*}/.${place##*/}.sly-part
-    folder_make_parents "$place" && rm -rf -- "$part" && ln -s -- "$3" "$part" && chown -h 0:0 "$part" && mv -fT -- "$part" "$place"
+    folder_make_parents "$place" && folder_clear "$part" && ln -s -- "$3" "$part" && chown -h 0:0 "$part" && mv -fT -- "$part" "$place"
 )
+
+# What a flashing that was killed left under the name of a part.
+folder_clear() {
+    { [ ! -e "$1" ] && [ ! -L "$1" ]; } || rm -rf -- "$1"
+}
 
 # Only below $ROOT, and only folders that folder_place has resolved: mkdir -p never meets a link.
 folder_make_parents() (
     umask 022
-    mkdir -p -- "${1%/*}"
+    [ -d "${1%/*}" ] || mkdir -p -- "${1%/*}"
 )
 
 folder_sync() {
