@@ -1,8 +1,8 @@
 """The light on a board that anybody can see: it blinks slowly while something is wrong, and is its own otherwise.
 
-Rules: what the light did before is remembered and given back; one that is not there is an ``Absent`` with its reason; nothing here
-raises for what the machine does.  The files of the pace appear with the trigger, and may be root's alone: then the pace is the
-kernel's, half a second on and half a second off.
+Rules: what the light did before is remembered and given back; one that is not there is an ``Absent`` with its reason; nothing
+here raises for what the machine does.  The files of the pace appear with the trigger, and may be root's alone: then the pace is
+the kernel's, half a second on and half a second off.
 Source: the kernel's Documentation/leds/leds-class.rst, and ledtrig-timer (``delay_on`` and ``delay_off``, in ms).
 """
 

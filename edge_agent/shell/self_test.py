@@ -161,7 +161,7 @@ class SelfTesting:
             case Published(ticket):
                 return ticket == TICKET
             case Rejected(reason, ticket) if ticket == TICKET:
-                self._say_once(f"the broker does not take the self-test: {reason}; bring it the access list of: sly fleet broker")
+                self._say_once(f"the broker does not take the self-test: {reason}; write its access list anew: sly fleet broker")
                 return True
         return False
 
