@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_agent.commands.fleet_folder import brought, opened, say, told, with_folder
+
+if TYPE_CHECKING:
+    from edge_agent.steward.folder import OperatorFolder
 
 INIT = """\
 Make a fleet in DIR: TUF keys (the root's belong offline), a certificate authority, a Mosquitto configuration with TLS and an
@@ -42,6 +46,8 @@ def add(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     broker.add_argument(
         "--at", type=Path, metavar="PATH", help="where its files lie on its machine: prints the configuration for that"
     )
+    about_kind = "whose access list to print: mosquitto writes its own with each change, emqx gets it so (docs/cluster.md)"
+    broker.add_argument("--for", dest="kind", choices=("mosquitto", "emqx"), default="mosquitto", help=about_kind)
     with_folder(broker)
     broker.set_defaults(run=_broker)
 
@@ -119,6 +125,8 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 def _broker(arguments: argparse.Namespace) -> int:
     folder = opened(arguments)
+    if arguments.kind == "emqx":
+        return _emqx(arguments, folder)
     if arguments.at is not None:
         text = folder.configuration(arguments.at)
         return told(arguments, {"configuration": text}, text.rstrip())
@@ -131,6 +139,14 @@ def _broker(arguments: argparse.Namespace) -> int:
         "# after a revocation it must read its lists again: kill -HUP of its process (here sly fleet revoke does that)",
     ]
     return told(arguments, report, "\n".join(lines))
+
+
+def _emqx(arguments: argparse.Namespace, folder: OperatorFolder) -> int:
+    from edge_agent.steward.emqx import acl_conf
+
+    charter = folder.charter
+    text = acl_conf(charter.fleet, charter.operators, [board for board, each in charter.boards.items() if each.revoked])
+    return told(arguments, {"acl": text}, text.rstrip())
 
 
 def _hexadecimal(option: str, text: str) -> bytes:

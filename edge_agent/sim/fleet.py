@@ -79,6 +79,8 @@ class Peek:
 class SimFleet:
     """``with SimFleet(scenario, seed, placer) as fleet: run = fleet.run()``."""
 
+    board_kind: type[SimBoard] = SimBoard
+
     def __init__(self, scenario: Scenario, seed: int = 0, placer: str = TABLE) -> None:
         self.scenario, self.seed, self.placer = scenario, seed, placer
         self.choose = self._chooser(placer)
@@ -163,7 +165,7 @@ class SimFleet:
         scenario = self.scenario
         for source in sources(scenario):
             self.tell(source)
-        self.boards.update({plan.id: SimBoard(self, plan) for plan in scenario.boards})
+        self.boards.update({plan.id: self.board_kind(self, plan) for plan in scenario.boards})
         for plan in scenario.boards:
             self._at(plan.joins_ms if plan.joins_ms else -START_US // 1000, self.boards[plan.id].boot)
         for outage in scenario.outages:

@@ -32,31 +32,31 @@ MEMORY_BYTES = 2**30
 CONNECTIONS = 2 * MAX_BOARDS + 64
 SESSION_DAYS = 14
 
-_SELF, _ANY = "%u", "+"
-_SAID_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
-    (Kind.ONLINE, {"board": _SELF}),
-    (Kind.RECORD, {"board": _SELF}),
-    (Kind.QUOTE, {"board": _SELF}),
-    (Kind.REPLY, {"board": _SELF, "client": _ANY}),
-    (Kind.APPRAISAL, {"verifier": _SELF, "board": _ANY}),
-    (Kind.EPOCH, {"verifier": _SELF}),
-    (Kind.DIGEST, {"board": _SELF}),
-    (Kind.OTA_WANT, {"board": _SELF}),
-    (Kind.REPORT, {"board": _SELF}),
-    (Kind.SELF_TEST, {"board": _SELF}),
-    (Kind.CHALLENGE, {"board": _ANY}),
-    (Kind.REQUEST, {"board": _ANY}),
-    (Kind.CANCEL, {"board": _ANY}),
-    (Kind.KV, {"board": _ANY, "peer": _SELF}),
-    (Kind.OTA_CHUNK, {"digest": _ANY}),
+SELF, CLIENT, ANY = "%u", "%c", "+"
+SAID_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
+    (Kind.ONLINE, {"board": SELF}),
+    (Kind.RECORD, {"board": SELF}),
+    (Kind.QUOTE, {"board": SELF}),
+    (Kind.REPLY, {"board": SELF, "client": ANY}),
+    (Kind.APPRAISAL, {"verifier": SELF, "board": ANY}),
+    (Kind.EPOCH, {"verifier": SELF}),
+    (Kind.DIGEST, {"board": SELF}),
+    (Kind.OTA_WANT, {"board": SELF}),
+    (Kind.REPORT, {"board": SELF}),
+    (Kind.SELF_TEST, {"board": SELF}),
+    (Kind.CHALLENGE, {"board": ANY}),
+    (Kind.REQUEST, {"board": ANY}),
+    (Kind.CANCEL, {"board": ANY}),
+    (Kind.KV, {"board": ANY, "peer": SELF}),
+    (Kind.OTA_CHUNK, {"digest": ANY}),
 )
-_HEARD_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
-    (Kind.CHALLENGE, {"board": _SELF}),
-    (Kind.REQUEST, {"board": _SELF}),
-    (Kind.CANCEL, {"board": _SELF}),
-    (Kind.KV, {"board": _SELF, "peer": _ANY}),
-    (Kind.REPLY, {"board": _ANY, "client": _SELF}),
-    (Kind.REPLY, {"board": _ANY, "client": f"{_SELF}{TOOL}%c"}),
+HEARD_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
+    (Kind.CHALLENGE, {"board": SELF}),
+    (Kind.REQUEST, {"board": SELF}),
+    (Kind.CANCEL, {"board": SELF}),
+    (Kind.KV, {"board": SELF, "peer": ANY}),
+    (Kind.REPLY, {"board": ANY, "client": SELF}),
+    (Kind.REPLY, {"board": ANY, "client": f"{SELF}{TOOL}{CLIENT}"}),
     *(
         (kind, {})
         for kind in (
@@ -65,8 +65,8 @@ _HEARD_BY_A_BOARD: tuple[tuple[Kind, dict[str, str]], ...] = (
         )
     ),
 )  # fmt: skip
-_SAID_BY_AN_OPERATOR = (Kind.OTA_META, Kind.ROLLOUT, Kind.WORD, Kind.OTA_CHUNK)
-_OWN_ECHO = "board/{operator}/reply/+"
+SAID_BY_AN_OPERATOR = (Kind.OTA_META, Kind.ROLLOUT, Kind.WORD, Kind.OTA_CHUNK)
+OWN_ECHO = "board/{operator}/reply/+"
 """What an operator says to itself, to learn that it has heard all that was kept."""
 
 
@@ -114,15 +114,15 @@ def access_list(fleet: str, operators: Iterable[str], revoked: Iterable[str]) ->
     for operator in sorted(operators):
         checked(BOARD_ID, "operator", operator)
         lines += [f"user {OPERATOR_PREFIX}{operator}", f"topic read {root}#"]
-        lines += [f"topic write {root}{_filter(kind, {})}" for kind in _SAID_BY_AN_OPERATOR]
-        lines += [f"topic write {root}{_OWN_ECHO.format(operator=operator)}", ""]
+        lines += [f"topic write {root}{topic_filter(kind, {})}" for kind in SAID_BY_AN_OPERATOR]
+        lines += [f"topic write {root}{OWN_ECHO.format(operator=operator)}", ""]
     lines += ["# Boards, by the name in their certificate (%u); %c is what a client calls itself, as sly ask does."]
-    lines += [f"pattern write {root}{_filter(kind, parts)}" for kind, parts in _SAID_BY_A_BOARD]
-    lines += [f"pattern read {root}{_filter(kind, parts)}" for kind, parts in _HEARD_BY_A_BOARD]
+    lines += [f"pattern write {root}{topic_filter(kind, parts)}" for kind, parts in SAID_BY_A_BOARD]
+    lines += [f"pattern read {root}{topic_filter(kind, parts)}" for kind, parts in HEARD_BY_A_BOARD]
     return "\n".join(lines) + "\n"
 
 
-def _filter(kind: Kind, parts: dict[str, str]) -> str:
+def topic_filter(kind: Kind, parts: dict[str, str]) -> str:
     """The topic filter of a kind; a part that is not given is any."""
-    levels = (level if level[0] != "{" else parts.get(level.strip("{}"), _ANY) for level in kind.value.split("/"))
+    levels = (level if level[0] != "{" else parts.get(level.strip("{}"), ANY) for level in kind.value.split("/"))
     return "/".join(levels)
