@@ -45,7 +45,8 @@ make_tar() {
 furnish() {
   printf 'LABEL=root / ext4 errors=remount-ro 0 1\n' >"$1/etc/fstab"
   printf 'debian\n' >"$1/etc/hostname"
-  printf '[Match]\nType=ether\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\nLinkLocalAddressing=no\n' >"$1/etc/systemd/network/20-wired.network"
+  printf '[Match]\nType=ether\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\nLinkLocalAddressing=no\n' \
+    >"$1/etc/systemd/network/20-wired.network"
   chroot_units "$1"
   : >"$1/etc/machine-id"
 }

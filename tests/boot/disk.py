@@ -57,18 +57,20 @@ class VolatileDisk:
         self._thread = threading.Thread(target=self._serve, args=(self._listener,), daemon=True)
         self._thread.start()
 
-    def cut(self) -> int:
-        """After the client's end: keep some of what was not flushed, lose the rest. Returns the bytes that were lost."""
+    def cut(self) -> tuple[int, int]:
+        """After the client's end: keep some of what was not flushed, lose the rest.
+
+        Returns how many bytes were not flushed, and how many of them are lost.
+        """
         self._stop()
-        lost = 0
         sectors = list(self._cache)
         self._random.shuffle(sectors)
         for sector in sectors[: self._random.randrange(len(sectors) + 1)]:
             os.pwrite(self._file, self._cache.pop(sector), sector * SECTOR_BYTES)
-        lost = len(self._cache) * SECTOR_BYTES
+        lost = len(self._cache)
         self._cache.clear()
         os.close(self._file)
-        return lost
+        return len(sectors) * SECTOR_BYTES, lost * SECTOR_BYTES
 
     def close(self) -> None:
         """As a machine that was shut down leaves it: everything is kept."""

@@ -33,6 +33,7 @@ def process(pid: int) -> dict[str, Any]:
         "bounding set": status["CapBnd"],
         "no new privileges": status["NoNewPrivs"] == "1",
         "seccomp": int(status["Seccomp"]),
+        "seccomp filters": int(status["Seccomp_filters"]),
         "python": words[0].decode(),
         "pss_kib": next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")),
     }

@@ -54,8 +54,8 @@ class Machine:
         with self.console.with_suffix(".qemu").open("ab") as log:
             self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def cut(self) -> int:
-        """Pull the plug: what the disk had not been told to keep may be lost. Returns how many bytes that were."""
+    def cut(self) -> tuple[int, int]:
+        """Pull the plug. Returns how many bytes the disk had not been told to keep, and how many of them it lost."""
         self._end()
         return self._disk.cut()
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A board from nothing: Debian is made, flashed by flash.sh, booted in a virtual machine, and its plug is pulled in the middle of updates.
+# A board from nothing: Debian is made, flashed by flash.sh and booted in a virtual machine; its plug is pulled in updates.
 #
 #   tests/boot/run.sh [arm64|amd64] [--cuts N] [--accel tcg|kvm] [--keep]
 #
@@ -11,7 +11,8 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 TOP=$(cd "$HERE/../.." && pwd)
 WORK=$TOP/build/boot
 TREE=
-TOOLS='mmdebstrap fdisk e2fsprogs mosquitto openssh-client iproute2 qemu-system-arm qemu-system-x86 qemu-user-static binfmt-support'
+TOOLS='mmdebstrap fdisk e2fsprogs mosquitto openssh-client iproute2'
+TOOLS="$TOOLS qemu-system-arm qemu-system-x86 qemu-user-static binfmt-support"
 
 say() { printf 'boot: %s\n' "$*" >&2; }
 stop() { printf 'boot: %s; %s\n' "$1" "$2" >&2; exit 1; }
@@ -54,7 +55,10 @@ judge_options() {
 
 # A /dev/kvm that can be opened is not one that runs a kernel (in some clouds it does not): the kernel itself must say a word.
 best_accel() {
-  [ "$ARCH" = "$(dpkg --print-architecture)" ] && [ -w /dev/kvm ] || { echo tcg; return; }
+  if [ "$ARCH" != "$(dpkg --print-architecture)" ] || [ ! -w /dev/kvm ]; then
+    echo tcg
+    return
+  fi
   cpu=$("$PYTHON" -c "from tests.boot.machine import CPU; print(CPU['$ARCH', 'kvm'])")
   kind=q35
   [ "$ARCH" = amd64 ] || kind=virt
@@ -76,7 +80,7 @@ judge_machine() {
   export SLY="${PYTHON%/*}/sly"
 }
 
-# apart COMMAND...: in a network of its own, where this machine is 10.0.2.2 as it is in the virtual one, and nothing else is there.
+# apart COMMAND...: in a network of its own, where this machine is 10.0.2.2 as for the virtual one, and nothing else is there.
 apart() {
   # shellcheck disable=SC2016
   unshare --net sh -c 'ip link set lo up && ip address add 10.0.2.2/32 dev lo && exec "$@"' sh "$@"

@@ -130,9 +130,10 @@ class Story:
 
         await self.until(reached, f"{permille} ‰ of the push")
         said = self.progress()
-        lost = self.machine.cut()
+        unflushed, lost = self.machine.cut()
         assert said is not None
-        self.says(f"power cut {at}: {said.step.value}, {said.permille} ‰ here; {lost // 1024} KiB that were not flushed are lost")
+        kib = f"{unflushed // 1024} KiB were not flushed, {lost // 1024} KiB of them are lost"
+        self.says(f"power cut {at}: {said.step.value}, {said.permille} ‰ here; {kib}")
 
     # What the operator knows.
 
