@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from board_support import first_boot
 from tests.flash_targets import (
     BOARD,
     KINDS,
@@ -23,6 +26,7 @@ from tests.flash_targets import (
     wheelhouse,
     workshop,
 )
+from tests.wheels import PYTHON
 
 STATE = f"var/lib/sly/{BOARD}"
 LIST, UNFINISHED = "opt/sly/flashed.list", "opt/sly/flashing.list"
@@ -353,3 +357,53 @@ def test_wheels_that_cannot_be_packed_are_said_with_board_and_python_and_leave_n
     done = shop.flash(target, wheels=None, shell=ASH, variables={"SLY": str(sly), "SLY_BUILD": str(kept)})
     assert done.code == FAILED and "--board jalapeno (Python 3.11, aarch64)" in done.last and "no wheel of numpy" in done.err
     assert everything(target, times=True) == before and not list(kept.iterdir())
+
+
+def test_packing_that_is_ended_leaves_nothing_and_what_a_killed_one_left_goes(
+    shop: Workshop, target: Path, tmp_path: Path
+) -> None:
+    sly, kept = tmp_path / "sly", tmp_path / "kept"
+    sly.write_text('#!/bin/sh\nmkdir -p "$3"; touch "$3/half.whl"; kill -$HOW 0\n')
+    sly.chmod(0o755)
+    before = everything(target, times=True)
+    for how, left in (("KILL", 1), ("TERM", 0)):
+        variables = {**os.environ, "SLY": str(sly), "SLY_BUILD": str(kept), "HOW": how}
+        subprocess.run(
+            command(*shop.words(target, wheels=None)),
+            env=variables,
+            start_new_session=True,
+            capture_output=True,
+            timeout=PATIENCE_S,
+        )
+        assert len(list(kept.iterdir())) == left
+    assert everything(target, times=True) == before
+
+
+def test_a_model_that_is_served_and_not_given_is_told(shop: Workshop, target: Path) -> None:
+    models, enrolled = shop.room / "served models", shop.room / "serving"
+    models.mkdir()
+    (models / "faces.tflite").write_bytes(b"weights")
+    shutil.copytree(shop.boards / BOARD, enrolled)
+    text = (enrolled / "agent.toml").read_text()
+    (enrolled / "agent.toml").write_text(text.replace("serve = []", 'serve = ["faces", "persons"]'))
+    done = shop.flash(target, enrolled=enrolled, models=models)
+    assert done.code == 0 and "serves persons" in done.err and "serves faces" not in done.err
+    done = shop.flash(target, "--dry-run", enrolled=enrolled)
+    assert "serves persons" in done.err and "serves faces" not in done.err, "it is on the target"
+
+
+@pytest.mark.long
+def test_the_agent_of_this_checkout_is_packed_flashed_and_its_factory_is_made_of_it(shop: Workshop, tmp_path: Path) -> None:
+    """Needs the package index, as packing does."""
+    target = shop.system(platform.machine(), PYTHON)
+    sly = Path(sys.executable).with_name("sly")
+    done = shop.flash(target, wheels=None, variables={"SLY": str(sly), "SLY_BUILD": str(tmp_path)})
+    assert done.code == 0, done.err
+    house = first_boot.wheelhouse(target, first_boot.flashed(target))
+    place = tmp_path / "environment"
+    subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", place], check=True, timeout=PATIENCE_S)
+    python = place / "bin/python"
+    install = [python, "-I", first_boot._pip(house.wheels), "install", *first_boot._HERMETIC, *map(str, house.wheels)]
+    subprocess.run(install, check=True, timeout=10 * PATIENCE_S)
+    subprocess.run([python, "-I", "-m", "pip", "check"], check=True, timeout=PATIENCE_S)
+    subprocess.run([python, "-I", "-c", f"import {house.probed}"], check=True, timeout=PATIENCE_S)

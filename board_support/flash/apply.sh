@@ -27,6 +27,17 @@ agent     ${AGENT:-to be packed}
 writes    $(grep -vc '^#' "$STAGE/list") entries, $((staged_kib / 1024)) MiB: $SOFTWARE, /etc/sly, services, $STATE
 identity  $(identity_told)
 TEXT
+    for name in $(models_missing); do
+        say "note: the board serves $name, which is neither in --models nor on the target: give it, or push it later (sly ota push)"
+    done
+}
+
+# models_missing: names that agent.toml serves and that neither the tree nor the target has a file of.
+models_missing() {
+    there=$({ [ -n "$WIPE" ] || root_list "$SOFTWARE/models" 2>/dev/null; ls "$STAGE/tree$SOFTWARE/models"; } || :)
+    for name in $(toml_value "$ENROLLED/agent.toml" models serve | tr -d '[]",'); do
+        printf '%s\n' "$there" | grep -q "^$name\." || printf '%s\n' "$name"
+    done
 }
 
 identity_told() {

@@ -17,6 +17,7 @@ stage_tree() {
     chmod 0700 "$STAGE"
     mkdir "$STAGE/tree"
     : >"$STAGE/list"
+    say 'putting the board together ...'
     stage_software
     stage_services
     stage_identity

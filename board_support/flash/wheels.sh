@@ -8,7 +8,7 @@ FACTS=wheelhouse.json
 
 # take_wheels: sets $WHEELHOUSE, or leaves it empty in a dry run that would have to pack.
 take_wheels() {
-    WHEELHOUSE='' PACK_PART='' PACK_PID=''
+    WHEELHOUSE='' PACK_PART='' WATCH_PID=''
     if [ -n "$WHEELS" ]; then
         judge_wheels "$WHEELS" '--wheels'
         WHEELHOUSE=$(CDPATH='' cd -- "$WHEELS" && pwd -P)
@@ -65,33 +65,45 @@ pack_wheels() {
     PACK_PART=$1.part$$
     at_exit forget_packing
     mkdir -p -- "$BUILD"
+    forget_packs_of_the_dead "$1"
     sly=$(which_sly)
     say "packing the agent for Python $PYTHON on $MACHINE, once for all such boards ..."
-    set -- "$1" "$PACK_PART" --python "$PYTHON" --machine "$MACHINE"
-    [ ! -f "$1/$FACTS" ] || set -- "$@" --like "$1"
-    kept=$1
-    shift
-    "$sly" ota pack-agent "$@" >/dev/null &
-    PACK_PID=$!
-    watch_packing
-    wait "$PACK_PID" || fail "wheels for --board $BOARD (Python $PYTHON, $MACHINE)" 'they could not be packed, see above' \
-        'give a folder that has them: --wheels; docs/boards.md says what there is for which Python'
-    PACK_PID=
-    rm -rf -- "$kept"
-    mv -T -- "$PACK_PART" "$kept"
+    watch_packing &
+    WATCH_PID=$!
+    like=
+    [ ! -f "$1/$FACTS" ] || like=$1
+    "$sly" ota pack-agent "$PACK_PART" --python "$PYTHON" --machine "$MACHINE" ${like:+--like "$like"} >/dev/null ||
+        fail "wheels for --board $BOARD (Python $PYTHON, $MACHINE)" 'they could not be packed, see above' \
+            'give a folder that has them: --wheels; docs/boards.md says what there is for which Python'
+    stop_watching
+    rm -rf -- "$1"
+    mv -T -- "$PACK_PART" "$1"
 }
 
+# Where a person looks, how many there are so far.
 watch_packing() {
-    while kill -0 "$PACK_PID" 2>/dev/null; do
-        [ ! -t 2 ] || printf '\r\033[K%s wheels so far' "$(find "$PACK_PART" -name '*.whl' 2>/dev/null | wc -l)" >&2
-        sleep 1
+    trap 'exit 0' TERM
+    while [ -t 2 ] && sleep 1; do
+        printf '\r\033[K%s wheels so far ' "$(find "$PACK_PART" -name '*.whl' 2>/dev/null | wc -l)" >&2
     done
+}
+
+stop_watching() {
+    [ -z "$WATCH_PID" ] || { kill "$WATCH_PID" 2>/dev/null || :; wait "$WATCH_PID" 2>/dev/null || :; }
+    WATCH_PID=
     [ ! -t 2 ] || printf '\r\033[K' >&2
 }
 
 forget_packing() {
-    [ -z "$PACK_PID" ] || kill "$PACK_PID" 2>/dev/null || :
+    stop_watching
     rm -rf -- "$PACK_PART"
+}
+
+# Of flashings that were killed while they packed.
+forget_packs_of_the_dead() {
+    for each in "$1".part*; do
+        kill -0 "${each##*.part}" 2>/dev/null || rm -rf -- "$each"
+    done
 }
 
 # which_sly: $SLY, this checkout's, the one on PATH, else what make makes.
