@@ -198,8 +198,7 @@ def test_versions_of_an_earlier_pack_are_asked_for_again(tmp_path: Path) -> None
     assert set(wheelhouse_files(tmp_path / "packed")) > set(files)
 
 
-def test_wheels_for_other_boards_are_chosen_by_python_machine_and_c_library() -> None:
-    assert pack_agent._chosen_for(*pack_agent.here()) == ["--only-binary=:all:"]
+def test_wheels_for_boards_are_chosen_by_python_machine_and_c_library() -> None:
     chosen = pack_agent._chosen_for("3.10", "aarch64")
     assert "--platform=manylinux_2_35_aarch64" in chosen and "--platform=manylinux_2_36_aarch64" not in chosen
     assert chosen[:3] == ["--only-binary=:all:", "--python-version", "3.10"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.commands.missing_wheels import DISTRIBUTION, check_python, name_missing
 from edge_agent.core.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
     from ota.wheelhouse import Facts
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTION = "slyos-edge"
+PYTHON = re.compile(r"3\.\d{1,2}")
+MACHINE = re.compile(r"[a-z0-9_]{1,20}")
 GLIBC_MINOR = 35
-"""Of Ubuntu 22.04, which JetPack 6 is made of; Debian 12 and Raspberry Pi OS have 36."""
+"""Of Ubuntu 22.04, which JetPack 6 is made of: the oldest of the boards' systems (docs/boards.md)."""
 OLDEST_GLIBC_MINOR = 17
 NOT_SOURCE = (".*", "build", "dist", "demo", "docs", "tests", "__pycache__", "*.egg-info")
 PIP_LIMIT_S = 1800
@@ -48,6 +51,7 @@ def add(below: Any) -> None:
     )
     parser.add_argument("--python", default=here()[0], metavar="3.11", help="of the boards (default: %(default)s)")
     parser.add_argument("--machine", default=here()[1], metavar="aarch64", help="of the boards (default: %(default)s)")
+    parser.add_argument("--board", default="", metavar="KIND", help="the kind of board, to be named where wheels are missing")
     parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="an extra to pack too: gateway, tpm, cloud")
     parser.add_argument(
         "--like", type=Path, metavar="FOLDER", help="take the versions of an earlier pack: boards hold their bytes"
@@ -57,7 +61,7 @@ def add(below: Any) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    packed = pack(args.out, args.source, args.python, args.machine, args.extra, _say, args.like)
+    packed = pack(args.out, args.source, args.python, args.machine, args.extra, _say, args.like, args.board)
     if args.json:
         print(json.dumps(packed, indent=2))
         return 0
@@ -69,7 +73,14 @@ def run_pack(args: argparse.Namespace) -> int:
 
 
 def pack(
-    out: Path, source: str, python: str, machine: str, extras: Sequence[str], say: Callable[[str], None], like: Path | None = None
+    out: Path,
+    source: str,
+    python: str,
+    machine: str,
+    extras: Sequence[str],
+    say: Callable[[str], None],
+    like: Path | None = None,
+    board: str = "",
 ) -> dict[str, Any]:
     """Make the folder ``out``: the wheels of ``source`` and of all that it needs, and their facts; what is in it.
 
@@ -81,14 +92,23 @@ def pack(
 
     if out.exists():
         raise ConfigError("folder to pack into", f"{out}, which exists", "a name that is free")
+    for option, got, form, example in (("--python", python, PYTHON, "3.11"), ("--machine", machine, MACHINE, "aarch64")):
+        if not form.fullmatch(got):
+            raise ConfigError(option, got, f"a word like {example}")
     out.mkdir(parents=True)
     try:
         say("building the agent's own wheel ...")
         own = _own_wheel(out, source)
+        check_python(own, python)
         facts = _facts(own, python, machine)
         say(f"fetching the wheels that it needs, for Python {python} on {machine} ...")
         chosen = [*_chosen_for(python, machine), *_kept(like)]
-        _pip("download", "--dest", str(out), *chosen, f"{own}{_extras(extras)}", *(_pinned(like) or ["pip"]))
+        try:
+            _pip("download", "--dest", str(out), *chosen, f"{own}{_extras(extras)}", *(_pinned(like) or ["pip"]))
+        except UnavailableError:
+            say("asking which of them nobody made ...")
+            name_missing(own, _extras(extras), board, python, machine, _chosen_for)
+            raise
         (out / FACTS).write_bytes(encode_facts(facts))
         files = wheelhouse_files(out)
         _check_bounds(files)
@@ -137,14 +157,11 @@ def _facts(own: Path, python: str, machine: str) -> Facts:
 
 
 def _chosen_for(python: str, machine: str) -> list[str]:
-    """Only wheels; for another platform than this, those of CPython with a C library no newer than ``GLIBC_MINOR``."""
-    chosen = ["--only-binary=:all:"]
-    if (python, machine) != here():
-        minors = range(OLDEST_GLIBC_MINOR, GLIBC_MINOR + 1)
-        platforms = [f"manylinux2014_{machine}", *(f"manylinux_2_{minor}_{machine}" for minor in minors)]
-        chosen += ["--python-version", python, "--implementation", "cp"]
-        chosen += [f"--platform={each}" for each in platforms]
-    return chosen
+    """Only wheels, of CPython, with a C library no newer than ``GLIBC_MINOR``: the same from wherever they are packed."""
+    minors = range(OLDEST_GLIBC_MINOR, GLIBC_MINOR + 1)
+    platforms = [f"manylinux2014_{machine}", *(f"manylinux_2_{minor}_{machine}" for minor in minors)]
+    chosen = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    return [*chosen, *(f"--platform={each}" for each in platforms)]
 
 
 def _kept(like: Path | None) -> list[str]:
