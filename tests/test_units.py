@@ -34,7 +34,8 @@ HARDENED = {
     "ProtectKernelModules": "yes", "ProtectKernelLogs": "yes", "ProtectControlGroups": "yes", "ProtectClock": "yes",
     "ProtectHostname": "yes", "ProtectProc": "invisible", "RestrictSUIDSGID": "yes", "RestrictRealtime": "yes",
     "RestrictNamespaces": "yes", "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6", "LockPersonality": "yes",
-    "KeyringMode": "private", "SystemCallArchitectures": "native", "SystemCallErrorNumber": "EPERM", "DevicePolicy": "closed",
+    "MemoryDenyWriteExecute": "yes", "KeyringMode": "private",
+    "SystemCallArchitectures": "native", "SystemCallErrorNumber": "EPERM", "DevicePolicy": "closed",
     "LimitCORE": "0", "OOMPolicy": "continue", "StandardOutput": "journal+console", "StandardError": "journal+console",
 }  # fmt: skip
 DEVICES = {
@@ -107,10 +108,11 @@ def test_the_agents_unit_is_hardened(name: str) -> None:
     assert one(AGENT, name) == HARDENED[name]
 
 
-def test_no_drop_in_takes_any_of_it_back() -> None:
+def test_no_drop_in_takes_any_of_it_back_but_what_an_accelerators_library_may_need() -> None:
     adds = {"SupplementaryGroups", "DeviceAllow", "MemoryMax", "RestrictAddressFamilies", "ReadWritePaths"}
     for board in BOARDS:
-        assert set(settings(drop_in(board))) <= adds
+        accelerated = {"MemoryDenyWriteExecute"} if board in ("jetson", "coral") else set()
+        assert set(settings(drop_in(board))) <= adds | accelerated
         assert settings(drop_in(board)).get("RestrictAddressFamilies", ["AF_NETLINK"]) == ["AF_NETLINK"]
         for paths in settings(drop_in(board)).get("ReadWritePaths", []):
             assert all(path.startswith("-/sys/class/leds/") for path in paths.split())
@@ -123,6 +125,17 @@ def test_every_kind_of_board_has_a_drop_in_with_its_devices_and_memory_and_there
         assert set(found.get("DeviceAllow", [])) == DEVICES[board]
         assert re.fullmatch("[4-8][0-9]%", one(drop_in(board), "MemoryMax"))
     assert settings(AGENT)["DeviceAllow"] == ["/dev/tpmrm0 rw"]
+
+
+def test_the_docs_say_which_devices_groups_and_memory_each_board_has() -> None:
+    rows = re.findall(r"(?m)^\| `(\w+)` \| (.*) \| (.*) \| ([0-9]+%) \|$", (SUPPORT.parent / "docs/first-boot.md").read_text())
+    assert [row[0] for row in rows] == list(BOARDS)
+    for board, devices, groups, memory in rows:
+        found = settings(drop_in(board))
+        named = set(re.findall("`((?:char-|/dev/)[^`]*)`", devices))
+        assert {f"{device} rw" for device in named} == DEVICES[board]
+        assert re.findall("`(\\w+)`", groups) == " ".join(found.get("SupplementaryGroups", [])).split()
+        assert [memory] == found["MemoryMax"]
 
 
 def test_every_light_that_the_agent_may_switch_is_open_to_it() -> None:
