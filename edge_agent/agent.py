@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +55,7 @@ from edge_agent.runtime.supervisor import EngineSupervisor
 from edge_agent.service import notify
 from edge_agent.shell import counted
 from edge_agent.shell.answers import Answers
+from edge_agent.shell.door import SOCKET_NAME, Door
 from edge_agent.shell.effects import Effects
 from edge_agent.shell.endorsers import open_endorser
 from edge_agent.shell.endorsing import Endorsing
@@ -64,7 +64,6 @@ from edge_agent.shell.jobs import Jobs
 from edge_agent.shell.measuring import Measuring
 from edge_agent.shell.self_test import SelfTesting
 from edge_agent.shell.standby import Standby
-from edge_agent.shell.state_disk import folder_for_socket, is_of_the_disk
 from edge_agent.shell.tasks import Tasks
 from edge_agent.shell.under_way import UnderWay
 from edge_agent.shell.updating import Updating
@@ -80,7 +79,6 @@ if TYPE_CHECKING:
     from edge_agent.speaking import Speaker
     from ota.updater import Updater
 
-SOCKET_NAME = "agent.sock"
 DRAIN_S = 20.0
 
 
@@ -261,21 +259,11 @@ class Agent:
         return Node(bare(ledger), ledger), ledger
 
     async def _open_door(self) -> None:
-        """The socket, in the state folder or, while that takes none, as near as can be."""
-        try:
-            await self._listen_on(self.socket)
-        except (OSError, UnavailableError) as error:
-            if not self.standby.why or not is_of_the_disk(error):
-                raise
-            self.socket = folder_for_socket(self.config.state.folder) / SOCKET_NAME
-            self._closers.append(partial(_remove_if_empty, self.socket.parent))
-            self.say(f"the socket is {self.socket} meanwhile: {error}")
-            await self._listen_on(self.socket)
-
-    async def _listen_on(self, path: Path) -> None:
-        server = LocalServer(path, self.verbs.handle, {TALK: talk_stream(self)})
-        await server.start()
-        self._closers.append(server.close)
+        door = Door(
+            self.config.state.folder, lambda path: LocalServer(path, self.verbs.handle, {TALK: talk_stream(self)}), self.say
+        )
+        self._closers.append(door.close)
+        self.socket = await door.open(bool(self.standby.why))
 
     def _prepare_endorsing(self) -> None:
         """Find this board's own attestation key; say whose endorsements nobody can check here."""
@@ -482,11 +470,6 @@ class Agent:
         self.say(text)
         self.faulty = True
         self.stop_requested.set()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 async def serve(config: AgentConfig) -> int:

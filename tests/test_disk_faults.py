@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from edge_agent.agent import SOCKET_NAME, Agent, serve
+from edge_agent.agent import Agent, serve
 from edge_agent.client import Client, request_for_picture
 from edge_agent.configured import read_config
 from edge_agent.core.config import AgentConfig
@@ -31,6 +31,7 @@ from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import InferenceResult, Status
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.shell import standby
+from edge_agent.shell.door import SOCKET_NAME
 from edge_agent.shell.state_disk import LedgerInMemory, folder_for_socket, is_of_the_disk, why_not_kept
 from edge_agent.steward.enrolling import Enrolment, enroll
 from edge_agent.steward.pushing import Wanted, attend, begin, planned, release_into

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge_agent import cli
-from edge_agent.agent import SOCKET_NAME, Agent
+from edge_agent.agent import Agent
 from edge_agent.client import Client
 from edge_agent.commands import place
 from edge_agent.commands.limits import DATA, TIERS, TURN_MS
@@ -24,6 +24,7 @@ from edge_agent.core.errors import RefusedError
 from edge_agent.core.values import MAX_TENSOR_BYTES, DataClass, InferenceRequest, Limits, Tensor, TrustTier
 from edge_agent.gateway import terms
 from edge_agent.local_fleet import LocalFleet, Member
+from edge_agent.shell.door import SOCKET_NAME
 from edge_agent.shell.imagined import NOT_SENT, imagined
 from tests.fetched import model_path, picture_path
 from tests.needs import needs, needs_module

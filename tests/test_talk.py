@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.agent import SOCKET_NAME, Agent
+from edge_agent.agent import Agent
 from edge_agent.core.chat import ChatMessage, Sampling, Turn, TurnEnd, TurnPart
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.gateway.local import LocalConnection
 from edge_agent.gateway.local_talk import talk_over
+from edge_agent.shell.door import SOCKET_NAME
 from tests.scripted_speaker import REFUSED_PROMPT, TALK_OFFER, Parrot, answer_to
 
 WAIT_S = 60.0

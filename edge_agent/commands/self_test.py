@@ -189,7 +189,7 @@ def _agent_runs(config: AgentConfig) -> bool:
     """Whether an agent answers on the socket of the state folder."""
     import socket
 
-    from edge_agent.agent import SOCKET_NAME
+    from edge_agent.shell.door import SOCKET_NAME
 
     try:
         with socket.socket(socket.AF_UNIX) as asking:
