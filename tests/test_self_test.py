@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -275,6 +277,23 @@ def test_a_full_disk_fails_and_one_without_room_for_an_update_is_warned_of(tmp_p
     rich = configured(tmp_path / "rich", ota={"root": "/r"}, state={"folder": str(tmp_path / "rich"), "cache_bytes": 2**50})
     assert self_test.disk_check(rich, "").verdict is Verdict.WARN, "a cache that can never be full"
     assert looking.room(rich, True).needed_bytes - looking.room(rich, False).needed_bytes == 2 * looking.AGENT_ENVIRONMENT_BYTES
+
+
+def test_a_disk_that_takes_bytes_and_does_not_keep_them_fails(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert looking.takes_a_write(config.state.folder) == ""
+    monkeypatch.setattr(os, "fsync", failing)
+    assert "Input/output error" in looking.takes_a_write(config.state.folder)
+    assert not list(config.state.folder.iterdir())
+
+
+def test_a_python_that_this_user_may_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    check = checks.inference(asked(EngineSettings()))
+    assert check.verdict is Verdict.FAIL and "no child can be started" in check.what
+    assert f"may run {tmp_path / 'python'}" in check.remedy
 
 
 def test_a_key_that_others_may_read_is_lost_or_is_no_key_fails(config: AgentConfig) -> None:

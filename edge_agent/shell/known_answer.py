@@ -7,6 +7,7 @@ with a delegate it is asked once more without, to know which of the two is at fa
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -21,7 +22,7 @@ from models.known_answer import known_inputs, known_model, known_outputs
 NAME = "known-answer"
 LOAD_LIMIT_US, INVOKE_LIMIT_US = 30_000_000, 10_000_000
 ARENA_BYTES = 2**20
-ILLEGAL = "SIGILL"
+ILLEGAL, NO_CHILD = "SIGILL", "no child can be started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,9 @@ def _told(error: SlyError | OSError) -> tuple[str, str]:
             return f"the engine {error.death}", "see what else uses the machine; start it again, and install the runtime anew"
         case ChildDiedError():
             return f"the engine died: {error.death}", "install the runtime anew, or its other release: docs/boards.md"
+        case UnavailableError() if error.reason.startswith(NO_CHILD):
+            remedy = f"see that this user may run {sys.executable}, and how many processes and how much memory it may have"
+            return error.reason, remedy
         case UnavailableError():
             reason, _, remedy = error.reason.rpartition("; ")  # what a child says is in one line
             return (reason, remedy) if reason else (remedy, error.remedy or "see docs/boards.md, and sly board probe")
