@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 
 from board_support.board import Delegate
 from board_support.sysfs import Tree
-from edge_agent.agent import Agent
 from edge_agent.attest.self_test import (
     AAD,
     MAX_CHECKS,
@@ -34,7 +32,6 @@ from edge_agent.attest.self_test import (
     worst,
 )
 from edge_agent.core.cbor import decode, encode
-from edge_agent.core.clock import SystemClock
 from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer, sign1
 from edge_agent.core.errors import RefusedError
@@ -43,15 +40,10 @@ from edge_agent.shell import checks, known_answer, looking, self_test
 from edge_agent.shell.known_answer import Asked, ask_known_answer
 from edge_agent.shell.looking import Floor, Room, User
 from edge_agent.transport.certificate import Validity, validity
-from edge_agent.transport.endpoint import BrokerAddress
-from edge_agent.transport.link import Delivered, LinkDown, LinkUp, Published, Rejected
-from edge_agent.transport.topics import Topics
 from models.known_answer import known_inputs, known_model, known_outputs
-from tests.brokers import free_port, mosquitto
 from tests.certificates import Authority
 from tests.cramped import file_system_of_1_mb
 from tests.needs import needs
-from tests.operators import Client
 
 SIGNER = Signer(b"b1", b"s" * 32)
 LIMIT_S = 60.0
@@ -391,197 +383,3 @@ def test_a_check_that_cannot_be_made_is_a_warning_with_its_reason_and_stops_no_o
 
     check = self_test.made("disk", unreadable)
     assert check.verdict is Verdict.WARN and check.what == "cannot be checked: /state Permission denied"
-
-
-# A running agent.
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agents of these tests look at themselves at once, and often."""
-    monkeypatch.setattr(self_test, "SOON_S", 0.0)
-    monkeypatch.setattr(self_test, "LOOK_S", 0.05)
-    monkeypatch.setattr(self_test, "REST_S", 0.05)
-
-
-def verdicts(agent: Agent) -> dict[str, Verdict]:
-    return {each.name: each.verdict for each in agent.self_test.last.checks} if agent.self_test.last else {}
-
-
-def test_an_agent_without_its_model_serves_and_says_what_fails_and_then_that_it_passes(tmp_path: Path) -> None:
-    said: list[str] = []
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), said.append) as agent:
-            await until(lambda: agent.self_test.last is not None)
-            assert verdicts(agent)["models"] is Verdict.PASS and verdicts(agent)["inference"] is Verdict.PASS
-            agent.config = replace(agent.config, models=replace(agent.config.models, serve=("vww",)))
-            await until(lambda: verdicts(agent)["models"] is Verdict.FAIL)
-            assert any(line.startswith("self-test: FAIL models: vww: it is not loaded; put the files") for line in said)
-            agent.config = replace(agent.config, models=replace(agent.config.models, serve=()))
-            await until(lambda: verdicts(agent)["models"] is Verdict.PASS)
-            assert said[-1].startswith("self-test: PASS models")
-
-    asyncio.run(scene())
-
-
-def test_a_broker_that_is_not_reached_fails_after_its_time_with_the_words_of_the_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(self_test, "LINK_LIMIT_US", 1)
-    broker = {"host": "127.0.0.1", "port": free_port(), "reconnect_max_ms": 100}
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state", broker=broker), lambda text: None) as agent:
-            await until(lambda: verdicts(agent).get("broker") is Verdict.FAIL)
-            assert agent.self_test.last is not None
-            check = next(each for each in agent.self_test.last.checks if each.name == "broker")
-            assert "nothing listens there" in check.what and check.remedy
-
-    asyncio.run(scene())
-
-
-def test_the_result_is_kept_at_the_broker_and_told_again_when_it_changes_and_not_when_only_figures_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scene(port: int) -> None:
-        config = configured(tmp_path / "state", broker={"host": "127.0.0.1", "port": port, "reconnect_max_ms": 100})
-        listener = await Client(BrokerAddress("127.0.0.1", port), "listener").up()
-        topic = Topics(config.fleet.name).self_test("kitchen")
-        listener.link.subscribe(topic)
-
-        def heard() -> list[SelfTest]:
-            messages = [each.message.payload for each in listener.events if isinstance(each, Delivered)]
-            return [open_self_test(each, lambda kid: key) for each in messages]
-
-        async with Agent(config, lambda text: None) as agent:
-            key = agent.node.settings.signer.public_key
-            await listener.until(lambda: bool(heard()) and heard()[-1] == agent.self_test.last)
-            assert verdicts(agent)["broker"] is Verdict.PASS
-            before = len(heard())
-            numbers = [each.version for each in heard()]
-            assert numbers == sorted(numbers) and heard()[-1].boot_epoch == 1
-            looks: list[int] = []
-            seen = agent.self_test._seen
-            monkeypatch.setattr(agent.self_test, "_seen", lambda: (looks.append(1), seen())[1])
-            await until(lambda: len(looks) == 5)
-            assert len(heard()) == before, "looks that found the same are not told"
-            (config.state.folder / "identity.key").chmod(0o644)
-            await listener.until(lambda: heard()[-1].verdict is Verdict.FAIL)
-            (config.state.folder / "identity.key").chmod(0o600)
-        late = await Client(BrokerAddress("127.0.0.1", port), "late").up()
-        late.link.subscribe(topic)
-        await late.until(lambda: topic in late.topics)
-        for each in (listener, late):
-            each.link.close()
-
-    with mosquitto(tmp_path / "broker") as broker:
-        asyncio.run(scene(broker.port))
-
-
-def test_a_broker_that_refuses_the_topic_is_said_once_and_nothing_else_hears_of_it(tmp_path: Path) -> None:
-    said: list[str] = []
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), said.append) as agent:
-            for _ in range(3):
-                assert agent.self_test.hear(Rejected("not authorized", self_test.TICKET))
-            assert agent.self_test.hear(Published(self_test.TICKET))
-            assert not agent.self_test.hear(Rejected("not authorized", 7)) and not agent.self_test.hear(Published(7))
-            assert not agent.self_test.hear(LinkUp(False)) and not agent.self_test.hear(LinkDown("gone"))
-
-    asyncio.run(scene())
-    assert [line for line in said if "does not take the self-test" in line][1:] == []
-    assert any("not authorized" in line for line in said)
-
-
-def test_a_self_test_that_breaks_is_a_line_in_the_log_and_the_agent_serves_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    def broken(*arguments: object) -> Check:
-        raise ZeroDivisionError("a bug of this room")
-
-    monkeypatch.setattr(checks, "models", broken)
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), said.append) as agent:
-            await until(lambda: any("a fault of its own" in line for line in said))
-            assert not agent.stop_requested.is_set() and not agent.faulty
-
-    asyncio.run(scene())
-
-
-def test_the_known_answer_is_asked_once_and_not_with_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times: list[int] = []
-
-    async def counted(settings: EngineSettings, delegate: Delegate | None) -> Asked:
-        times.append(1)
-        return Asked("a library", layers=("seccomp",))
-
-    monkeypatch.setattr(self_test, "ask_known_answer", counted)
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), lambda text: None) as agent:
-            looks: list[int] = []
-            seen = agent.self_test._seen
-            monkeypatch.setattr(agent.self_test, "_seen", lambda: (looks.append(1), seen())[1])
-            await until(lambda: len(looks) > 3)
-            assert len(times) == 1
-            agent.self_test._whole_due_us = 0
-            await until(lambda: len(times) == 2)
-
-    asyncio.run(scene())
-
-
-def test_a_disk_that_does_not_answer_fails_and_is_not_asked_by_ever_more_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    stuck, asked_times = threading.Event(), []
-    monkeypatch.setattr(self_test, "LOOK_LIMIT_S", 0.05)
-
-    async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), lambda text: None) as agent:
-
-            def hang() -> list[Check]:
-                asked_times.append(1)
-                stuck.wait(LIMIT_S)
-                return []
-
-            monkeypatch.setattr(agent.self_test, "_seen", hang)
-            await until(lambda: verdicts(agent).get("disk") is Verdict.FAIL and len(asked_times) == 1)
-            number = agent.clock.monotonic_us()
-            await until(lambda: agent.clock.monotonic_us() > number + 500_000)
-            assert len(asked_times) == 1
-            stuck.set()
-
-    try:
-        asyncio.run(scene())
-    finally:
-        stuck.set()
-
-
-def test_the_clock_of_an_agent_that_starts_in_1970_fails_beside_its_certificate(tmp_path: Path) -> None:
-    class In1970(SystemClock):
-        def wall_us(self) -> int:
-            return 60_000_000
-
-    path, key = Authority(tmp_path / "ca").issue("kitchen")
-    config = configured(tmp_path / "state", broker={"certificate_file": str(path), "key_file": str(key)})
-
-    async def scene() -> None:
-        async with Agent(config, lambda text: None, In1970()) as agent:
-            await until(lambda: agent.self_test.last is not None)
-            assert verdicts(agent)["clock"] is Verdict.FAIL and verdicts(agent)["certificate"] is Verdict.WARN
-            assert agent.self_test.last is not None and agent.self_test.last.checks[0].name == "clock", "what fails comes first"
-
-    asyncio.run(scene())
