@@ -303,6 +303,16 @@ def test_links_on_the_way_are_followed_inside_the_system_and_never_out_of_it(
     assert not list(outside.iterdir())
 
 
+@pytest.mark.parametrize("aim", ["/home/me", "../../../../home/me", "../home/me"])
+def test_a_link_below_the_root_is_followed_from_where_it_lies_or_from_the_root_of_the_system(
+    shop: Workshop, target: Path, aim: str
+) -> None:
+    (target / "var/lib").rmdir()
+    (target / "var/lib").symlink_to(aim)
+    assert shop.flash(target).code == 0
+    assert (target / "home/me/sly" / BOARD / "identity.key").exists() and not list((target / "var").glob("home"))
+
+
 def test_a_file_of_ours_that_is_a_link_is_replaced_and_what_it_named_stays(shop: Workshop, target: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -403,7 +413,14 @@ def test_the_agent_of_this_checkout_is_packed_flashed_and_its_factory_is_made_of
     place = tmp_path / "environment"
     subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", place], check=True, timeout=PATIENCE_S)
     python = place / "bin/python"
-    install = [python, "-I", first_boot._pip(house.wheels), "install", *first_boot._HERMETIC, *map(str, house.wheels)]
+    install: list[str | Path] = [
+        python,
+        "-I",
+        first_boot._pip(house.wheels),
+        "install",
+        *first_boot._HERMETIC,
+        *map(str, house.wheels),
+    ]
     subprocess.run(install, check=True, timeout=10 * PATIENCE_S)
     subprocess.run([python, "-I", "-m", "pip", "check"], check=True, timeout=PATIENCE_S)
     subprocess.run([python, "-I", "-c", f"import {house.probed}"], check=True, timeout=PATIENCE_S)

@@ -93,6 +93,11 @@ def python_is(name: str) -> Callable[[Bench], None]:
     return spoil
 
 
+def python_speaks(bench: Bench) -> None:
+    python_is("\x1b[31mred\nflash.sh: all is well")(bench)
+    (bench.system / "usr/lib/python3.12").mkdir()
+
+
 def replaced(old: str, new: str) -> Callable[[Bench], None]:
     """In the board's agent.toml."""
 
@@ -193,6 +198,7 @@ CASES = {
     "no Python": Case(("Python of", "none in /usr/bin/python3", "apt-get install python3"), without("usr/bin/python3")),
     "a Python that leads nowhere": Case(("none in /usr/bin/python3",), without("usr/bin/python3.11")),
     "an old Python": Case(("3.10", "allowed: 3.11 or later"), python_is("python3.10")),
+    "a Python whose name speaks to the terminal": Case(("?[31mred?flash.sh: all is well",), python_speaks),
     "a Python that is half there": Case(
         ("without its module venv", "python3-minimal"), without("usr/lib/python3.11/venv/__init__.py")
     ),

@@ -4,7 +4,7 @@
 # Rules: from the first write to the last the board has no flashed.list; flashing.list holds all that this and earlier flashings
 # may have left, so that one that was interrupted is forgotten by nobody; only what is_ours says is removed, and by --wipe the rest.
 
-MAX_LIST_BYTES=1048576
+MAX_LIST_BYTES=262144
 ENVIRONMENT_FOR_WHEELS=4
 RESERVE_KIB=8192
 
@@ -84,11 +84,10 @@ wipe() {
 
 # Files first; then folders, the deepest first, if nothing is in them any more.
 remove_left_over() {
-    cut -f 3 "$STAGE/list" | sort >"$STAGE/now"
-    sort -r -k 2 "$STAGE/flashing" >"$STAGE/flashing.deepest"
+    awk -F "$TAB" 'NR == FNR { now[$3]; next } !($2 in now)' "$STAGE/list" "$STAGE/flashing" | sort -r -k 2 >"$STAGE/left"
     while IFS="$TAB" read -r kind path; do
-        if is_ours "$path" && ! grep -Fqx -- "$path" "$STAGE/now"; then remove_entry "$kind" "$path"; fi
-    done <"$STAGE/flashing.deepest"
+        if is_ours "$path"; then remove_entry "$kind" "$path"; fi
+    done <"$STAGE/left"
 }
 
 remove_entry() {

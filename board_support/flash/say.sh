@@ -10,15 +10,20 @@ say() {
     printf '%s\n' "$*" >&2
 }
 
+# say_safely TEXT: on one line, whatever a target or a user put into it.
+say_safely() {
+    { printf '%s' "$1" | tr '\000-\037\177' '?' && echo; } >&2
+}
+
 # refuse SUBJECT GOT ALLOWED [REMEDY]: bad input; ends with 2.
 refuse() {
-    printf 'flash.sh: %s: %s; allowed: %s%s\n' "$1" "$2" "$3" "${4:+; $4}" >&2
+    say_safely "flash.sh: $1: $2; allowed: $3${4:+; $4}"
     exit 2
 }
 
 # fail SUBJECT REASON REMEDY: the world would not; ends with 1.
 fail() {
-    printf 'flash.sh: %s: %s; %s\n' "$1" "$2" "$3" >&2
+    say_safely "flash.sh: $1: $2; $3"
     exit 1
 }
 

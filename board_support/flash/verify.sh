@@ -10,6 +10,7 @@ verify_tree() {
 
 # verify_list LIST
 verify_list() {
+    [ "$ROOT_KIND" != remote ] || remote_ahead "$1"
     wrong=0 checked=0 entries=$(grep -vc '^#' "$1" || :)
     while IFS="$TAB" read -r kind mode path digest; do
         verify_entry "$kind" "$mode" "$path" "$digest" || wrong=$((wrong + 1))
@@ -35,5 +36,5 @@ verify_entry() (
 )
 
 differs() {
-    say "flash.sh: $1 on the target: $2; written was: $3"
+    say_safely "flash.sh: $1 on the target: $2; written was: $3"
 }
