@@ -20,7 +20,7 @@ from edge_agent.runtime.settings import EngineSettings
 from models.known_answer import known_inputs, known_model, known_outputs
 
 NAME = "known-answer"
-LOAD_LIMIT_US, INVOKE_LIMIT_US = 30_000_000, 10_000_000
+LOAD_LIMIT_US, INVOKE_LIMIT_US = 120_000_000, 30_000_000
 ARENA_BYTES = 2**20
 ILLEGAL, NO_CHILD = "SIGILL", "no child can be started"
 
