@@ -8,7 +8,7 @@ from itertools import permutations
 from time import perf_counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -107,6 +107,7 @@ class LineMachine(RuleBasedStateMachine):
 
 
 TestLine = LineMachine.TestCase
+TestLine.settings = settings(max_examples=40, deadline=None)
 arrivals = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(1, 50), st.integers(0, 30), st.sampled_from((1, 300_000)), st.booleans()),
     max_size=60,

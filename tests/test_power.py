@@ -23,10 +23,17 @@ from tests.test_kill import MAX_WAIT_S, killed_while
 
 STATES = {0: 7_000, 1: 6_000, 2: 7_500}
 """So many at least has the story of each seed; 20,000 together and more."""
+FEW_STATES = 1_500
+"""Of the first story, with a single second cut after each first one."""
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in STATES if seed)])
-def test_case_19_cut_at_every_write_fsync_and_rename_and_again_in_recovery(seed: int) -> None:
+def test_case_19_cut_at_every_write_fsync_and_rename_and_again_in_recovery() -> None:
+    assert sum(1 for _ in states(0, random_ones=0, second_cuts=1)) >= FEW_STATES
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", STATES)
+def test_case_19_in_twenty_thousand_states(seed: int) -> None:
     assert sum(1 for _ in states(seed, random_ones=1)) >= STATES[seed]
 
 
