@@ -20,7 +20,7 @@ import pytest
 
 from board_support import first_boot
 from ota import launcher
-from tests.flashed_board import KEY, NOT_AS_ROOT, FlashedBoard, system_python
+from tests.flashed_board import KEY, NOT_AS_ROOT, PYTHON, FlashedBoard, system_python
 from tests.needs import needs
 
 KILLS = 5
@@ -318,6 +318,44 @@ def test_19_power_cut_at_any_point_leaves_the_old_agent_or_the_new_one_and_the_n
     version += 1
     board.flash(version)
     assert board.boot()[0] == 0 and board.agent() == f"{version}.0" and len(board.environments()) == 1
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """What is made durable and what gets another name from now on, in this order."""
+    done: list[tuple[str, Path]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(fd: int) -> None:
+        fsync(fd)
+        done.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink()))
+
+    def recorded_replace(old: Path, new: Path) -> None:
+        replace(old, new)
+        done.append(("rename", Path(new)))
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    return done
+
+
+def test_19_all_of_an_environment_is_durable_before_its_stamp_and_the_stamp_before_the_link(
+    board: FlashedBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill does not show: the order in which the disk is told. The rest of the build is the real one."""
+    done = recorded(monkeypatch)
+    monkeypatch.setattr(sys, "executable", str(PYTHON))
+    house = first_boot.wheelhouse(board.root, first_boot.flashed(board.root))
+    old = board.opt / "factory-00000000"
+    old.mkdir()
+    first_boot.build(board.root, house, first_boot.Identity(65534, 65534))
+    made = board.opt / f"factory-{house.stamp[:8]}"
+    stamp, link = made / first_boot.STAMP, board.opt / "factory"
+    stamped, linked = done.index(("rename", stamp)), done.index(("rename", link))
+    inside = {made, *(path for path in made.rglob("*") if not path.is_symlink())} - {stamp}
+    assert inside <= {path for what, path in done[:stamped] if what == "fsync"}
+    assert done[stamped - 1] == ("fsync", stamp.with_name(f".{stamp.name}"))
+    assert stamped < linked and ("fsync", made) in done[stamped:linked] and ("fsync", board.opt) in done[linked:]
+    assert not old.exists() and board.agent() == "1.0"
 
 
 def _killed(board: FlashedBoard, wait_s: float) -> None:
