@@ -1,8 +1,8 @@
 """The light on a board that anybody can see: it blinks slowly while something is wrong, and is its own otherwise.
 
 Rules: what the light did before is remembered and given back; one that is not there is an ``Absent`` with its reason; nothing
-here raises for what the machine does.  The files of the pace appear with the trigger, and may be root's alone: then the pace is
-the kernel's, half a second on and half a second off.
+here raises for what the machine does.  The files of the pace appear with the trigger, and are this user's only when udev has seen
+them: until then, the pace is the kernel's, half a second on and half a second off.
 Source: the kernel's Documentation/leds/leds-class.rst, and ledtrig-timer (``delay_on`` and ``delay_off``, in ms).
 """
 
@@ -28,25 +28,20 @@ class Led:
 
     def __init__(self, tree: Tree, name: str, before: str) -> None:
         self.name, self._tree, self._folder, self._before = name, tree, f"sys/class/leds/{name}", before
-        self._blinks = False
+        self._blinks = self._paced = False
 
     def show(self, failing: bool) -> str:
         """Blink or be its own again; why that cannot be, empty if it is so."""
-        if failing == self._blinks:
-            return ""
-        why = self._blink() if failing else self._write("trigger", self._before)
-        self._blinks = failing and not why
+        why = ""
+        if failing != self._blinks:
+            why = self._write("trigger", BLINK if failing else self._before)
+            self._blinks, self._paced = failing and not why, False
+        if self._blinks and not self._paced:
+            self._paced = not any(self._write(pace, str(BLINK_MS)) for pace in ("delay_on", "delay_off"))
         return why
 
     def give_back(self) -> None:
         self.show(False)
-
-    def _blink(self) -> str:
-        why = self._write("trigger", BLINK)
-        if not why:
-            for pace in ("delay_on", "delay_off"):
-                self._write(pace, str(BLINK_MS))
-        return why
 
     def _write(self, file: str, text: str) -> str:
         path = self._tree.root / self._folder / file

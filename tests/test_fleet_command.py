@@ -480,6 +480,22 @@ def test_what_boards_say_is_shown_in_its_line_and_not_obeyed_and_what_is_bad_is_
     assert "- other bytes are mapped (says a, b)" in trust_lines([BOARD])
 
 
+def test_a_self_test_is_a_table_with_what_to_do_and_of_an_earlier_boot_is_no_note_any_more() -> None:
+    checks = [
+        {"name": "clock", "verdict": "fail", "what": "1970-01-01\x1b[2J" + " and" * 50, "remedy": "set a time server " * 9},
+        {"name": "disk", "verdict": "pass", "what": "12 MiB free", "remedy": ""},
+    ]
+    test = {"verdict": "fail", "boot_epoch": 4, "current": True, "agent": "1", "checks": checks}
+    for width in (WIDTH, 60):
+        page = board_page(BOARD | {"self_test": test}, width)
+        assert "\x1b" not in page and all(len(line) <= width for line in page.splitlines())
+        assert "self-test: FAIL, of boot 4" in page and "-> set a time server" in page and "    PASS disk" in page
+    assert "self-test: clock: 1970-01-01" in watch_line(BOARD | {"self_test": test})
+    old = BOARD | {"self_test": test | {"current": False}}
+    assert "self-test" not in watch_line(old) and "an earlier one" in board_page(old)
+    assert "self-test" not in watch_line(BOARD) + board_page(BOARD | {"self_test": None})
+
+
 def test_metadata_is_ordered_by_what_refers_to_what() -> None:
     names = ["timestamp", "10.root", "2.root", "3.snapshot", "2.snapshot", "7.targets"]
     assert list(in_order(names)) == ["2.root", "10.root", "7.targets", "2.snapshot", "3.snapshot", "timestamp"]

@@ -89,10 +89,13 @@ def test_a_light_that_may_not_be_switched_says_why_and_raises_nothing(tmp_path: 
     led.give_back()
 
 
-def test_a_light_whose_pace_may_not_be_set_blinks_at_the_kernels_and_is_given_back(tmp_path: Path) -> None:
+def test_a_light_whose_pace_may_not_be_set_yet_blinks_at_the_kernels_and_is_given_back(tmp_path: Path) -> None:
     folder = a_led(tmp_path)
     led = opened(tmp_path)
     (folder / "delay_on").unlink()
     (folder / "delay_on").mkdir()
     assert led.show(True) == "" and written(folder, "trigger").startswith("timer")
+    (folder / "delay_on").rmdir()
+    (folder / "delay_on").write_text("500\n")
+    assert led.show(True) == "" and written(folder, "delay_on").startswith(str(BLINK_MS)), "as soon as it may be"
     assert led.show(False) == "" and written(folder, "trigger").startswith("mmc0")

@@ -97,9 +97,9 @@ def _watched(board: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _failing(board: Mapping[str, Any]) -> list[str]:
-    """The checks of the board's self-test that fail, in a line each."""
-    checks = (board.get("self_test") or {}).get("checks", ())
-    failing = [each for each in checks if each["verdict"] == "fail"]
+    """The checks of the self-test of the board's last boot that fail, in a line each."""
+    test = board.get("self_test")
+    failing = [each for each in test["checks"] if each["verdict"] == "fail"] if test and test["current"] else []
     return [f"self-test: {each['name']}: {each['what']}; {each['remedy']}" for each in failing]
 
 
