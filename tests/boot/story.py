@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.attest.receipts import unverified_receipt
+from edge_agent.attest.self_test import Verdict
 from edge_agent.gossip.presence import Standing
 from edge_agent.steward.folder import OperatorFolder
 from edge_agent.steward.session import OperatorSession
@@ -57,6 +58,7 @@ class Story:
         async with self.operator.session() as self.session:
             await self.boots("off the card")
             await self.answers(self.model)
+            await self.is_tested()
             self.shows(await asyncio.to_thread(self.inside.look))
             await self.is_updated()
             self.shows(await asyncio.to_thread(self.inside.look))
@@ -93,6 +95,17 @@ class Story:
         assert found, "the face is not found"
         took_s = time.monotonic() - asked_s
         self.says(f"  asked through the broker: {found}; {answer['busy_us'] / 1000:.1f} ms busy, {took_s:.1f} s in all")
+
+    async def is_tested(self) -> None:
+        """Its own self-test of this boot is at the operator; only what needs a time server may be left open."""
+        tests = self.session.self_tests
+        await self.until(lambda: BOARD in tests and tests[BOARD].boot_epoch == self.boot_epoch, "the self-test of this boot")
+        for check in tests[BOARD].checks:
+            self.says(f"  self-test: {check.verdict.value} {check.name}: {check.what}")
+        short = [check.name for check in tests[BOARD].checks if check.verdict is not Verdict.PASS]
+        assert set(short) <= {"clock"}, f"the self-test does not pass: {short}"
+        (sandbox,) = [check.what for check in tests[BOARD].checks if check.name == "sandbox"]
+        assert "seccomp" in sandbox and "landlock" in sandbox and "no " not in sandbox, sandbox
 
     async def is_updated(self) -> None:
         """One push from its beginning to its end, and the plug pulled in it again and again."""
