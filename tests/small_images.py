@@ -57,10 +57,10 @@ def small_system(folder: Path, machine: str = "x86_64") -> Path:
     write(folder / "usr/lib/systemd/systemd", elf(machine), 0o755)
     write(folder / "usr/bin/python3.11", elf(machine), 0o755)
     write(folder / "usr/lib/python3.11/venv/__init__.py")
-    for link, to in {"lib": "usr/lib", "bin": "usr/bin", "etc/os-release": "../usr/lib/os-release", "usr/bin/python3": "python3.11"}.items():
+    for link, to in {"lib": "usr/lib", "lib64": "usr/lib64", "bin": "usr/bin", "etc/os-release": "../usr/lib/os-release", "usr/bin/python3": "python3.11"}.items():
         (folder / link).parent.mkdir(parents=True, exist_ok=True)
         (folder / link).symlink_to(to)
-    for each in ("etc/systemd/system", "var/lib", "opt", "root", "tmp"):
+    for each in ("etc/systemd/system", "var/lib", "opt", "root", "tmp", "usr/lib64"):
         (folder / each).mkdir(parents=True)
     write(folder / "etc/shadow", b"root:*::\n", 0o640)
     return folder

@@ -60,8 +60,8 @@ device_uses() {
     device_mounts | while read -r numbers where; do
         device_stands_on "$numbers" "$DEVICE_NUMBERS" 0 || continue
         case $where in
-            / | /boot | /boot/* | /usr | /usr/* | /var | /var/* | /etc | /home | swap) echo "system $where" ;;
-            *) echo "mounted $where" ;;
+            / | /boot | /boot/* | /usr | /usr/* | /var | /var/* | /etc | /home | swap) printf 'system %s\n' "$where" ;;
+            *) printf 'mounted %s\n' "$where" ;;
         esac
     done
     for holder in "$DEVICE_SYS/dev/block/$DEVICE_NUMBERS/holders/"* "$DEVICE_SYS/dev/block/$DEVICE_NUMBERS/"*/holders/*; do
@@ -74,7 +74,7 @@ device_mounts() {
     cat "$DEVICE_PROC"/self/mountinfo "$DEVICE_PROC"/[0-9]*/mountinfo 2>/dev/null | awk '
         { for (i = 7; i < NF; i++) if ($i == "-") { print $3, $5, $(i + 2); break } }' | sort -u | while read -r numbers where source; do
         case $numbers in 0:*) numbers=$(device_numbers_of "$source") || continue ;; esac
-        echo "$numbers $where"
+        printf '%s %s\n' "$numbers" "$where"
     done
     [ ! -r "$DEVICE_PROC/swaps" ] || sed 1d "$DEVICE_PROC/swaps" | while read -r source kind _; do
         case $kind in

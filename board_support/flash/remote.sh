@@ -85,19 +85,33 @@ $(cat -- "$ROOMS/say.sh" "$ROOMS/folder.sh" "$ROOMS/remote_end.sh")
 \"\$@\""
 }
 
-remote_type() { remote_do folder_type "$1" </dev/null; }
+# remote_ahead LIST: what is there of every entry, asked in one go; told until something is written.
+remote_ahead() {
+    remote_do end_facts <"$1" >"$REMOTE_ROOM/facts" || exit 1
+}
+
+# remote_told COLUMN PATH: fails for what was not asked ahead.
+remote_told() {
+    [ -s "$REMOTE_ROOM/facts" ] || return 1
+    awk -F "$TAB" -v column="$1" -v path="$2" '
+        $1 == path { found = 1; if ($column == "-") exit 1; print $column; exit }
+        END { exit !found }' "$REMOTE_ROOM/facts"
+}
+
+remote_type() { remote_told 2 "$1" || remote_do folder_type "$1" </dev/null; }
+remote_meta() { remote_told 3 "$1" || remote_do folder_meta "$1" </dev/null; }
+remote_hash() { remote_told 4 "$1" || remote_do folder_hash "$1" </dev/null; }
+remote_link() { remote_told 5 "$1" || remote_do folder_link "$1" </dev/null; }
 remote_cat() { remote_do folder_cat "$1" </dev/null; }
-remote_link() { remote_do folder_link "$1" </dev/null; }
 remote_list() { remote_do folder_list "$1" </dev/null; }
-remote_meta() { remote_do folder_meta "$1" </dev/null; }
-remote_hash() { remote_do folder_hash "$1" </dev/null; }
 remote_free_kib() { remote_do folder_free_kib </dev/null; }
-remote_remove() { remote_do folder_remove "$1" </dev/null; }
-remote_remove_empty() { remote_do folder_remove_empty "$1" </dev/null; }
+remote_remove() { rm -f "$REMOTE_ROOM/facts" && remote_do folder_remove "$1" </dev/null; }
+remote_remove_empty() { rm -f "$REMOTE_ROOM/facts" && remote_do folder_remove_empty "$1" </dev/null; }
 remote_sync() { remote_do folder_sync </dev/null; }
 
 # remote_apply LIST TREE: the list, then the tree as a tar stream, into a folder of root's alone; from there as folder_apply does.
 remote_apply() {
+    rm -f "$REMOTE_ROOM/facts"
     list_bytes=$(wc -c <"$1")
     { cat -- "$1" && tar -C "$2" -cf - .; } | remote_do end_receive "$((list_bytes))" || exit 1
 }

@@ -18,6 +18,15 @@ end_forget() {
     rm -rf -- "$RECEIVED"
 }
 
+# end_facts: of every entry of a list on stdin: path, type, meta, digest, link by tabs; - for what it has not.
+end_facts() {
+    while IFS="$TAB" read -r kind mode path digest; do
+        case $kind in '#'*) continue ;; esac
+        printf '%s\t%s\t%s\t%s\t%s\n' "$path" "$(folder_type "$path")" "$(folder_meta "$path" || echo -)" \
+            "$(folder_hash "$path" || echo -)" "$(folder_link "$path" || echo -)"
+    done
+}
+
 end_name() {
     model=$(tr -cd 'A-Za-z0-9 ._-' 2>/dev/null </proc/device-tree/model || :)
     echo "$(uname -n), ${model:-$(uname -m)}, Linux $(uname -r)"
