@@ -249,8 +249,8 @@ class Ledger:
             return True
 
     def _owe(self, owed: Owed) -> int:
-        known = "SELECT ticket FROM outbox WHERE key = ?1 UNION ALL SELECT ticket FROM delivered WHERE key = ?1"
-        rows = self._database.execute(known, owed.key)
+        known = "SELECT ticket FROM outbox WHERE key = ? UNION ALL SELECT ticket FROM delivered WHERE key = ?"
+        rows = self._database.execute(known, owed.key, owed.key)
         if not rows:
             checked_size(f"owed payload of {owed.key}", owed.payload, self._bounds.owed_bytes)
             self._must_have_room("owed", len(owed.payload), "deliver what is owed first")
@@ -272,12 +272,12 @@ class Ledger:
             self._account("answered", -1, -rows[0][1])
 
     def _known(self, request_id: str) -> bool:
-        known = "SELECT 1 FROM inbox WHERE request_id = ?1 UNION ALL SELECT 1 FROM answered WHERE request_id = ?1"
-        return bool(self._database.execute(known, request_id))
+        known = "SELECT 1 FROM inbox WHERE request_id = ? UNION ALL SELECT 1 FROM answered WHERE request_id = ?"
+        return bool(self._database.execute(known, request_id, request_id))
 
     def _accepted_as(self, request_id: str) -> int:
-        accepted = "SELECT number FROM inbox WHERE request_id = ?1 UNION ALL SELECT accepted FROM answered WHERE request_id = ?1"
-        rows = self._database.execute(accepted, request_id)
+        accepted = "SELECT number FROM inbox WHERE request_id = ? UNION ALL SELECT accepted FROM answered WHERE request_id = ?"
+        rows = self._database.execute(accepted, request_id, request_id)
         if not rows:
             raise ValueError(f"request {request_id} is not known (any more)")
         return int(rows[0][0])
