@@ -1,6 +1,6 @@
 """Small images of cards with a fabricated little system on them, and ``flash.sh`` run onto them.
 
-A system is what flash.sh looks at: os-release, systemd, a Python 3.11 with its ``venv``; the programs are the head of an ELF file.
+A system is what flash.sh looks at: os-release, systemd, a Python 3.11 with its ``venv``; programs are the head of an ELF file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 
 def needs_image_tools() -> None:
     for tool, package in (("sfdisk", "fdisk"), ("debugfs", "e2fsprogs"), ("mkfs.vfat", "dosfstools"), ("mcopy", "mtools")):
-        needs(shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"), f"{tool} is not installed (apt-get install {package})")
+        needs(
+            shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"),
+            f"{tool} is not installed (apt-get install {package})",
+        )
 
 
 def needs_loops() -> None:
@@ -57,7 +60,13 @@ def small_system(folder: Path, machine: str = "x86_64") -> Path:
     write(folder / "usr/lib/systemd/systemd", elf(machine), 0o755)
     write(folder / "usr/bin/python3.11", elf(machine), 0o755)
     write(folder / "usr/lib/python3.11/venv/__init__.py")
-    for link, to in {"lib": "usr/lib", "lib64": "usr/lib64", "bin": "usr/bin", "etc/os-release": "../usr/lib/os-release", "usr/bin/python3": "python3.11"}.items():
+    for link, to in {
+        "lib": "usr/lib",
+        "lib64": "usr/lib64",
+        "bin": "usr/bin",
+        "etc/os-release": "../usr/lib/os-release",
+        "usr/bin/python3": "python3.11",
+    }.items():
         (folder / link).parent.mkdir(parents=True, exist_ok=True)
         (folder / link).symlink_to(to)
     for each in ("etc/systemd/system", "var/lib", "opt", "root", "tmp", "usr/lib64"):
@@ -142,7 +151,7 @@ def mounted(image: Path, at: Path, start: int = ROOT_START) -> Iterator[Path]:
         run("umount", at)
 
 
-Entry = tuple[str, str, int, int, str]
+Entry = tuple[str, str, int, int]
 
 
 def tree_of(root: Path) -> dict[str, Entry]:
@@ -150,8 +159,8 @@ def tree_of(root: Path) -> dict[str, Entry]:
     found = {}
     for path in sorted(root.rglob("*")):
         told = path.lstat()
-        content = os.readlink(path) if path.is_symlink() else digest(path) if path.is_file() else ""
-        found[str(path.relative_to(root))] = (stat.filemode(told.st_mode), content, told.st_uid, told.st_gid, "")
+        content = str(path.readlink()) if path.is_symlink() else digest(path) if path.is_file() else ""
+        found[str(path.relative_to(root))] = (stat.filemode(told.st_mode), content, told.st_uid, told.st_gid)
     return found
 
 

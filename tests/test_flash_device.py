@@ -88,20 +88,23 @@ def test_a_card_with_a_system_is_flashed_where_it_is(flasher: Flasher, card: Pat
         assert (root / "opt/sly/flashed.list").exists()
 
 
-@pytest.mark.parametrize("what", ["folder", "file", "nothing", "partition", "small", "read-only", "no rights", "nobody to ask", "smaller than the image"])
+REFUSED_CARDS = {
+    "folder": "no block device",
+    "file": "no block device",
+    "nothing": "not there",
+    "partition": "which is a partition",
+    "small": "at least",
+    "read-only": "which is read-only",
+    "no rights": "run it with sudo",
+    "nobody to ask": "stdin is no terminal",
+    "smaller than the image": "take a larger card",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_CARDS)
 def test_what_is_no_card_to_write_is_refused_and_untouched(flasher: Flasher, card: Path, what: str) -> None:
-    before, options, who, given = digest(card), ["--image", flasher.folder / "base.img", "--yes"], [], ""
-    said = {
-        "folder": "no block device",
-        "file": "no block device",
-        "nothing": "not there",
-        "partition": "which is a partition",
-        "small": "at least",
-        "read-only": "which is read-only",
-        "no rights": "run it with sudo",
-        "nobody to ask": "stdin is no terminal",
-        "smaller than the image": "take a larger card",
-    }[what]
+    before, options, who = digest(card), ["--image", flasher.folder / "base.img", "--yes"], []
+    said = REFUSED_CARDS[what]
     loop_options = {"small": ["--sizelimit", str(MIB)], "read-only": ["--read-only"]}.get(what, [])
     if what == "smaller than the image":
         loop_options = ["--sizelimit", str(32 * MIB)]
@@ -117,7 +120,12 @@ def test_what_is_no_card_to_write_is_refused_and_untouched(flasher: Flasher, car
             path.chmod(0o755 if path.is_dir() else 0o644)
         (flasher.folder / "fleet").chmod(0o755)
     with looped(card, *loop_options, partitions=what == "partition") as device:
-        given = {"folder": str(flasher.folder), "file": str(card), "nothing": "/dev/no-such-card", "partition": f"{device}p1"}.get(what, device)
+        given = {
+            "folder": str(flasher.folder),
+            "file": str(card),
+            "nothing": "/dev/no-such-card",
+            "partition": f"{device}p1",
+        }.get(what, device)
         done = flasher.flash("--device", given, *options, before=who, shell="sh" if what != "small" else "busybox")
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert digest(card) == before
@@ -134,8 +142,10 @@ def test_a_card_that_is_mounted_anywhere_is_refused(flasher: Flasher, card: Path
             assert (done.returncode, f"mounted on {at}" in done.stderr) == (2, True), done.stderr
         finally:
             run("umount", at)
-        script = f"mount {device}p2 {at} && echo mounted && read -r line"
-        with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        script = f"mount {device}p2 {at} && echo mounted && read -r line; umount {at}"
+        with subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
             assert other.stdout and other.stdout.readline() == "mounted\n"
             done = flasher.flash("--device", device, "--image", flasher.folder / "base.img", "--yes", shell="busybox")
             other.communicate("end\n")
@@ -188,7 +198,9 @@ class Disks:
             file.write(f"36 35 {numbers} / {where} rw,noatime shared:1 - ext4 /dev/root rw\n")
 
     def judge(self, numbers: str, shell: str = "sh") -> str:
-        done = subprocess.run([*SHELLS[shell], "-c", USES, "uses", CHECKOUT, self.folder, numbers], capture_output=True, text=True)
+        done = subprocess.run(
+            [*SHELLS[shell], "-c", USES, "uses", CHECKOUT, self.folder, numbers], capture_output=True, text=True
+        )
         assert done.returncode == (0 if done.stdout == "free\n" else 2), done.stderr
         return done.stdout or done.stderr
 
@@ -267,7 +279,9 @@ def test_cut_off_at_any_write_a_card_has_no_partition_table(flasher: Flasher, ca
         for cut in (1, 2, 3, 4, 5):
             with card.open("r+b") as file:
                 file.write(base.read_bytes())
-            done = subprocess.run(["sh", "-c", INTERRUPTED, "cut", CHECKOUT, device, base, str(cut)], capture_output=True, text=True)
+            done = subprocess.run(
+                ["sh", "-c", INTERRUPTED, "cut", CHECKOUT, device, base, str(cut)], capture_output=True, text=True
+            )
             os.sync()
             if done.returncode == 0:
                 break

@@ -98,7 +98,8 @@ set -eu; cd "$1"; ROOMS=$PWD/board_support/flash; TAB=$(printf '\\t'); YES= DRY_
 for room in say roots folder partitions debugfs image; do . "$ROOMS/$room.sh"; done
 medium_take "$2"; medium_look "$2"
 ROOT_KIND=$3 ROOT=$4
-for path in / /etc/os-release /lib/systemd/systemd /bin/python3 /etc/shadow /nothing /etc/nothing/at/all /etc/shadow/below /long /there/x /out/x; do
+for path in / /etc/os-release /lib/systemd/systemd /bin/python3 /etc/shadow /nothing /etc/nothing/at/all /etc/shadow/below \\
+    /long /there/x /out/x; do
     echo "$path $(root_type $path) $(root_meta $path || echo no) $(root_hash $path || echo no) $(root_link $path || echo no)"
     echo "$(root_cat $path | sha256sum) $(root_list $path | sort | tr '\\n' ' ')"
 done

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs
-from tests.small_images import SHELLS, Flasher, run, small_system, tree_of, write
+from tests.small_images import SHELLS, Flasher, elf, run, small_system, tree_of, write
 
 PATIENCE_S = 60
 SYSTEMCTL = """#!/bin/sh
@@ -88,11 +88,12 @@ class Machine:
         write(folder / "enter", f'#!/bin/sh\nexec chroot {self.system} /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'.encode(), 0o755)
         write(folder / "sshd_config", self._server().encode())
         write(folder / "ssh_config", self._client().encode())
-        write(folder / "ssh", f'#!/bin/sh\necho "$*" | cut -c 1-100 >>/tmp/ownb/calls; exec ssh -F {folder}/ssh_config "$@"\n'.encode(), 0o755)
+        write(folder / "ssh", f'#!/bin/sh\nexec ssh -F {folder}/ssh_config "$@"\n'.encode(), 0o755)
         self.know_host()
         Path("/run/sshd").mkdir(exist_ok=True)
         self.log = (folder / "sshd.log").open("wb")
-        start = f"mount --bind {self.system} {self.system} && mount -t proc proc {self.system}/proc && exec /usr/sbin/sshd -D -e -f {folder}/sshd_config"
+        own_root = f"mount --bind {self.system} {self.system} && mount -t proc proc {self.system}/proc"
+        start = f"{own_root} && exec /usr/sbin/sshd -D -e -f {folder}/sshd_config"
         self.sshd = subprocess.Popen(["unshare", "--mount", "sh", "-c", start], stderr=self.log)
         self._await_server()
 
@@ -150,7 +151,9 @@ GlobalKnownHostsFile /dev/null
 
 @pytest.fixture(scope="module")
 def flasher() -> Iterator[Flasher]:
-    needs(os.geteuid() == 0 and shutil.which("sshd", path="/usr/sbin"), "root and sshd are needed (apt-get install openssh-server)")
+    needs(
+        os.geteuid() == 0 and shutil.which("sshd", path="/usr/sbin"), "root and sshd are needed (apt-get install openssh-server)"
+    )
     folder = Path(tempfile.mkdtemp(prefix="sly-ssh-test-"))
     folder.chmod(0o755)
     try:
@@ -187,7 +190,7 @@ def test_a_machine_that_runs_becomes_a_board_and_its_agent_starts(flasher: Flash
     assert list((machine.system / "var/tmp").iterdir()) == []
 
 
-def test_an_agent_that_runs_is_stopped_before_and_runs_after_and_one_that_was_stopped_stays_so(flasher: Flasher, machine: Machine) -> None:
+def test_an_agent_that_runs_is_stopped_and_started_and_one_that_is_stopped_stays_so(flasher: Flasher, machine: Machine) -> None:
     write(machine.system / "etc/systemd/system/sly-agent.service")
     write(machine.system / "agent.runs")
     done = flash(flasher, machine, "--yes")
@@ -218,7 +221,7 @@ def test_whom_ssh_or_the_machine_refuses_writes_nothing(flasher: Flasher, machin
     elif what == "nobody to ask":
         options, said, code = [], "stdin is no terminal", 2
     elif what == "riscv64":
-        shutil.copy(small_system(machine.folder / "riscv", "riscv64") / "usr/bin/python3.11", machine.system / "usr/bin/python3.11")
+        write(machine.system / "usr/bin/python3.11", elf("riscv64"), 0o755)
         said, code = "riscv64", 2
     elif what == "dry run":
         options, said, code = ["--dry-run"], "nothing was written", 0
@@ -273,7 +276,9 @@ def cut_in_the_second_stream(flasher: Flasher, machine: Machine) -> None:
     environment = {**os.environ, "TMPDIR": str(flasher.folder / "scratch"), "SLY_SSH": str(machine.folder / "ssh")}
     hold.touch()
     command = flasher.command("--ssh", "kitchen", "--yes")
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             wait_for(machine.system / "tar.runs")
             machine.cut_connections()

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2015,SC2030,SC2031,SC2034
+# shellcheck shell=sh disable=SC2015,SC2017,SC2030,SC2031,SC2034
 # --image BASE --out OUT: a copy of BASE that is flashed.
 #
 # Rules: BASE is only read.  Everything happens in OUT.part, which only its owner can read (there are keys in it), is locked while it

@@ -26,6 +26,17 @@ remote_look() {
             ;;
     esac
     ROOT_KIND=remote
+    remote_judged_paths >"$REMOTE_ROOM/judged"
+    remote_ahead "$REMOTE_ROOM/judged"
+}
+
+# What is looked at before anything is written, asked in one go: each command costs a process there, and its start.
+remote_judged_paths() {
+    for path in /etc/os-release /usr/lib/os-release /usr/lib/systemd/systemd /lib/systemd/systemd /usr/bin/python3 /usr/bin/python3.11 \
+        /usr/bin/python3.12 /usr/bin/python3.13 "$SOFTWARE" "$SOFTWARE/wheels" "$SOFTWARE/models" /etc/sly "$STATES" "$STATE" \
+        "$STATE/identity.key" "$STATE/device_root.key" "$FLASHED" "$FLASHING"; do
+        printf -- '-\t-\t%s\t-\n' "$path"
+    done
 }
 
 # The path of a socket is short (unix(7): 108 bytes): TMPDIR may be long.
@@ -90,18 +101,27 @@ remote_ahead() {
     remote_do end_facts <"$1" >"$REMOTE_ROOM/facts" || exit 1
 }
 
-# remote_told COLUMN PATH: fails for what was not asked ahead.
+# remote_fact COLUMN FUNCTION PATH: as it was told ahead, else asked now.
+remote_fact() {
+    if told=$(remote_told "$1" "$3"); then
+        [ "$told" != - ] && printf '%s\n' "$told"
+    else
+        remote_do "$2" "$3" </dev/null
+    fi
+}
+
+# remote_told COLUMN PATH: - for what is not there; fails for what was not asked ahead.
 remote_told() {
     [ -s "$REMOTE_ROOM/facts" ] || return 1
     awk -F "$TAB" -v column="$1" -v path="$2" '
-        $1 == path { found = 1; if ($column == "-") exit 1; print $column; exit }
+        $1 == path && $column != "" { found = 1; print $column; exit }
         END { exit !found }' "$REMOTE_ROOM/facts"
 }
 
-remote_type() { remote_told 2 "$1" || remote_do folder_type "$1" </dev/null; }
-remote_meta() { remote_told 3 "$1" || remote_do folder_meta "$1" </dev/null; }
-remote_hash() { remote_told 4 "$1" || remote_do folder_hash "$1" </dev/null; }
-remote_link() { remote_told 5 "$1" || remote_do folder_link "$1" </dev/null; }
+remote_type() { remote_fact 2 folder_type "$1"; }
+remote_meta() { remote_fact 3 folder_meta "$1"; }
+remote_hash() { remote_fact 4 folder_hash "$1"; }
+remote_link() { remote_fact 5 folder_link "$1"; }
 remote_cat() { remote_do folder_cat "$1" </dev/null; }
 remote_list() { remote_do folder_list "$1" </dev/null; }
 remote_free_kib() { remote_do folder_free_kib </dev/null; }
