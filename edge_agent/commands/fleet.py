@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge_agent.commands import fleet_change, fleet_setup, fleet_watch
+from edge_agent.commands import fleet_change, fleet_setup, fleet_traffic, fleet_watch
 from edge_agent.commands.terminal import WIDTH, clipped
 
 MAX_BOARD, MAX_HARDWARE = 20, 36
@@ -43,7 +43,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     below = fleet.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (fleet_setup, fleet_watch, fleet_change):
+    for room in (fleet_setup, fleet_watch, fleet_change, fleet_traffic):
         room.add(below)
     table = below.add_parser("table", help="show the agreed table, and who holds another one", description=TABLE)
     for parser, run in ((status, _status), (explain, _explain), (table, _table)):

@@ -1,7 +1,7 @@
 """What a cell's boards really say: production nodes on virtual time over the lossy broker, each message counted by its kind.
 
 Owns ``count``.  Rules: counted is what a board publishes and what the broker delivers to one, as the production node sees both;
-the time before ``SETTLED_US`` is not counted, in which boards boot and learn what a job costs; no trace is made.
+the time before ``settled_us`` is not counted, in which boards boot and learn what a job costs; no trace is made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_agent.sim.traffic import Cell, packet_bytes
 from edge_agent.transport.link import Delivered, Message
 from edge_agent.transport.topics import Kind, Topics
 
-SETTLED_US = 60_000_000
+SETTLED_US = 75_000_000
 STEP_US = 1_000_000
 TASK = "detect_objects"
 DETECTOR = ModelPlan(
@@ -30,6 +30,7 @@ DETECTOR = ModelPlan(
     io_bytes=270_000, launches=60,
 )  # fmt: skip
 PROFILE = "raspberry_pi_5"
+Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -37,14 +38,15 @@ class Counted:
     """In ``window_us``: messages and MQTT bytes that boards published, and that were delivered to them, by kind."""
 
     window_us: int = 0
+    """Of all cells that were counted together."""
     sent: Counter[Kind] = field(default_factory=Counter)
     sent_bytes: Counter[Kind] = field(default_factory=Counter)
     heard: Counter[Kind] = field(default_factory=Counter)
     heard_bytes: Counter[Kind] = field(default_factory=Counter)
 
     def add(self, other: Counted) -> None:
-        """The same window of another cell."""
-        self.window_us = other.window_us
+        """Another cell: rates are those of one cell on average."""
+        self.window_us += other.window_us
         for mine, its in zip(self._counters, other._counters, strict=True):
             mine.update(its)
 
@@ -76,13 +78,13 @@ class CountedBoard(SimBoard):
 class CountedFleet(SimFleet):
     board_kind = CountedBoard
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
+    def __init__(self, scenario: Scenario, seed: int, settled_us: int) -> None:
         super().__init__(scenario, seed)
-        self.counted = Counted()
+        self.counted, self._settled_us = Counted(), settled_us
         self._topics, self._kinds = Topics("home"), dict[str, Kind]()
 
     def counts(self, message: Message, messages: Counter[Kind], size_bytes: Counter[Kind]) -> None:
-        if self.since_start_us < SETTLED_US:
+        if self.since_start_us < self._settled_us:
             return
         kind = self._kinds.get(message.topic)
         if kind is None:
@@ -91,10 +93,10 @@ class CountedFleet(SimFleet):
         size_bytes[kind] += packet_bytes(message)
 
 
-def count(cell: Cell, window_us: int, seed: int, progress: Callable[[int, int], None] | None = None) -> Counted:
-    """Run one cell and count for ``window_us`` of virtual time. ``progress`` is told virtual µs done and to do."""
-    whole_us = SETTLED_US + window_us
-    with shared_work(), CountedFleet(_scenario(cell, whole_us, seed), seed) as fleet:
+def count(cell: Cell, window_us: int, seed: int, settled_us: int = SETTLED_US, progress: Progress | None = None) -> Counted:
+    """Run one cell, and count for ``window_us`` of virtual time. ``progress`` is told virtual µs done and to do."""
+    whole_us = settled_us + window_us
+    with shared_work(), CountedFleet(_scenario(cell, whole_us, seed), seed, settled_us) as fleet:
         fleet.begin()
         while fleet.since_start_us < whole_us:
             fleet.clock.run_until(min(fleet.now_us + STEP_US, START_US + whole_us))
