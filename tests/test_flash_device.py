@@ -60,7 +60,7 @@ def looped(file: Path, *options: str, partitions: bool = False) -> Iterator[str]
         yield device
     finally:
         if partitions:
-            run("partx", "--delete", device)
+            subprocess.run(["partx", "--delete", device], check=False)
         run("losetup", "--detach", device)
 
 

@@ -169,6 +169,29 @@ def test_an_image_that_is_grown_has_the_room_and_all_else_as_before(
         assert base.read_bytes()[start : start + length] == out.read_bytes()[start : start + length], "what boots is as it was"
 
 
+GROWN = """
+set -eu; cd "$1"; ROOMS=$PWD/board_support/flash; TAB=$(printf '\\t'); YES= DRY_RUN= PARTITION= GROW= OUT= TMPDIR=$3
+for room in say roots folder partitions debugfs image; do . "$ROOMS/$room.sh"; done
+medium_take "$2"; medium_look "$2"
+IMAGE_PART=$2 IMAGE_GROW_KIB=2048
+image_grow "$2"
+medium_check "$2"
+"""
+
+
+def test_grown_by_less_than_lies_before_the_system_nothing_of_it_is_cut_off(images: Images, place: Path) -> None:
+    """resize2fs would cut the file where the file system ends if it began at 0."""
+    needs_loops()
+    system = small_system(place / "system")
+    write(system / "full", os.urandom(14 * MIB))
+    image = small_image(place / "base.img", system, "gpt", size_mib=24)
+    run("sh", "-c", GROWN, "grown", CHECKOUT, image, place, env={**os.environ, "LC_ALL": "C"})
+    assert image.stat().st_size == 26 * MIB
+    fsck(image)
+    with mounted(image, place / "a") as root:
+        assert digest(root / "full") == digest(system / "full")
+
+
 def zeros(path: Path, images: Images) -> None:
     path.write_bytes(bytes(8 * MIB))
 

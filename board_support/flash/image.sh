@@ -182,13 +182,20 @@ image_second_header() {
     case $(at_medium sfdisk --dump medium) in 'label: gpt'*) at_medium sfdisk --relocate gpt-bak-std medium ;; esac
 }
 
-# resize2fs cuts a file off at the file system's new size, and does not add the offset (e2fsprogs 1.47.0): it finds a file that is
-# no longer than that size, which only grows by what it writes.
+# resize2fs cuts a file off at the file system's new size, and does not add the offset (e2fsprogs 1.47.0).  Either it finds a file
+# that is no longer than that size, which only grows by what it writes; or, where that would cut off what is there, the partition
+# is taken out, made larger and put back.
 image_resize() {
     whole=$(medium_size)
-    real truncate -s "$((MEDIUM_SIZE / 4096 * 4096))" "$IMAGE_PART"
-    at_medium resize2fs "medium?offset=$MEDIUM_START" "$((MEDIUM_SIZE / 4096 * 4))K"
-    real truncate -s "$whole" "$IMAGE_PART"
+    if [ "$((whole - IMAGE_GROW_KIB * 1024))" -le "$((MEDIUM_SIZE / 4096 * 4096))" ]; then
+        real truncate -s "$((MEDIUM_SIZE / 4096 * 4096))" "$IMAGE_PART"
+        at_medium resize2fs "medium?offset=$MEDIUM_START" "$((MEDIUM_SIZE / 4096 * 4))K"
+        real truncate -s "$whole" "$IMAGE_PART"
+    else
+        medium_out
+        at_medium resize2fs partition "$((MEDIUM_SIZE / 4096 * 4))K"
+        medium_in
+    fi
 }
 
 # image_finish: closed, whole, durable.

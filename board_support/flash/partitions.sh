@@ -188,17 +188,24 @@ medium_check() {
 medium_replay() {
     debugfs_needs_recovery || return 0
     say "$1: it was not unmounted: its journal is replayed"
-    needs_kib=$(((MEDIUM_SIZE + 1023) / 1024))
-    has_room "$MEDIUM_ROOM" "$needs_kib" || fail "$MEDIUM_ROOM" "no room for $needs_kib KiB" 'set TMPDIR to where there is'
-    medium_copy_out || fail "$1" "partition $MEDIUM_NUMBER could not be read" 'is the medium whole?'
+    medium_out
     at_medium e2fsck -p partition >"$MEDIUM_ROOM/fsck" 2>&1 || [ $? -eq 1 ] ||
         refuse "$1" "a journal that cannot be replayed: $(head -n 1 "$MEDIUM_ROOM/fsck")" 'an ext4 file system that is whole' 'run e2fsck on a copy'
-    at_medium real dd if=partition of=medium bs=512 seek=$((MEDIUM_START / 512)) conv=notrunc status=none
-    at_medium rm -f partition
+    medium_in
 }
 
-medium_copy_out() {
-    at_medium real dd if=medium of=partition bs=512 skip=$((MEDIUM_START / 512)) count=$((MEDIUM_SIZE / 512)) status=none
+# medium_out, medium_in: the partition as a file of its own, and back.
+medium_out() {
+    partition_kib=$(((MEDIUM_SIZE + 1023) / 1024))
+    has_room "$MEDIUM_ROOM" "$partition_kib" || fail "$MEDIUM_ROOM" "no room for $partition_kib KiB" 'set TMPDIR to where there is'
+    at_medium real dd if=medium of=partition bs=64K iflag=skip_bytes,count_bytes skip="$MEDIUM_START" count="$MEDIUM_SIZE" \
+        conv=sparse status=none || fail 'the image' "partition $MEDIUM_NUMBER could not be read" 'is the medium whole?'
+}
+
+medium_in() {
+    at_medium real dd if=partition of=medium bs=64K oflag=seek_bytes seek="$MEDIUM_START" conv=notrunc status=none ||
+        fail 'the image' "partition $MEDIUM_NUMBER could not be put back" 'is there room?'
+    at_medium rm -f partition
 }
 
 # has_room FOLDER KIB
