@@ -47,7 +47,7 @@ from tests.needs import needs
 
 SIGNER = Signer(b"b1", b"s" * 32)
 LIMIT_S = 60.0
-texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=MAX_WORDS_CHARS)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MAX_WORDS_CHARS)
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,31}", fullmatch=True)
 found = st.builds(
     lambda name, verdict, what, remedy: Check(name, verdict, what, "" if verdict is Verdict.PASS else remedy),

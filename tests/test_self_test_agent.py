@@ -44,6 +44,18 @@ def verdicts(agent: Agent) -> dict[str, Verdict]:
     return {each.name: each.verdict for each in agent.self_test.last.checks} if agent.self_test.last else {}
 
 
+def counting_looks(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each look at the machine."""
+    looks, seen = list[int](), agent.self_test._seen
+
+    def counted() -> list[Check]:
+        looks.append(1)
+        return seen()
+
+    monkeypatch.setattr(agent.self_test, "_seen", counted)
+    return looks
+
+
 def test_an_agent_without_its_model_serves_and_says_what_fails_and_then_that_it_passes(tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -97,9 +109,7 @@ def test_the_result_is_kept_at_the_broker_and_told_again_when_it_changes_and_not
             before = len(heard())
             numbers = [each.version for each in heard()]
             assert numbers == sorted(numbers) and heard()[-1].boot_epoch == 1
-            looks: list[int] = []
-            seen = agent.self_test._seen
-            monkeypatch.setattr(agent.self_test, "_seen", lambda: (looks.append(1), seen())[1])
+            looks = counting_looks(agent, monkeypatch)
             await until(lambda: len(looks) == 5)
             assert len(heard()) == before, "looks that found the same are not told"
             (config.state.folder / "identity.key").chmod(0o644)
@@ -160,9 +170,7 @@ def test_the_known_answer_is_asked_once_and_not_with_every_look(tmp_path: Path, 
 
     async def scene() -> None:
         async with Agent(configured(tmp_path / "state"), lambda text: None) as agent:
-            looks: list[int] = []
-            seen = agent.self_test._seen
-            monkeypatch.setattr(agent.self_test, "_seen", lambda: (looks.append(1), seen())[1])
+            looks = counting_looks(agent, monkeypatch)
             await until(lambda: len(looks) > 3)
             assert len(times) == 1
             agent.self_test._whole_due_us = 0
