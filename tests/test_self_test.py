@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import ssl
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -350,6 +351,10 @@ def test_the_end_of_a_damaged_certificate_is_refused_and_never_a_crash(tmp_path:
         for each in damaged:
             with suppress(RefusedError):
                 assert isinstance(validity(each), Validity)
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.find(b"-----BEGIN") :].decode())
+    for at in range(len(der)):
+        with pytest.raises(RefusedError):
+            validity(ssl.DER_cert_to_PEM_cert(der[:at]).encode())
     for nothing in (b"", b"x" * 10, pem[:200], pem * 200):
         with pytest.raises(RefusedError):
             validity(nothing)
