@@ -23,6 +23,7 @@ by the code that boards run, and their messages counted: exit code 1 if that is 
 """
 TOLERANCE_PERCENT = 5
 WINDOW_US = 30_000_000
+REST_SETTLED_US = 15_000_000
 
 
 def add(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,6 +38,8 @@ def add(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         ("--seed", 0, "of the first cell that is simulated"),
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{about} (default: {default})")
+    about_rest = "no requests, steady temperatures, all booted at one moment: counted in a fifth of the time"
+    parser.add_argument("--at-rest", action="store_true", help=about_rest)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_traffic)
 
@@ -50,6 +53,8 @@ def _traffic(arguments: argparse.Namespace) -> int:
     cell = Cell(
         arguments.cell, arguments.cell * arguments.sources // 1000, arguments.requests_mhz, request_bytes=arguments.request_bytes
     )
+    if arguments.at_rest:
+        cell = Cell(arguments.cell, warm=False, apart=False)
     computed = flows(cell)
     counted = _counted(cell, arguments.count, arguments.seed) if arguments.count else None
     if arguments.json:
@@ -62,13 +67,13 @@ def _traffic(arguments: argparse.Namespace) -> int:
 def _counted(cell: Cell, cells: int, seed: int) -> Counted:
     """As one cell on average."""
     from edge_agent.progress import Bar
-    from edge_agent.sim.counted import Counted, count
+    from edge_agent.sim.counted import SETTLED_US, Counted, count
 
-    whole = Counted()
+    whole, settled_us = Counted(), SETTLED_US if cell.apart else REST_SETTLED_US
     with Bar() as bar:
         for number in range(cells):
             bar.show("simulating cells", number, cells)
-            whole.add(count(cell, WINDOW_US, seed + number))
+            whole.add(count(cell, WINDOW_US, seed + number, settled_us))
     return whole
 
 
