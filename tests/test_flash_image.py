@@ -156,7 +156,9 @@ def test_an_image_that_is_grown_has_the_room_and_all_else_as_before(
     small = images.flash("--image", base, "--out", out, before=who)
     assert small.returncode == 1
     assert "--grow" in small.stderr, small.stderr
-    done = images.flash("--image", base, "--out", out, "--grow", "24M", shell=shell, before=who)
+    named = small.stderr.split("--grow ")[1].split()[0]
+    assert images.flash("--image", base, "--out", out, "--grow", named, before=who).returncode == 0, "what was named is enough"
+    done = images.flash("--image", base, "--out", out, "--grow", "24M", "--yes", shell=shell, before=who)
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size == (16 + 24) * MIB
     fsck(out)

@@ -16,7 +16,7 @@ judge_room() {
     free_kib=$(($(root_free_kib) + ${IMAGE_GROW_KIB:-0}))
     [ "$free_kib" -ge "$needed_kib" ] || fail "room on $(target_looked_at)" \
         "$((free_kib / 1024)) MiB free, $((needed_kib / 1024)) MiB needed (with the environment that the first boot makes)" \
-        'free some, or give an image more: --grow 1G'
+        "free some, or give an image more: --grow $(((needed_kib - free_kib) * 9 / 8 / 1024 + 1))M"
 }
 
 show_plan() {
