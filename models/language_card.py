@@ -194,8 +194,17 @@ def language_catalog() -> Mapping[str, LanguageCard]:
 
 def built(folder: Path) -> Mapping[str, LanguageCard]:
     """The language models that were built into ``folder``, by name; raises as ``read_language_card``."""
-    cards = [read_language_card(path) for path in sorted(folder.glob(f"*{CARD_SUFFIX}"))]
+    cards = [read_language_card(path) for path in _card_files(folder)]
     return MappingProxyType({each.name: each for each in cards})
+
+
+def _card_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(CARD_SUFFIX))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UnavailableError(f"model folder {folder}", str(error), "set SLY_MODELS to a folder that can be read") from error
 
 
 def find(name: str, folder: Path) -> LanguageCard:
@@ -208,7 +217,7 @@ def find(name: str, folder: Path) -> LanguageCard:
         return read_language_card(path)
     if name in language_catalog():
         return language_catalog()[name]
-    known = sorted({*language_catalog(), *(each.name.removesuffix(CARD_SUFFIX) for each in folder.glob(f"*{CARD_SUFFIX}"))})
+    known = sorted({*language_catalog(), *(each.name.removesuffix(CARD_SUFFIX) for each in _card_files(folder))})
     raise RefusedError("language model", name, ", ".join(known), "see: sly models list")
 
 
