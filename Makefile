@@ -7,16 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 N ?= 20000
 A ?= arm64
+PYTHONS ?= 3.12 3.13
 # Processes that share a run of all tests: one a core, at most 4; the files named in T run in one.
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long mutations check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
+.PHONY: help demo test test-long test-pythons mutations check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
 
 help:
 	@echo "make demo          four emulated boards, a detector, a language model, three disasters"
 	@echo "make test          every test (make test T=tests/test_node.py for some)"
 	@echo "make test-long     the tests that take long: fifty boards, fifty kills, whole stories of power cuts"
+	@echo "make test-pythons  every test on other Pythons: PYTHONS='3.12 3.13' (T=... for some)"
 	@echo "make mutations     the lines on which everything hangs, each taken out in turn: a named test must be red"
 	@echo "make check         ruff, mypy --strict, the import contract"
 	@echo "make bench         the figures of docs/performance.md, measured here"
@@ -44,6 +46,9 @@ test: $(VENV)/dev.made .venv-cwt/cwt.made
 
 test-long: $(VENV)/dev.made
 	$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal
+
+test-pythons: $(VENV)/dev.made .venv-cwt/cwt.made
+	@WORKERS=$(WORKERS) sh tests/pythons.sh "$(PYTHONS)" $(T)
 
 mutations: $(VENV)/dev.made
 	$(BIN)/python -m tests.mutations
@@ -100,7 +105,7 @@ long-session: $(VENV)/dev.made
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.long_session $(N)
 
 clean:
-	rm -rf $(VENV) .venv-tflite-runtime .venv-llama .venv-cwt demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* .venv-tflite-runtime .venv-llama .venv-cwt demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The environment is made once for each extra, and again when setup.cfg changes.
 $(VENV)/pip.made:
