@@ -120,7 +120,10 @@ def _enroll(arguments: argparse.Namespace) -> int:
         "reloaded": folder.reload_broker() if arguments.again else False,
     }  # fmt: skip
     report |= brought(folder)
-    return told(arguments, report, f"{wanted.board} is enrolled; copy {out}/* to {wanted.state}/ on the board")
+    kind = enrolled.backend or "KIND"
+    flash = f"  ./flash.sh --board {kind} --enrolled {out} --image BASE.img --out {wanted.board}.img   # or --device, --ssh"
+    by_hand = f"  or copy {out}/* to {wanted.state}/ on the board"
+    return told(arguments, report, f"{wanted.board} is enrolled; next:\n{flash}\n{by_hand}")
 
 
 def _broker(arguments: argparse.Namespace) -> int:
