@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from board_support.led import BLINK_MS, Led, open_led
 from board_support.registry import board_classes
 from board_support.sysfs import Absent
 
+NOBODY = 65534
 PI_4 = "none rc-feedback kbd-scrolllock timer oneshot heartbeat backlight gpio cpu default-on input panic [mmc0] mmc1 rfkill-any"
 
 
@@ -52,12 +57,17 @@ def test_the_light_is_given_back_at_the_end(tmp_path: Path) -> None:
     assert written(folder, "trigger").startswith("mmc0")
 
 
+@pytest.mark.parametrize("failed_once_more", [True, False])
 @pytest.mark.parametrize(("left", "given_back"), [("none [timer] mmc0", "mmc0"), ("none [timer] default-on", "default-on"),
-                                                  ("none [timer]", "none"), ("[none] timer mmc0", "none")])  # fmt: skip
-def test_a_light_that_a_killed_agent_left_blinking_is_given_its_usual_work(tmp_path: Path, left: str, given_back: str) -> None:
+                                                  ("none [timer]", "none")])  # fmt: skip
+def test_a_light_that_was_left_blinking_is_given_its_usual_work_at_the_first_pass(
+    tmp_path: Path, left: str, given_back: str, failed_once_more: bool
+) -> None:
     folder = a_led(tmp_path, trigger=left)
     led = opened(tmp_path)
-    led.show(True)
+    if failed_once_more:
+        led.show(True)
+        assert written(folder, "delay_on").startswith(str(BLINK_MS)), "first boot, or the kernel, may have left another pace"
     led.show(False)
     assert written(folder, "trigger").startswith(given_back)
 
@@ -89,13 +99,39 @@ def test_a_light_that_may_not_be_switched_says_why_and_raises_nothing(tmp_path: 
     led.give_back()
 
 
-def test_a_light_whose_pace_may_not_be_set_yet_blinks_at_the_kernels_and_is_given_back(tmp_path: Path) -> None:
-    folder = a_led(tmp_path)
-    led = opened(tmp_path)
-    (folder / "delay_on").unlink()
-    (folder / "delay_on").mkdir()
-    assert led.show(True) == "" and written(folder, "trigger").startswith("timer")
-    (folder / "delay_on").rmdir()
-    (folder / "delay_on").write_text("500\n")
-    assert led.show(True) == "" and written(folder, "delay_on").startswith(str(BLINK_MS)), "as soon as it may be"
-    assert led.show(False) == "" and written(folder, "trigger").startswith("mmc0")
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Of a user to whom files say no."""
+    before = os.geteuid()
+    os.seteuid(before or NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """A root that every user may pass."""
+    with tempfile.TemporaryDirectory(prefix="sly-led-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+def test_a_light_whose_pace_is_roots_until_udev_has_seen_it_blinks_at_the_kernels_and_then_at_its_own(passable: Path) -> None:
+    folder = a_led(passable)
+    led = opened(passable)
+    (folder / "trigger").chmod(0o666)
+    for pace in ("delay_on", "delay_off"):
+        (folder / pace).chmod(0o444)
+    with unprivileged():
+        with pytest.raises(PermissionError):
+            (folder / "delay_on").open("r+b")
+        assert led.show(True) == "" and written(folder, "trigger").startswith("timer"), "it blinks, which is no fault"
+        assert written(folder, "delay_on") == "500\n"
+    for pace in ("delay_on", "delay_off"):
+        (folder / pace).chmod(0o666)
+    with unprivileged():
+        assert led.show(True) == ""
+        assert [written(folder, pace)[: len(str(BLINK_MS))] for pace in ("delay_on", "delay_off")] == [str(BLINK_MS)] * 2
+        assert led.show(False) == "" and written(folder, "trigger").startswith("mmc0")

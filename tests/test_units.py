@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ AGENT, FIRST_BOOT = UNITS / "sly-agent.service", UNITS / "sly-first-boot.service
 BOARDS = ("jetson", "coral", "raspberry_pi", "jalapeno")
 LIMIT_S = 60
 MAX_EXPOSURE = {"jetson": 20, "coral": 21, "raspberry_pi": 20, "jalapeno": 20}
-"""In tenths, as systemd-analyze reckons: 0 is nothing to be had, 100 all. 4 of them are the question whether the clock is synchronised,
-which it takes for leave to set it; Coral has netlink besides."""
+"""In tenths, as systemd-analyze reckons: 0 is nothing to be had, 100 all. 4 of them are the question whether the clock is
+synchronised, which it takes for leave to set it; Coral has netlink besides."""
 MAX_EXPOSURE_FIRST_BOOT = 25
 
 NOTHING = ""
@@ -80,14 +81,14 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-def analyzed(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=LIMIT_S)
 def board_of(installed: Path) -> str:
     text = (installed / "sly-agent.service.d" / "10-board.conf").read_text()
     return next(board for board in BOARDS if drop_in(board).read_text() == text)
 
 
 
+def analyzed(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=LIMIT_S)
 
 def test_systemd_takes_the_units_with_the_drop_in_of_each_board(installed: Path) -> None:
     done = analyzed("verify", *map(str, installed.glob("*.service")))
@@ -116,7 +117,7 @@ def test_the_agents_unit_is_hardened(name: str) -> None:
 
 
 def test_no_drop_in_takes_any_of_it_back_but_what_an_accelerators_library_may_need() -> None:
-    adds = {"SupplementaryGroups", "DeviceAllow", "MemoryMax", "RestrictAddressFamilies", "ReadWritePaths"}
+    adds = {"SupplementaryGroups", "DeviceAllow", "MemoryMax", "RestrictAddressFamilies", "ReadWritePaths", "ExecStopPost"}
     for board in BOARDS:
         accelerated = {"MemoryDenyWriteExecute"} if board in ("jetson", "coral") else set()
         assert set(settings(drop_in(board))) <= adds | accelerated
@@ -153,6 +154,26 @@ def test_every_light_that_the_agent_may_switch_is_open_to_it() -> None:
 
 
 def test_every_group_that_a_unit_names_is_made_at_first_boot_and_given_a_device_by_udev() -> None:
+@pytest.mark.parametrize("names", [("ACT",), ("led0",), ()])
+@pytest.mark.parametrize(("result", "light"), [("exit-code", "timer\n"), ("watchdog", "timer\n"), ("success", "mmc0\n")])
+def test_an_agent_that_did_not_start_or_died_leaves_the_light_blinking_and_one_that_was_stopped_does_not(
+    tmp_path: Path, names: tuple[str, ...], result: str, light: str
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trigger").write_text("mmc0\n")
+    told = (
+        one(drop_in("raspberry_pi"), "ExecStopPost")
+        .removeprefix("-")
+        .replace("$$", "$")
+        .replace("/sys/class/leds", str(tmp_path))
+    )
+    done = subprocess.run(shlex.split(told), env={"SERVICE_RESULT": result}, capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert [(tmp_path / name / "trigger").read_text() for name in names] == [light] * len(names)
+    assert set(re.findall(r"\w+", told.partition("for led in ")[2].partition(";")[0])) == set(led.LEDS["raspberry_pi"])
+
+
     made = set(re.findall(r"(?m)^g (\w+)", (SUPPORT / "sysusers/sly.conf").read_text()))
     named = {group for path in (AGENT, *map(drop_in, BOARDS)) for line in settings(path).get("SupplementaryGroups", [])
              for group in line.split()}  # fmt: skip
@@ -184,8 +205,6 @@ def test_the_system_calls_by_which_engines_confine_themselves_pass_the_filter() 
     assert calls - service - set(allowed.split()) == set() and calls & denied_calls == set()
 
 
-def _members(known: str, name: str) -> set[str]:
-    """Of a set of system calls, as ``systemd-analyze syscall-filter`` lists them, with those of the sets in it."""
 def test_the_clock_may_be_asked_whether_it_is_synchronised_and_not_be_set() -> None:
     """As the first list allows, later ones add and take away in their order (systemd.exec(5))."""
     needs(shutil.which("systemd-analyze"), "systemd-analyze is not installed (apt-get install systemd)")
@@ -200,6 +219,8 @@ def test_the_clock_may_be_asked_whether_it_is_synchronised_and_not_be_set() -> N
 
 
     block = re.search(rf"(?m)^{name}\n((?:    .*\n)+)", known)
+def _members(known: str, name: str) -> set[str]:
+    """Of a set of system calls, as ``systemd-analyze syscall-filter`` lists them, with those of the sets in it."""
     assert block, name
     words = [line.strip() for line in block[1].splitlines() if not line.strip().startswith("#")]
     return {call for word in words for call in (_members(known, word) if word.startswith("@") else {word})}
