@@ -86,9 +86,9 @@ def board_of(installed: Path) -> str:
     return next(board for board in BOARDS if drop_in(board).read_text() == text)
 
 
-
 def analyzed(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=LIMIT_S)
+
 
 def test_systemd_takes_the_units_with_the_drop_in_of_each_board(installed: Path) -> None:
     done = analyzed("verify", *map(str, installed.glob("*.service")))
@@ -153,7 +153,6 @@ def test_every_light_that_the_agent_may_switch_is_open_to_it() -> None:
     assert {name for names in led.LEDS.values() for name in names} == set(first_boot.LEDS)
 
 
-def test_every_group_that_a_unit_names_is_made_at_first_boot_and_given_a_device_by_udev() -> None:
 @pytest.mark.parametrize("names", [("ACT",), ("led0",), ()])
 @pytest.mark.parametrize(("result", "light"), [("exit-code", "timer\n"), ("watchdog", "timer\n"), ("success", "mmc0\n")])
 def test_an_agent_that_did_not_start_or_died_leaves_the_light_blinking_and_one_that_was_stopped_does_not(
@@ -174,6 +173,7 @@ def test_an_agent_that_did_not_start_or_died_leaves_the_light_blinking_and_one_t
     assert set(re.findall(r"\w+", told.partition("for led in ")[2].partition(";")[0])) == set(led.LEDS["raspberry_pi"])
 
 
+def test_every_group_that_a_unit_names_is_made_at_first_boot_and_given_a_device_by_udev() -> None:
     made = set(re.findall(r"(?m)^g (\w+)", (SUPPORT / "sysusers/sly.conf").read_text()))
     named = {group for path in (AGENT, *map(drop_in, BOARDS)) for line in settings(path).get("SupplementaryGroups", [])
              for group in line.split()}  # fmt: skip
@@ -218,9 +218,9 @@ def test_the_clock_may_be_asked_whether_it_is_synchronised_and_not_be_set() -> N
     assert one(AGENT, "CapabilityBoundingSet") == NOTHING and one(AGENT, "DevicePolicy") == "closed"
 
 
-    block = re.search(rf"(?m)^{name}\n((?:    .*\n)+)", known)
 def _members(known: str, name: str) -> set[str]:
     """Of a set of system calls, as ``systemd-analyze syscall-filter`` lists them, with those of the sets in it."""
+    block = re.search(rf"(?m)^{name}\n((?:    .*\n)+)", known)
     assert block, name
     words = [line.strip() for line in block[1].splitlines() if not line.strip().startswith("#")]
     return {call for word in words for call in (_members(known, word) if word.startswith("@") else {word})}
