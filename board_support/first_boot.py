@@ -1,10 +1,10 @@
 """What a board does once before its agent's first start: the user, the owners, and the factory's environment.
 
-    python3 -I /opt/sly/first_boot.py [--root DIR]
+    /opt/sly/python -I /opt/sly/first_boot.py [--root DIR]
 
 Owns ``/opt/sly/factory`` and what it points to.  Rules:
 
-* The standard library only, in this one file, run as root by the system's Python: nothing of the agent is there yet.
+* The standard library only, in this one file, run as root by a Python of the system: nothing of the agent is there yet.
 * No network and no index: what is installed are the wheels that flash.sh wrote, each of the digest that it wrote down.
 * An environment counts once its stamp lies in it, and the stamp is written last; the symlink is switched to a whole one.
   So the power may go at any point: the old one, or nothing, is there, and the next boot begins anew.
@@ -43,7 +43,7 @@ USER = "sly"
 LIST, WHEELS, FACTORY = "opt/sly/flashed.list", "opt/sly/wheels", "opt/sly/factory"
 STAMP, CHECKED = "first_boot.stamp", "opt/sly/first_boot.checked"
 STATE, CONFIG, SYSUSERS = "var/lib/sly", "etc/sly/agent.toml", "etc/sysusers.d/sly.conf"
-NEEDED = ("/opt/sly/launcher.py", "/opt/sly/wheels/wheelhouse.json", "/etc/sly/agent.toml")
+NEEDED = ("/opt/sly/python", "/opt/sly/launcher.py", "/opt/sly/wheels/wheelhouse.json", "/etc/sly/agent.toml")
 PROBED = "edge_agent.agent"
 """As ``ota.launcher.PROBED``, where the wheels do not say another."""
 LEDS = ("ACT", "led0")
@@ -384,13 +384,14 @@ def whole(root: Path, stamp: str) -> bool:
 def build(root: Path, house: Wheelhouse, owner: Identity) -> None:
     """The environment under its own name, then the link to it, then nothing else.
 
-    Scripts name the folder that they lie in, so it is built where it stays: what has no stamp is none.
+    Scripts name the folder that they lie in, so it is built where it stays: what has no stamp is none.  It is of the Python that
+    ``/opt/sly/python`` leads to, not of the link: flashed again with another, it runs until the new one is whole.
     """
     target = root / f"{FACTORY}-{house.stamp[:8]}"
     _sweep(root, keep=_current(root) if _current(root) != target.name else "")
     _check_room(target.parent, house.wheels)
     say(f"unpacking {len(house.wheels)} wheels; this takes minutes on a slow card")
-    _run("venv", [sys.executable, "-I", "-m", "venv", "--without-pip", str(target)])
+    _run("venv", [os.path.realpath(sys.executable), "-I", "-m", "venv", "--without-pip", str(target)])
     python = str(target / "bin" / "python")
     _run("pip", [python, "-I", _pip(house.wheels), "install", *_HERMETIC, *map(str, house.wheels)])
     _run("pip", [python, "-I", "-m", "pip", "check"])

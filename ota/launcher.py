@@ -4,7 +4,7 @@
 
 Owns the record of the agent's slots (its bytes, and what a start does to it), the choice, and the guard of a trial.  Rules:
 
-* The standard library only, in this one file: it may be copied to where no update reaches, and is started by the system's Python.
+* The standard library only, in this one file: it may be copied to where no update reaches, and a Python of the system starts it.
 * It is never updated over the air, so the record is a contract: fields are added, never changed, and unknown ones are kept.
 * Two copies of the record alternate, each with a counter and a checksum; the newest whole one counts.  Without any, the factory's
   agent runs, and it is said.

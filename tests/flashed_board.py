@@ -19,7 +19,7 @@ from tests.wheels import facts, wheel
 
 SUPPORT = Path(first_boot.__file__).parent
 PYTHON = Path("/usr/bin/python3")
-"""What the units start: the system's, which has none of our packages."""
+"""What ``/opt/sly/python`` leads to: the system's, which has none of our packages."""
 KEY = bytes(range(32))
 LIMIT_S = 300
 NOTHING: Mapping[str, str] = {}
@@ -63,6 +63,7 @@ class FlashedBoard:
             (self.root / folder).mkdir(parents=True)
         shutil.copy(first_boot.__file__, self.opt)
         shutil.copy(launcher.__file__, self.opt)
+        (self.opt / "python").symlink_to(PYTHON)
         shutil.copy(SUPPORT / "sysusers" / "sly.conf", self.root / "etc/sysusers.d")
         (self.root / "etc/sly/agent.toml").write_text("[board]\n")
         (self.root / "etc/sly/agent.toml").chmod(0o600)
@@ -91,13 +92,15 @@ class FlashedBoard:
 
     def _line(self, path: Path) -> str:
         name = f"/{path.relative_to(self.root)}"
+        if path.is_symlink():
+            return f"l\t0777\t{name}\t{path.readlink()}"
         if path.is_dir():
             return f"d\t0755\t{name}\t-"
         kept = name.startswith(("/var/", "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"))
         return f"f\t0644\t{name}\t{'-' if kept else sha256(path.read_bytes()).hexdigest()}"
 
     def command(self, *before: str) -> list[str]:
-        return [*before, str(PYTHON), "-I", str(self.script), "--root", str(self.root)]
+        return [*before, str(self.opt / "python"), "-I", str(self.script), "--root", str(self.root)]
 
     def boot(self, *before: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
         """Its exit code, and what it said. ``before``: words to run it under."""
@@ -110,7 +113,16 @@ class FlashedBoard:
     def agent(self) -> str:
         """What the launcher starts; "" if nothing."""
         words = ["--folder", str(self.root / "slots"), "--factory", str(self.opt / "factory/bin/python")]
-        start: Sequence[str] = [str(PYTHON), "-I", str(self.opt / "launcher.py"), *words, "--module", "tiny", "--probe", "tiny"]
+        start: Sequence[str] = [
+            str(self.opt / "python"),
+            "-I",
+            str(self.opt / "launcher.py"),
+            *words,
+            "--module",
+            "tiny",
+            "--probe",
+            "tiny",
+        ]
         who = {"user": 65534, "group": 65534, "extra_groups": ()}
         done = subprocess.run(start, capture_output=True, text=True, timeout=LIMIT_S, **who)  # type: ignore[call-overload]
         return str(done.stdout.strip())

@@ -212,7 +212,7 @@ def test_a_disk_that_is_too_full_says_how_much_is_missing(board: FlashedBoard) -
     small = (
         f'mount -t tmpfs -o size=24m,mode=755 none {board.opt.parent} && mkdir {board.opt} && cp -a $0/. {board.opt} && exec "$@"'
     )
-    kept = shutil.copytree(board.opt, board.root.parent / "kept")
+    kept = shutil.copytree(board.opt, board.root.parent / "kept", symlinks=True)
     code, said = board.boot("unshare", "--mount", "sh", "-c", small, str(kept))
     assert code == 1 and "MiB are missing" in said and "what to do: make room" in said
     assert not board.environments()

@@ -93,6 +93,11 @@ def python_is(name: str) -> Callable[[Bench], None]:
     return spoil
 
 
+def jetpack(bench: Bench) -> None:
+    python_is("python3.10")(bench)
+    (bench.system / "usr/lib/os-release").write_text('PRETTY_NAME="Ubuntu 22.04.5 LTS"\nID=ubuntu\n')
+
+
 def python_speaks(bench: Bench) -> None:
     python_is("\x1b[31mred\nflash.sh: all is well")(bench)
     (bench.system / "usr/lib/python3.12").mkdir()
@@ -195,9 +200,12 @@ CASES = {
             0
         ],
     ),
-    "no Python": Case(("Python of", "none in /usr/bin/python3", "apt-get install python3"), without("usr/bin/python3")),
+    "no Python": Case(
+        ("Python of", "none in /usr/bin/python3", "apt-get install python3"), without("usr/bin/python3", "usr/bin/python3.11")
+    ),
     "a Python that leads nowhere": Case(("none in /usr/bin/python3",), without("usr/bin/python3.11")),
     "an old Python": Case(("3.10", "allowed: 3.11 or later"), python_is("python3.10")),
+    "the Python of JetPack 6": Case(("3.10", "apt-get install python3.11", "universe"), jetpack),
     "a Python whose name speaks to the terminal": Case(("?[31mred?flash.sh: all is well",), python_speaks),
     "a Python that is half there": Case(
         ("without its module venv", "python3-minimal"), without("usr/lib/python3.11/venv/__init__.py")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from board_support import first_boot
-from tests.flash_targets import BOARD, FLASH, KINDS, PATIENCE_S, ROOT, SHELLS, Workshop, everything, workshop
+from tests.flash_targets import BOARD, FLASH, KINDS, PATIENCE_S, ROOT, SHELLS, Workshop, everything, program, workshop
 from tests.needs import needs_program
 
 STATE = f"var/lib/sly/{BOARD}"
@@ -19,7 +19,8 @@ WHEELS = "opt/sly/wheels"
 FOLDER, PRIVATE_FOLDER, PUBLIC, SECRET = 0o40755, 0o40700, 0o100644, 0o100600
 LINK = 0o120777
 PLACED = {
-    "opt/sly": FOLDER, "opt/sly/launcher.py": PUBLIC, "opt/sly/first_boot.py": PUBLIC, "opt/sly/flashed.list": PUBLIC,
+    "opt/sly": FOLDER, "opt/sly/python": LINK,
+    "opt/sly/launcher.py": PUBLIC, "opt/sly/first_boot.py": PUBLIC, "opt/sly/flashed.list": PUBLIC,
     WHEELS: FOLDER, f"{WHEELS}/tiny-1.0-py3-none-any.whl": PUBLIC, f"{WHEELS}/pip-26.0-py3-none-any.whl": PUBLIC,
     f"{WHEELS}/wheelhouse.json": PUBLIC, "opt/sly/models": FOLDER,
     "etc/sly": FOLDER, "etc/sly/agent.toml": SECRET,
@@ -82,6 +83,42 @@ def test_what_is_placed_is_what_was_enrolled_and_what_lies_in_the_checkout(targe
     assert all((target / there).read_bytes() == here.read_bytes() for there, here in same.items())
     link = target / UNITS / "multi-user.target.wants/sly-agent.service"
     assert str(link.readlink()) == f"/{UNITS}/sly-agent.service"
+    assert str((target / "opt/sly/python").readlink()) == "/usr/bin/python3.11"
+
+
+def another_python(target: Path, name: str, machine: str = "aarch64", venv: bool = True) -> None:
+    """Beside the system's own."""
+    (target / "usr/bin" / name).write_bytes(program(machine))
+    (target / "usr/lib" / name / "venv").mkdir(parents=True, exist_ok=True)
+    if venv:
+        (target / "usr/lib" / name / "venv/__init__.py").touch()
+
+
+def own_python(target: Path, name: str) -> None:
+    (target / "usr/bin/python3").unlink()
+    (target / "usr/bin/python3").symlink_to(name)
+
+
+def test_beside_an_old_python_the_newest_whole_one_is_taken_and_the_systems_own_stays(target: Path, shop: Workshop) -> None:
+    another_python(target, "python3.10")
+    own_python(target, "python3.10")
+    another_python(target, "python3.9")
+    another_python(target, "python3.13", venv=False)
+    another_python(target, "python3.14", machine="x86_64")
+    another_python(target, "python3.12-config")
+    done = shop.flash(target)
+    assert done.code == 0 and "aarch64, Python 3.11" in done.out, done.err
+    assert str((target / "opt/sly/python").readlink()) == "/usr/bin/python3.11"
+    assert str((target / "usr/bin/python3").readlink()) == "python3.10"
+    another_python(target, "python3.12")
+    done = shop.flash(target, "--dry-run", wheels=None, shell="busybox ash")
+    assert done.code == 0 and "aarch64, Python 3.12" in done.out, done.err
+
+
+def test_a_python_of_the_system_that_is_new_enough_is_taken_though_a_newer_one_is_beside_it(target: Path, shop: Workshop) -> None:
+    another_python(target, "python3.12")
+    assert shop.flash(target).code == 0
+    assert str((target / "opt/sly/python").readlink()) == "/usr/bin/python3.11"
 
 
 @pytest.mark.parametrize("board", KINDS)
@@ -125,7 +162,9 @@ def test_systemd_takes_the_units_as_they_lie_there(target: Path, shop: Workshop)
     needs_program("systemd-analyze", "systemd")
     assert shop.flash(target).code == 0
     shutil.copytree("/usr/lib/systemd/system", target / "usr/lib/systemd/system", symlinks=True)
-    (target / "usr/bin/python3.11").chmod(0o755)
+    (target / "usr/bin/sh").write_bytes(program("aarch64"))
+    for name in ("python3.11", "sh"):
+        (target / "usr/bin" / name).chmod(0o755)
     with (target / "etc/passwd").open("a") as file:
         file.write("sly:x:900:900::/var/lib/sly:/usr/sbin/nologin\n")
     units = ["sly-first-boot.service", "sly-agent.service"]

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +72,11 @@ def drop_in(board: str) -> Path:
 
 @pytest.fixture(params=BOARDS)
 def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder as flash.sh leaves it for a kind of board."""
+    """A folder as flash.sh leaves it for a kind of board, but that here /opt/sly/python is what it leads to on most."""
     needs(shutil.which("systemd-analyze"), "systemd-analyze is not installed (apt-get install systemd)")
     needs(Path("/usr/bin/python3").exists(), "there is no /usr/bin/python3, which the units start")
     for unit in UNITS.glob("*.service"):
-        shutil.copy(unit, tmp_path)
+        (tmp_path / unit.name).write_text(unit.read_text().replace("=/opt/sly/python ", "=/usr/bin/python3 "))
     (tmp_path / "sly-agent.service.d").mkdir()
     shutil.copy(drop_in(request.param), tmp_path / "sly-agent.service.d" / "10-board.conf")
     yield tmp_path
@@ -229,9 +230,23 @@ def _members(known: str, name: str) -> set[str]:
 def test_first_boot_comes_before_the_agent_and_without_it_there_is_none() -> None:
     assert "sly-first-boot.service" in one(AGENT, "After").split() and one(AGENT, "Requires") == "sly-first-boot.service"
     assert one(FIRST_BOOT, "Before") == "sly-agent.service" and one(FIRST_BOOT, "Type") == "oneshot"
-    assert one(FIRST_BOOT, "ExecStart") == "/usr/bin/python3 -I /opt/sly/first_boot.py"
+    assert one(FIRST_BOOT, "ExecStart") == "/opt/sly/python -I /opt/sly/first_boot.py"
     assert one(FIRST_BOOT, "PrivateNetwork") == "yes"
     assert one(FIRST_BOOT, "StandardOutput") == "journal+console"
+
+
+def test_a_python_that_was_taken_away_is_said_on_the_console_with_what_to_do(tmp_path: Path) -> None:
+    """Nothing that needs it could: a distribution's upgrade removed what ``/opt/sly/python`` leads to."""
+    shell, option, script = shlex.split(one(FIRST_BOOT, "ExecStartPre").replace("$$", "$"))
+    link = tmp_path / "python"
+    for aim, code in ((sys.executable, 0), ("/usr/bin/python3.99", 1), (None, 1)):
+        link.unlink(missing_ok=True)
+        if aim:
+            link.symlink_to(aim)
+        done = subprocess.run([shell, option, script.replace("/opt/sly/python", str(link))], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, "")
+        said = [f"{aim or link}, the Python that this card was flashed for, is gone", f"what to do: {first_boot.FLASH_AGAIN}"]
+        assert all(words in done.stdout for words in said) if code else not done.stdout
 
 
 def test_the_launcher_starts_the_environment_that_first_boot_makes() -> None:

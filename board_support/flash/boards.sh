@@ -18,7 +18,7 @@ board_machines() {
 # board_system KIND: what to take for it.
 board_system() {
     case $1 in
-        jetson) echo 'JetPack 6 (Ubuntu 22.04) with Python 3.11 or later as /usr/bin/python3' ;;
+        jetson) echo 'JetPack 6 (Ubuntu 22.04) with python3.11 beside its own' ;;
         raspberry_pi) echo 'Raspberry Pi OS Lite (64-bit) of Debian 12 or later' ;;
         coral) echo 'Debian 12 or later on its host, 64-bit' ;;
         jalapeno) echo 'Debian 12 or later, 64-bit' ;;

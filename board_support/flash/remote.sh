@@ -32,8 +32,10 @@ remote_look() {
 
 # What is looked at before anything is written, asked in one go: each command costs a process there, and its start.
 remote_judged_paths() {
-    for path in /etc/os-release /usr/lib/os-release /usr/lib/systemd/systemd /lib/systemd/systemd /usr/bin/python3 /usr/bin/python3.11 \
-        /usr/bin/python3.12 /usr/bin/python3.13 "$SOFTWARE" "$SOFTWARE/wheels" "$SOFTWARE/models" /etc/sly "$STATES" "$STATE" \
+    for minor in 10 11 12 13 14; do
+        printf -- '-\t-\t%s\t-\n' "/usr/bin/python3.$minor" "/usr/lib/python3.$minor/venv/__init__.py"
+    done
+    for path in /etc/os-release /usr/lib/os-release /usr/lib/systemd/systemd /lib/systemd/systemd /usr/bin/python3 "$SOFTWARE" "$SOFTWARE/wheels" "$SOFTWARE/models" /etc/sly "$STATES" "$STATE" \
         "$STATE/identity.key" "$STATE/device_root.key" "$FLASHED" "$FLASHING"; do
         printf -- '-\t-\t%s\t-\n' "$path"
     done

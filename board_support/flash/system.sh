@@ -66,18 +66,54 @@ elf_machine() (
     esac
 )
 
+# judge_python: sets $PYTHON and $INTERPRETER, what starts first_boot.py and launcher.py: the system's own if it is new enough, else
+# the newest beside it.  /usr/bin/python3 stays what the system's own programs take it for.
 judge_python() {
-    real=$(root_real /usr/bin/python3) ||
-        refuse "Python of $(target_looked_at)" 'none in /usr/bin/python3' "3.$OLDEST_PYTHON_MINOR or later" \
-            'install it there first (apt-get install python3), or take '"$(board_system "$BOARD")"
-    PYTHON=$(python_of_name "${real##*/}" || python_of_folders)
-    [ -n "$PYTHON" ] || refuse "Python of $(target_looked_at)" "$real, which does not say its version" \
-        "/usr/bin/python3 as a link to python3.$OLDEST_PYTHON_MINOR or later"
-    [ "${PYTHON#3.}" -ge "$OLDEST_PYTHON_MINOR" ] || refuse "Python of $(target_looked_at)" "$PYTHON" "3.$OLDEST_PYTHON_MINOR or later" \
-        "take $(board_system "$BOARD")"
-    root_has f "/usr/lib/python$PYTHON/venv/__init__.py" ||
-        refuse "Python of $(target_looked_at)" "$PYTHON without its module venv" 'the whole standard library' \
-            'install python3 there, not python3-minimal alone'
+    INTERPRETER='' PYTHON='' PYTHON_FOUND='none in /usr/bin/python3'
+    if real=$(root_real /usr/bin/python3); then judge_own_python "$real"; fi
+    [ -n "$INTERPRETER" ] || take_other_python
+    [ -n "$INTERPRETER" ] || refuse "Python of $(target_looked_at)" "$PYTHON_FOUND" \
+        "3.$OLDEST_PYTHON_MINOR or later with its module venv, as /usr/bin/python3 or beside it" \
+        "$(python_remedy)"
+}
+
+# judge_own_python REAL: what /usr/bin/python3 leads to.
+judge_own_python() {
+    own=$(python_of_name "${1##*/}" || python_of_folders)
+    PYTHON_FOUND=${own:-"$1, which does not say its version"}
+    [ -n "$own" ] && [ "${own#3.}" -ge "$OLDEST_PYTHON_MINOR" ] || return 0
+    PYTHON_FOUND="$own without its module venv"
+    python_is_whole "$own" || return 0
+    PYTHON=$own INTERPRETER=/usr/bin/python$own
+    root_has f "$INTERPRETER" || INTERPRETER=/usr/bin/python3
+}
+
+take_other_python() {
+    for own in $(root_list /usr/bin | sed -n 's/^python\(3\.[1-9][0-9]\)$/\1/p' | sort -t . -k 2 -rn); do
+        [ "${own#3.}" -ge "$OLDEST_PYTHON_MINOR" ] && python_is_whole "$own" &&
+            [ "$(elf_machine "/usr/bin/python$own" || :)" = "$MACHINE" ] || continue
+        PYTHON=$own INTERPRETER=/usr/bin/python$own
+        return
+    done
+}
+
+# python_is_whole VERSION: Debian's python3-minimal is not.
+python_is_whole() {
+    root_has f "/usr/lib/python$1/venv/__init__.py"
+}
+
+# Which package it is depends on the system.
+python_remedy() {
+    case $SYSTEM in
+        'Ubuntu 22.04'*) echo 'install it there (apt-get install python3.11; it is in universe), beside its own' ;;
+        *)
+            case $PYTHON_FOUND in
+                none*) echo "install it there first (apt-get install python3), or take $(board_system "$BOARD")" ;;
+                *venv) echo 'install python3 there, not python3-minimal alone' ;;
+                *) echo "take $(board_system "$BOARD")" ;;
+            esac
+            ;;
+    esac
 }
 
 python_of_name() {

@@ -40,6 +40,7 @@ forget_stages_of_the_dead() {
 
 stage_software() {
     stage_folder 0755 "$SOFTWARE"
+    stage_link "$SOFTWARE/python" "$INTERPRETER"
     stage_file 0644 "$SOFTWARE/launcher.py" "$HERE/ota/launcher.py"
     stage_file 0644 "$SOFTWARE/first_boot.py" "$HERE/board_support/first_boot.py"
     stage_folder 0755 "$SOFTWARE/wheels"

@@ -35,7 +35,7 @@ judge_wheels() {
     AGENT=$(fact "$1" agent)
     got="$(fact "$1" python) on $(fact "$1" machine)"
     [ "$got" = "$PYTHON on $MACHINE" ] || refuse "$2" "wheels for Python $got" "Python $PYTHON on $MACHINE, which the target has" \
-        "pack them: sly ota pack-agent DIR --python $PYTHON --machine $MACHINE"
+        "pack them: sly ota pack-agent DIR --board $BOARD --python $PYTHON --machine $MACHINE"
     own='' pip=''
     for wheel in "$1"/*.whl; do
         name=${wheel##*/}
@@ -72,7 +72,7 @@ pack_wheels() {
     WATCH_PID=$!
     like=
     [ ! -f "$1/$FACTS" ] || like=$1
-    "$sly" ota pack-agent "$PACK_PART" --python "$PYTHON" --machine "$MACHINE" ${like:+--like "$like"} >/dev/null ||
+    "$sly" ota pack-agent "$PACK_PART" --board "$BOARD" --python "$PYTHON" --machine "$MACHINE" ${like:+--like "$like"} >/dev/null ||
         fail "wheels for --board $BOARD (Python $PYTHON, $MACHINE)" 'they could not be packed, see above' \
             'give a folder that has them: --wheels; docs/boards.md says what there is for which Python'
     stop_watching
