@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -108,7 +109,11 @@ class Story:
         assert "seccomp" in sandbox and "landlock" in sandbox and "no " not in sandbox, sandbox
 
     async def is_updated(self) -> None:
-        """One push from its beginning to its end, and the plug pulled in it again and again."""
+        """One push from its beginning to its end, and the plug pulled in it again and again.
+
+        The operator takes it up again at last (``sly ota resume``): what may be repeated for one board is bounded, and what each
+        power cut loses has to be repeated, so that the first giver ends up giving a piece now and then.
+        """
         path = self.run / f"{MODEL}.tflite"
         path.write_bytes(self.model + sha256(b"another revision").digest() * (PADDING_BYTES // 32))
         with (self.run / "push.log").open("wb") as log:
@@ -121,6 +126,7 @@ class Story:
                 await self.is_cut(at)
                 await self.boots(f"after power cut {at}")
                 await self.answers(self.model)
+            self.says(await self.sly("ota", "resume", MODEL))
             code = await asyncio.wait_for(pushing.wait(), self.patience_s)
         finally:
             if pushing.returncode is None:
@@ -226,6 +232,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as ends:
         ends.enter_context(broker_of(OperatorFolder(given.run / "fleet")))
         disk = VolatileDisk(given.run / "board.img", given.run / "disk.sock", given.seed)
