@@ -27,7 +27,7 @@ from edge_agent.core.cose import Signer, check_public_key
 from edge_agent.core.errors import ConfigError, RefusedError, UnavailableError
 from edge_agent.core.values import TrustTier
 from edge_agent.gateway.access import Access
-from edge_agent.hosting import language_models, model_files, models_folder
+from edge_agent.hosting import check_there, models_folder
 from edge_agent.node.settings import NodeSettings
 from edge_agent.placement.facts import rules_digest
 from edge_agent.placement.options import Rules
@@ -67,8 +67,8 @@ async def check(config: AgentConfig) -> None:
 
     Raises ``SlyError`` for what is wrong.
     """
-    model_files(config)
-    language_models(config)
+    for name in config.models.serve:
+        check_there(config, name)
     if config.gateway.on:
         Access(config.gateway)
     if config.cloud.on:

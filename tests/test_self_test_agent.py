@@ -56,16 +56,18 @@ def counting_looks(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looks
 
 
-def test_an_agent_without_its_model_serves_and_says_what_fails_and_then_that_it_passes(tmp_path: Path) -> None:
+def test_an_agent_without_the_file_of_a_model_serves_and_says_what_fails_and_then_that_it_passes(tmp_path: Path) -> None:
     said: list[str] = []
+    (tmp_path / "models").mkdir()
+    missing = {"serve": ["mobilenet-vww", "smollm2"], "folder": str(tmp_path / "models")}
 
     async def scene() -> None:
-        async with Agent(configured(tmp_path / "state"), said.append) as agent:
+        async with Agent(configured(tmp_path / "state", models=missing), said.append) as agent:
             await until(lambda: agent.self_test.last is not None)
-            assert verdicts(agent)["models"] is Verdict.PASS and verdicts(agent)["inference"] is Verdict.PASS
-            agent.config = replace(agent.config, models=replace(agent.config.models, serve=("vww",)))
-            await until(lambda: verdicts(agent)["models"] is Verdict.FAIL)
-            assert any(line.startswith("self-test: FAIL models: vww: it is not loaded; put the files") for line in said)
+            assert verdicts(agent)["models"] is Verdict.FAIL and verdicts(agent)["inference"] is Verdict.PASS
+            line = next(line for line in said if line.startswith("self-test: FAIL models: "))
+            assert f"no file {tmp_path}/models/mobilenet-vww.tflite; fetch it with: sly models fetch mobilenet-vww" in line
+            assert "build it with: sly models build smollm2 --folder" in agent.node.execution.withdrawn["smollm2"]
             agent.config = replace(agent.config, models=replace(agent.config.models, serve=()))
             await until(lambda: verdicts(agent)["models"] is Verdict.PASS)
             assert said[-1].startswith("self-test: PASS models")

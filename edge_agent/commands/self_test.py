@@ -135,11 +135,12 @@ async def _why_not(config: AgentConfig, board: Board, name: str) -> str:
 
     from edge_agent.configured import engine_settings
     from edge_agent.core.errors import SlyError
-    from edge_agent.hosting import language_models, model_files, models_folder
+    from edge_agent.hosting import check_there, language_models, model_files, models_folder
     from edge_agent.runtime.sandbox import Sandbox
 
     alone = replace(config, models=replace(config.models, serve=(name,)))
     try:
+        check_there(config, name)
         for language in language_models(alone).values():
             for entry in language.entries():
                 await asyncio.to_thread(_must_be, models_folder(config) / entry.filename, entry.sha256)

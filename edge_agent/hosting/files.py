@@ -1,6 +1,7 @@
 """The files of the models that a configuration names, as set-up left them: the factory's release of each.
 
-Rules: a model that is missing is refused before anything is loaded, with the command that brings it.
+Rules: a name that nobody knows is a fault of the configuration; a file that is missing is one of that model alone, told before
+anything of it is loaded, with the command that brings it.
 """
 
 from __future__ import annotations
@@ -20,33 +21,31 @@ def models_folder(config: AgentConfig) -> Path:
 
 
 def model_files(config: AgentConfig) -> dict[str, tuple[Card, Path]]:
-    """The card and file of every picture model that the configuration names. Raises ``ConfigError`` for one that is not there."""
-    folder, files = models_folder(config), {}
-    for name in config.models.serve:
-        if is_language_model(name, folder):
-            continue
-        card = card_named(name)
-        path = folder / card.filename
-        if not path.is_file():
-            remedy = f"fetch it with: sly models fetch {name}{_into(folder)}"
-            raise ConfigError(f"[models] serve {name}", f"no file {path}", "", remedy)
-        files[name] = (card, path)
-    return files
+    """The card of every picture model that the configuration names, and where its file is if it is there.
+
+    Raises ``RefusedError`` for a name that the catalog does not have.
+    """
+    folder = models_folder(config)
+    cards = [card_named(name) for name in config.models.serve if not is_language_model(name, folder)]
+    return {card.name: (card, folder / card.filename) for card in cards}
 
 
 def language_models(config: AgentConfig) -> dict[str, LanguageCard]:
-    """The card of every language model that the configuration names. Raises ``ConfigError`` for one that was not built."""
+    """The card of every language model that the configuration names. Raises ``SlyError`` for a card that cannot be read."""
     folder = models_folder(config)
-    return {name: built_model(name, folder) for name in config.models.serve if is_language_model(name, folder)}
+    return {name: find(name, folder) for name in config.models.serve if is_language_model(name, folder)}
 
 
-def built_model(name: str, folder: Path) -> LanguageCard:
-    card = find(name, folder)
-    for entry in card.entries():
-        if not (folder / entry.filename).is_file():
-            where = f"no file {folder / entry.filename}"
-            raise ConfigError(f"[models] serve {name}", where, "", f"build it with: sly models build {name}{_into(folder)}")
-    return card
+def check_there(config: AgentConfig, name: str) -> None:
+    """Raises ``ConfigError`` for a model of the configuration with a file that is not there."""
+    folder = models_folder(config)
+    if is_language_model(name, folder):
+        files, brings = [entry.filename for entry in find(name, folder).entries()], "build it with: sly models build"
+    else:
+        files, brings = [card_named(name).filename], "fetch it with: sly models fetch"
+    for file in files:
+        if not (folder / file).is_file():
+            raise ConfigError(f"[models] serve {name}", f"no file {folder / file}", "", f"{brings} {name}{_into(folder)}")
 
 
 def _into(folder: Path) -> str:

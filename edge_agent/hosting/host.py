@@ -21,7 +21,7 @@ from edge_agent.core.digests import tensors_digest
 from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.core.values import AnswerPart, InferenceResult, ModelOffer, Status, failure
 from edge_agent.hosting.cached import CachedFiles
-from edge_agent.hosting.files import language_models, model_files, models_folder
+from edge_agent.hosting.files import check_there, language_models, model_files, models_folder
 from edge_agent.hosting.hand_over import HandOver
 from edge_agent.hosting.moving import Moving
 from edge_agent.hosting.pair import PairState
@@ -139,6 +139,7 @@ class Host:
         await self._releases.all_gone()
 
     async def _factory(self, name: str) -> Release:
+        check_there(self._config, name)
         if name in self._languages:
             return await self._load_language(self._languages[name])
         card, path = self._files[name]
