@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -21,6 +20,7 @@ from edge_agent import cli
 from ota.wheelhouse import FACTS, encode_facts
 from tests import wheels
 from tests.needs import needs_program, needs_root
+from tests.small_images import in_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 FLASH = ROOT / "flash.sh"
@@ -162,12 +162,6 @@ def workshop() -> Iterator[Workshop]:
     needs_root()
     for name in SHELLS.values():
         needs_program(name[0], name[0])
-    with tempfile.TemporaryDirectory(prefix="sly flash ", dir=scratch()) as folder:
+    with tempfile.TemporaryDirectory(prefix="sly flash ", dir=in_memory()) as folder:
         room = Path(folder)
         yield Workshop(room, fleet(room / "fleet", KINDS) / "boards", wheelhouse(room / "wheels"))
-
-
-def scratch() -> Path | None:
-    """A file system in memory, where there is one: nothing here is about disks, and a sync of one takes seconds."""
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**28 else None

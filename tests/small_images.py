@@ -40,6 +40,12 @@ def needs_loops() -> None:
     needs(os.geteuid() == 0 and Path("/dev/loop-control").exists(), "loop devices need root")
 
 
+def in_memory() -> Path | None:
+    """A folder of a file system in memory, where there is one: nothing here is about disks, and a sync of one takes seconds."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**29 else None
+
+
 def run(*command: object, **options: object) -> str:
     return subprocess.run([str(each) for each in command], check=True, capture_output=True, text=True, **options).stdout  # type: ignore[call-overload,no-any-return]
 

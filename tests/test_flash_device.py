@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import shutil
@@ -22,6 +23,7 @@ from tests.small_images import (
     Flasher,
     digest,
     fsck,
+    in_memory,
     mounted,
     needs_loops,
     run,
@@ -33,7 +35,7 @@ from tests.small_images import (
 @pytest.fixture(scope="module")
 def flasher() -> Iterator[Flasher]:
     needs_loops()
-    folder = Path(tempfile.mkdtemp(prefix="sly-cards-"))
+    folder = Path(tempfile.mkdtemp(prefix="sly-cards-", dir=in_memory()))
     try:
         flasher = Flasher(folder)
         small_image(folder / "base.img", small_system(folder / "system"))
@@ -62,6 +64,16 @@ def looped(file: Path, *options: str, partitions: bool = False) -> Iterator[str]
         if partitions:
             subprocess.run(["partx", "--delete", device], check=False)
         run("losetup", "--detach", device)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -97,6 +109,7 @@ REFUSED_CARDS = {
     "read-only": "which is read-only",
     "no rights": "run it with sudo",
     "nobody to ask": "stdin is no terminal",
+    "another at it": "another flash.sh is at work",
     "smaller than the image": "take a larger card",
 }
 
@@ -126,7 +139,8 @@ def test_what_is_no_card_to_write_is_refused_and_untouched(flasher: Flasher, car
             "nothing": "/dev/no-such-card",
             "partition": f"{device}p1",
         }.get(what, device)
-        done = flasher.flash("--device", given, *options, before=who, shell="sh" if what != "small" else "busybox")
+        with locked(device if what == "another at it" else flasher.folder):
+            done = flasher.flash("--device", given, *options, before=who, shell="sh" if what != "small" else "busybox")
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert digest(card) == before
 

@@ -29,6 +29,7 @@ from tests.small_images import (
     Flasher,
     digest,
     fsck,
+    in_memory,
     mounted,
     needs_image_tools,
     needs_loops,
@@ -55,7 +56,7 @@ class Images(Flasher):
 def images() -> Iterator[Images]:
     """In a folder that anybody may pass, for those without rights."""
     needs_image_tools()
-    folder = Path(tempfile.mkdtemp(prefix="sly-images-"))
+    folder = Path(tempfile.mkdtemp(prefix="sly-images-", dir=in_memory()))
     folder.chmod(0o755)
     try:
         yield Images(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -324,6 +326,20 @@ def test_without_rights_it_says_so_and_says_what_needs_none(shop: Workshop, targ
     assert done.code == 0 and "kitchen, a jalapeno" in done.out, "to look needs no rights"
     done = shop.flash(target, before=nobody)
     assert done.code == REFUSED and "--enrolled" in done.last, "another's keys are another's"
+    assert everything(target, times=True) == before
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_folder_that_another_flashes_is_refused(shop: Workshop, target: Path, shell: str) -> None:
+    before = everything(target, times=True)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        done = shop.flash(target, shell=shell)
+        assert done.code == REFUSED and "another flash.sh is at work" in done.last, done.err
+        assert shop.flash(target, "--dry-run", shell=shell).code == 0, "to look disturbs nobody"
+    finally:
+        os.close(descriptor)
     assert everything(target, times=True) == before
 
 

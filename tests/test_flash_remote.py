@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.needs import needs
-from tests.small_images import SHELLS, Flasher, elf, run, small_system, tree_of, write
+from tests.small_images import SHELLS, Flasher, elf, in_memory, run, small_system, tree_of, write
 
 PATIENCE_S = 60
 SYSTEMCTL = """#!/bin/sh
@@ -48,7 +49,8 @@ def busybox_system(folder: Path) -> Path:
         if not (system / "usr/bin" / applet).exists():
             (system / "usr/bin" / applet).symlink_to("busybox")
     write(system / "usr/bin/systemctl", SYSTEMCTL.encode(), 0o755)
-    take_dash(system)
+    take(system, "dash", "usr/bin/sh")
+    take(system, "flock", "usr/bin/flock")
     (system / "proc").mkdir()
     (system / "dev").mkdir()
     os.mknod(system / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))
@@ -57,13 +59,13 @@ def busybox_system(folder: Path) -> Path:
     return system
 
 
-def take_dash(system: Path) -> None:
-    """As the shell: busybox' own would not run the scripts that stand for its applets here."""
-    dash = shutil.which("dash")
-    needs(dash, "there is no dash")
-    (system / "usr/bin/sh").unlink()
-    shutil.copy(str(dash), system / "usr/bin/sh")
-    for library in {Path(word) for word in run_ldd(str(dash)).split() if word.startswith("/")}:
+def take(system: Path, name: str, place: str) -> None:
+    """With its libraries; dash as the shell, for busybox' own would not run the scripts that stand for its applets here."""
+    program = shutil.which(name)
+    needs(program, f"there is no {name}")
+    (system / place).unlink(missing_ok=True)
+    shutil.copy(str(program), system / place)
+    for library in {Path(word) for word in run_ldd(str(program)).split() if word.startswith("/")}:
         (system / library.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library.resolve(), system / library.relative_to("/"))
 
@@ -154,7 +156,7 @@ def flasher() -> Iterator[Flasher]:
     needs(
         os.geteuid() == 0 and shutil.which("sshd", path="/usr/sbin"), "root and sshd are needed (apt-get install openssh-server)"
     )
-    folder = Path(tempfile.mkdtemp(prefix="sly-ssh-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="sly-ssh-test-", dir=in_memory()))
     folder.chmod(0o755)
     try:
         yield Flasher(folder)
@@ -257,36 +259,61 @@ def test_a_connection_that_is_lost_leaves_no_whole_board_and_flashing_again_goes
     whole = flash(flasher, machine, "--yes")
     assert whole.returncode == 0, whole.stderr
     write(machine.system / "var/lib/sly/kitchen/ledger.db", b"what the board did")
-    (machine.system / "usr/bin/tar").unlink()
-    write(machine.system / "usr/bin/tar", HELD_TAR.encode(), 0o755)
     cut_in_the_second_stream(flasher, machine)
-    (machine.system / "usr/bin/tar").unlink()
-    (machine.system / "usr/bin/tar").symlink_to("busybox")
     again = flash(flasher, machine, "--yes")
     assert again.returncode == 0, again.stderr
     assert (machine.system / "opt/sly/flashed.list").exists()
     assert not (machine.system / "opt/sly/flashing.list").exists()
     assert (machine.system / "var/lib/sly/kitchen/ledger.db").read_bytes() == b"what the board did"
-    assert (machine.system / "agent.runs").exists() is False, "it was stopped when it was cut off, and nobody started it since"
+    assert (machine.system / "agent.runs").exists(), "who stopped it starts it"
+    assert "stopped by a flashing that did not end" in again.stderr
 
 
-def cut_in_the_second_stream(flasher: Flasher, machine: Machine) -> None:
+def test_a_machine_that_another_flashes_is_refused_until_that_one_is_gone_however_it_went(
+    flasher: Flasher, machine: Machine
+) -> None:
+    whole = flash(flasher, machine, "--yes")
+    assert whole.returncode == 0, whole.stderr
+    with held_in_the_second_stream(flasher, machine) as process:
+        before = tree_of(machine.system)
+        done = flash(flasher, machine, "--yes", shell="busybox")
+        assert (done.returncode, "another flash.sh is at work" in done.stderr) == (2, True), done.stderr
+        assert tree_of(machine.system) == before
+        process.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while (done := flash(flasher, machine, "--yes")).returncode == 2:
+        assert time.monotonic() < deadline, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def held_in_the_second_stream(flasher: Flasher, machine: Machine) -> Iterator[subprocess.Popen[str]]:
     """The list of what is flashed has gone, the tree has not come."""
     hold = machine.system / "hold"
     environment = {**os.environ, "TMPDIR": str(flasher.folder / "scratch"), "SLY_SSH": str(machine.folder / "ssh")}
     hold.touch()
+    (machine.system / "usr/bin/tar").unlink()
+    write(machine.system / "usr/bin/tar", HELD_TAR.encode(), 0o755)
+    (flasher.folder / "scratch").mkdir(exist_ok=True)
     command = flasher.command("--ssh", "kitchen", "--yes")
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             wait_for(machine.system / "tar.runs")
-            machine.cut_connections()
-            assert process.stderr
-            told = process.stderr.read()
+            yield process
         finally:
             hold.unlink()
             process.kill()
-    assert process.returncode == 1, told
+            (machine.system / "usr/bin/tar").unlink()
+            (machine.system / "usr/bin/tar").symlink_to("busybox")
+
+
+def cut_in_the_second_stream(flasher: Flasher, machine: Machine) -> None:
+    with held_in_the_second_stream(flasher, machine) as process:
+        machine.cut_connections()
+        assert process.stderr
+        told = process.stderr.read()
+    assert process.wait() == 1, told
     assert told.count("the connection was lost") == 1, told
     assert not (machine.system / "opt/sly/flashed.list").exists()

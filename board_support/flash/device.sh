@@ -16,6 +16,7 @@ device_look() {
     device_judge_kind "$1"
     device_judge_use "$1"
     device_judge_rights "$1"
+    [ -n "$DRY_RUN" ] || folder_lock "$DEVICE_NODE" || refuse_second '--device' "$1"
     if [ -n "$IMAGE" ]; then
         device_look_with_image "$1"
     else

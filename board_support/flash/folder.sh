@@ -123,6 +123,11 @@ folder_sync() {
     sync -f "$ROOT" 2>/dev/null || sync
 }
 
+# folder_lock WHERE: for as long as this runs, or who has its descriptor 8; fails if another has it.
+folder_lock() {
+    exec 8<"$1" && flock -n 8
+}
+
 # --rootfs: the folder is looked at here; there is nothing to open or to close.
 folder_look() {
     [ -d "$1" ] || refuse '--rootfs' "$1, which is no folder" 'the root folder of a system' 'mount it first, or name an image with --image'
@@ -132,4 +137,5 @@ folder_look() {
         refuse '--rootfs' "$1, the system of this machine" 'the root of another system' 'a system that runs is flashed by --ssh USER@HOST'
     [ "$(id -u)" = 0 ] || [ -n "$DRY_RUN" ] ||
         refuse '--rootfs' "user $(id -un)" 'root, whom the files on the board belong to' 'run it with sudo; --image with --out needs no rights'
+    [ -n "$DRY_RUN" ] || folder_lock "$ROOT" || refuse_second '--rootfs' "$ROOT"
 }

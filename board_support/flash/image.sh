@@ -119,7 +119,7 @@ image_begin() {
     [ ! -L "$IMAGE_PART" ] || rm -f -- "$IMAGE_PART"
     (umask 077 && : >>"$IMAGE_PART") || fail "$IMAGE_PART" 'it cannot be written' 'name another --out'
     exec 9<>"$IMAGE_PART"
-    real flock -n 9 || { IMAGE_PART=; refuse '--out' "$IMAGE_OUT, on which another flash.sh is at work" 'one at a time'; }
+    real flock -n 9 || { IMAGE_PART=; refuse_second '--out' "$IMAGE_OUT"; }
     at_exit image_drop
     chmod 0600 "$IMAGE_PART"
     : >"$IMAGE_PART"

@@ -6,7 +6,7 @@
 # or by sudo -n.  A lost connection ends this; flashing again goes on from there.  $SLY_SSH names another ssh.
 
 REMOTE_SSH=${SLY_SSH:-ssh}
-REMOTE_ROOM='' REMOTE_HOST='' REMOTE_SUDO='' REMOTE_SCRIPT='' REMOTE_AGENT='' REMOTE_STOPPED=''
+REMOTE_ROOM='' REMOTE_HOST='' REMOTE_SUDO='' REMOTE_SCRIPT='' REMOTE_AGENT='' REMOTE_STOPPED='' REMOTE_HOLDER=''
 
 # remote_look USER@HOST
 remote_look() {
@@ -26,6 +26,7 @@ remote_look() {
             ;;
     esac
     ROOT_KIND=remote
+    [ -n "$DRY_RUN" ] || remote_hold || refuse_second '--ssh' "$1"
     remote_judged_paths >"$REMOTE_ROOM/judged"
     remote_ahead "$REMOTE_ROOM/judged"
 }
@@ -53,7 +54,24 @@ remote_connect() {
         fail "$REMOTE_HOST" 'no SSH connection, see above' "does this work: $REMOTE_SSH $REMOTE_HOST true"
 }
 
+# One command there lasts as long as this: it has the lock, and ends when descriptor 8, its stdin, is closed.
+remote_hold() {
+    mkfifo -- "$REMOTE_ROOM/hold" "$REMOTE_ROOM/held"
+    remote_do end_hold <"$REMOTE_ROOM/hold" >"$REMOTE_ROOM/held" &
+    REMOTE_HOLDER=$!
+    exec 8>"$REMOTE_ROOM/hold"
+    read -r held <"$REMOTE_ROOM/held" && [ "$held" = held ]
+}
+
+remote_let_go() {
+    [ -n "$REMOTE_HOLDER" ] || return 0
+    exec 8>&-
+    wait "$REMOTE_HOLDER" || :
+}
+
 remote_leave() {
+    trap '' USR1
+    remote_let_go
     [ -z "$REMOTE_STOPPED" ] || say "flash.sh: the agent on $REMOTE_HOST is stopped, and what is there is not whole; flash it again"
     "$REMOTE_SSH" -S "$REMOTE_ROOM/ssh" -O exit -- "$REMOTE_HOST" 2>/dev/null || :
     rm -rf -- "$REMOTE_ROOM"
@@ -144,13 +162,18 @@ remote_ask() {
     ask_for flash "The system that runs there becomes a board${WIPE:+, and the board that was there is removed}."
 }
 
-# remote_open USER@HOST
+# remote_open USER@HOST: flashing.list comes before the agent is stopped, and so tells the next one who stopped it.
 remote_open() {
     REMOTE_AGENT=$(remote_do end_agent </dev/null)
+    unfinished=$(root_type "$FLASHING")
     if [ "$REMOTE_AGENT" = active ]; then
         say "the agent on $1 is stopped while it is written"
+        [ "$unfinished" = f ] || put_one "$FLASHING" /dev/null
         remote_do end_stop </dev/null
         REMOTE_STOPPED=yes
+    elif [ "$REMOTE_AGENT" = inactive ] && [ "$unfinished" = f ]; then
+        say "the agent on $1 was stopped by a flashing that did not end: it is started again after this one"
+        REMOTE_AGENT=stopped
     fi
 }
 

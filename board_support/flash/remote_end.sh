@@ -18,6 +18,12 @@ end_forget() {
     rm -rf -- "$RECEIVED"
 }
 
+# end_hold: says whether this machine is now held for one flash.sh, and holds it until stdin ends, as it does when the connection goes.
+end_hold() {
+    if ! command -v flock >/dev/null || folder_lock /; then echo held; else echo taken; fi
+    cat >/dev/null
+}
+
 # end_facts: of every entry of a list on stdin: path, type, meta, digest, link by tabs; - for what it has not.
 end_facts() {
     while IFS="$TAB" read -r kind mode path digest; do

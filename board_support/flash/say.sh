@@ -21,6 +21,11 @@ refuse() {
     exit 2
 }
 
+# refuse_second OPTION TARGET: two at once would each remove what the other wrote.
+refuse_second() {
+    refuse "$1" "$2, on which another flash.sh is at work" 'one at a time' 'wait until that one has ended'
+}
+
 # fail SUBJECT REASON REMEDY: the world would not; ends with 1.
 fail() {
     say_safely "flash.sh: $1: $2; $3"
