@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -162,18 +162,49 @@ def test_an_agent_that_no_launcher_started_knows_it(monkeypatch: pytest.MonkeyPa
 # building
 
 
-def test_a_release_is_built_tried_confirmed_and_built_upon(tmp_path: Path) -> None:
-    agent = slots(tmp_path / "slots")
-    release, files = tiny_agent(tmp_path / "one", 1)
-    seen: list[tuple[str, int, int]] = []
-    asyncio.run(agent.install(release, files, progress=lambda *each: seen.append(each)))
+@dataclass
+class Built:
+    """A first release in the slots of ``folder``, and what was seen while it was built. Each test goes on with a copy."""
+
+    folder: Path
+    release: Release
+    witness: Witness
+    seen: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def copied(self, folder: Path) -> AgentSlots:
+        """A virtual environment works where it is copied to, but for scripts in it, and pip made none."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return slots(folder)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("built")
+    release, files = tiny_agent(folder / "one", 1, reads=SCHEMA + 2)
+    made = Built(folder / "slots", release, Witness())
+    agent = AgentSlots(made.folder, made.witness, Path("/usr"))
+    asyncio.run(agent.install(release, files, progress=lambda *each: made.seen.append(each)))
+    return made
+
+
+def confirmed(built: Built, folder: Path) -> tuple[AgentSlots, Environment]:
+    """The agent that runs from the first release, in a copy of its own."""
+    agent = built.copied(folder)
+    made = agent.record.candidate
+    assert made
+    agent.try_()
+    slots(agent.folder, made.folder).confirm()
+    return slots(agent.folder, made.folder), made
+
+
+def test_a_release_is_built_tried_confirmed_and_built_upon(tmp_path: Path, built: Built) -> None:
+    release, agent = built.release, built.copied(tmp_path / "unconfirmed")
     made = agent.record.candidate
     assert made and said(agent, made) == "1.0" and made.manifest == sha256(encode_release(release)).hexdigest()
     assert (agent.state, agent.record.order()[0].folder) == (State.READY, ""), "it is not started yet"
-    assert ("checking wheels", release.size_bytes, release.size_bytes) in seen
+    assert ("checking wheels", release.size_bytes, release.size_bytes) in built.seen
     assert not list((agent.folder / made.folder).glob(".wheels*"))
-    agent.try_()
-    slots(agent.folder, made.folder).confirm()
+    agent, made = confirmed(built, tmp_path / "slots")
     assert agent.tell().confirmed == Held(1, sha256(encode_release(release)).digest())
 
     second = slots(agent.folder, made.folder)
@@ -212,11 +243,9 @@ class Witness(Disk):
         super().rename(source, target)
 
 
-def test_19_every_file_of_an_environment_is_durable_before_it_is_called_whole(tmp_path: Path) -> None:
-    witness = Witness()
-    agent = AgentSlots(tmp_path / "slots", witness, Path("/usr"))
-    install(agent, *tiny_agent(tmp_path / "one", 1))
-    assert agent.state is State.READY and len(witness.durable) == 1, "the name of the record came after"
+def test_19_every_file_of_an_environment_is_durable_before_it_is_called_whole(built: Built) -> None:
+    """``Witness`` has looked, when the record was to say so."""
+    assert slots(built.folder).state is State.READY and len(built.witness.durable) == 1, "the name of the record came after"
 
 
 def test_an_environment_made_from_another_does_not_lean_on_it(tmp_path: Path) -> None:
@@ -228,10 +257,10 @@ def test_an_environment_made_from_another_does_not_lean_on_it(tmp_path: Path) ->
     subprocess.run([tmp_path / "new" / "bin" / "python", "-I", "-c", "import json"], check=True)
 
 
-def test_only_two_environments_stay_and_never_the_one_that_runs_goes(tmp_path: Path) -> None:
+def test_only_two_environments_stay_and_never_the_one_that_runs_goes(tmp_path: Path, built: Built) -> None:
     folder = tmp_path / "slots"
-    agent = slots(folder)
-    for number in (1, 2, 3):
+    agent, _ = confirmed(built, folder)
+    for number in (2, 3):
         install(agent, *tiny_agent(tmp_path / str(number), number))
         made = agent.record.candidate
         assert made
@@ -243,7 +272,9 @@ def test_only_two_environments_stay_and_never_the_one_that_runs_goes(tmp_path: P
     assert agent.record.previous and said(agent, agent.record.previous) == "2.0"
 
 
-@pytest.mark.parametrize("state", [State.STAGING, State.READY, State.ROLLED_BACK])
+@pytest.mark.parametrize(
+    "state", [State.STAGING, *(pytest.param(state, marks=pytest.mark.long) for state in (State.READY, State.ROLLED_BACK))]
+)
 def test_what_lay_in_the_slot_is_replaced_by_what_is_built_from_nothing(tmp_path: Path, state: State) -> None:
     agent = slots(tmp_path, "", Record(candidate=SECOND, state=state))
     torn = tmp_path / SECOND.folder / "bin"
@@ -393,10 +424,9 @@ def test_a_release_whose_ledger_the_confirmed_agent_could_not_use_is_not_install
     refused(tmp_path, release, files, "release an agent between the two")
 
 
-def test_a_release_that_only_adds_to_the_ledger_is_installed(tmp_path: Path) -> None:
-    agent = slots(tmp_path / "slots")
-    install(agent, *tiny_agent(tmp_path, 1, reads=SCHEMA + 2))
-    assert agent.state is State.READY
+def test_a_release_that_only_adds_to_the_ledger_is_installed(built: Built) -> None:
+    record = slots(built.folder).record
+    assert record.state is State.READY and record.candidate and record.candidate.reads == SCHEMA + 2
 
 
 def test_going_back_to_an_agent_that_could_not_use_the_ledger_is_refused(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ from tests.test_agent import MODEL, configuration, daemon
 
 LIMIT_S = 30.0
 TASK = "detect_faces"
+UNDER_WAY_S = 0.1
+"""Between the requests of a client while an update takes its time."""
 
 
 @contextmanager
@@ -91,22 +93,25 @@ def commit(ledger: Ledger, count: int) -> None:
             ledger.put_document("table", os.urandom(3000))
 
 
-def test_a_ledger_that_keeps_room_goes_on_while_others_fill_the_disk_and_begins_again_on_a_full_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("commits", [500, pytest.param(1500, marks=pytest.mark.long)])
+def test_a_ledger_that_keeps_room_goes_on_while_others_fill_the_disk_and_begins_again_on_a_full_one(
+    tmp_path: Path, commits: int
+) -> None:
     with file_system(tmp_path / "small", "24m") as folder:
         with Ledger(folder / "ledger.db") as ledger:
             assert ledger.keep_room() == ""
             assert ledger._database.execute("PRAGMA synchronous") == [(2,)]
             fill(folder)
-            commit(ledger, 4500)
+            commit(ledger, 3 * commits)
             with pytest.raises(UnavailableError, match="full"), ledger.transaction():
                 for number in range(3):
                     ledger.accept(f"r{number}", bytes(4 * 2**20))
             fill(folder)
-            commit(ledger, 1500)
+            commit(ledger, commits)
         fill(folder)
         with Ledger(folder / "ledger.db") as ledger:
-            commit(ledger, 1500)
-            assert ledger.receipts.newest == 7500
+            commit(ledger, commits)
+            assert ledger.receipts.newest == 5 * commits
 
 
 def test_without_room_of_its_own_the_same_ledger_fails_at_once(tmp_path: Path) -> None:
@@ -224,10 +229,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
 
 
 class Crowd:
-    """Clients that ask for one thing after the other and count what they get."""
+    """Clients that ask for one thing after the other, ``pause_s`` after each answer, and count what they get."""
 
-    def __init__(self, agent: Agent, clients: int = 3) -> None:
-        self._agent, self._picture = agent, picture_path("grace_hopper").read_bytes()
+    def __init__(self, agent: Agent, clients: int = 3, pause_s: float = 0.01) -> None:
+        self._agent, self._picture, self._pause_s = agent, picture_path("grace_hopper").read_bytes(), pause_s
         self.answers: list[InferenceResult] = []
         self._tasks = [asyncio.create_task(self._ask()) for _ in range(clients)]
 
@@ -235,7 +240,7 @@ class Crowd:
         while True:
             self.answers.append(await self._agent.submit(request_for_picture(TASK, self._picture)))
             assert self.answers[-1].status is Status.OK, self.answers[-1].reason
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self._pause_s)
 
     async def until(self, count: int) -> list[InferenceResult]:
         """The next ``count`` answers, which were all good."""
@@ -443,12 +448,13 @@ def test_a_full_disk_at_any_write_of_an_update_costs_no_request_and_the_update_g
     async def story(operator: Operator, disk: Path) -> None:
         release = operator.release(4 * 2**20)
         async with Agent(read_config(operator.state / "agent.toml"), log.append) as agent:
-            crowd = Crowd(agent, 2)
+            crowd = Crowd(agent, 2, UNDER_WAY_S)
             assert agent.updater is not None
             ballast, refusals, is_full_under_way = fill(disk), set[str](), False
             pushing = asyncio.create_task(operator.push(release))
             while not pushing.done():
-                await crowd.until(1)
+                await asyncio.sleep(0.01)
+                await crowd.until(0)
                 if course_of(agent).transfers.permille(release.files[0].digest) and not is_full_under_way:
                     is_full_under_way = bool(fill(disk))
                 elif "No space left" in (note := course_of(agent).note) and note not in refusals:
@@ -510,7 +516,7 @@ def test_eio_at_every_operation_of_the_disk_in_an_update_costs_no_request_and_th
     async def story(operator: Operator) -> None:
         release = operator.release(100_000)
         async with Agent(read_config(operator.state / "agent.toml"), log.append) as agent:
-            crowd = Crowd(agent, 2)
+            crowd = Crowd(agent, 2, UNDER_WAY_S)
             monkeypatch.setattr(FailsAtFirst, "on", True)
             status = await operator.push(release)
             monkeypatch.setattr(FailsAtFirst, "on", False)

@@ -99,7 +99,9 @@ def test_a_turn_under_way_ends_on_the_old_release_while_new_ones_are_served(tmp_
     run(story())
 
 
-@pytest.mark.parametrize("mood", ["crash|3", "nan|3", "hang|3", "crash|0"])
+@pytest.mark.parametrize(
+    "mood", ["crash|3", "hang|3", *(pytest.param(mood, marks=pytest.mark.long) for mood in ("nan|3", "crash|0"))]
+)
 def test_a_turn_that_a_bad_release_breaks_off_goes_on_in_the_old_one(
     tmp_path: Path, mood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +234,7 @@ def test_no_turn_of_a_stream_fails_over_many_hand_overs(tmp_path: Path, monkeypa
     run(story())
 
 
-@pytest.mark.parametrize("mood", ["crash|2", "nan|2", "hang|2"])
+@pytest.mark.parametrize("mood", ["nan|2", *(pytest.param(mood, marks=pytest.mark.long) for mood in ("crash|2", "hang|2"))])
 def test_the_golden_input_finds_a_language_model_that_is_bad_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: str
 ) -> None:

@@ -428,9 +428,9 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES: list[Callable[[Path], object]] = [
-    flip, lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"foreign" * 99),
-]  # fmt: skip
+Damage = Callable[[Path], object]
+REST: list[Damage] = [lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"foreign" * 99)]
+DAMAGES: list[Damage] = [flip, *REST]
 
 
 async def answered_after(
@@ -453,7 +453,7 @@ def prelude(files: list[Path]) -> Path:
     return min(files, key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(each, marks=pytest.mark.long) for each in REST)])
 def test_a_session_whose_prelude_was_damaged_is_read_from_its_beginning_and_answers_alike(
     tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
@@ -666,7 +666,8 @@ def test_figures_tell_what_is_held_and_ready_asks_the_child(tmp_path: Path) -> N
     run(work())
 
 
-def test_memory_is_flat_over_hundreds_of_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("a_look", [30, pytest.param(80, marks=pytest.mark.long)])
+def test_memory_is_flat_over_hundreds_of_turns(tmp_path: Path, a_look: int) -> None:
     async def work() -> None:
         async with serving(tmp_path, disk_bytes=2**18, ram_bytes=2**18) as service:
 
@@ -677,7 +678,7 @@ def test_memory_is_flat_over_hundreds_of_turns(tmp_path: Path) -> None:
 
             await turns(70)
             tracemalloc.start()
-            held = [await turns(80) for _ in range(4)]
+            held = [await turns(a_look) for _ in range(4)]
             tracemalloc.stop()
             grown = [after - before for before, after in zip(held, held[1:], strict=False)]
             assert min(grown) < 100_000, "a thing that is made once may be made at any time; a leak grows each time"
