@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import MAX_SHAPES, ModelOffer
-from edge_agent.node.told import WAVE_PERIOD_US, WAVE_US, Told, Waves
+from edge_agent.node.told import HEAT_BAND_STEPS, HEAT_STEP_MDEGC, HOT_STEP_MDEGC, WAVE_PERIOD_US, WAVE_US, Told, Waves
 from edge_agent.placement.cost import CostBook
+from edge_agent.placement.facts import COOL_STEP_MDEGC
 
 PRIOR = ModelOffer("faces", "detect_faces", bytes(32), 500, 1_000, 2_000)
 MIB = 2**20
@@ -123,6 +125,48 @@ def test_queues_and_sessions_are_told_as_they_are_and_a_speed_when_it_is_known()
     assert told.states([faster], 2) == (now,)
     assert told.states([replace(now, prefill_tok_s=1_200)], 3, may_change=False) == (now,)
     assert told.states([replace(now, prefill_tok_s=1_200)], 4) == (replace(now, prefill_tok_s=1_200),)
+
+
+TRIP_MDEGC = 80_000
+MDEGC = st.integers(-60_000, 120_000)
+
+
+@given(st.lists(st.tuples(MDEGC, st.none() | st.tuples(MDEGC, MDEGC, MDEGC)), max_size=40), st.none() | st.just(TRIP_MDEGC))
+def test_a_told_temperature_is_never_under_the_measured_one_and_over_it_by_less_than_its_band(
+    history: list[tuple[int, tuple[int, int, int] | None]], trip_mdegc: int | None
+) -> None:
+    told = Told(CostBook())
+    for now_mdegc, forecast in history:
+        heat_mdegc, told_forecast = told.heat(now_mdegc, forecast, trip_mdegc)
+        assert heat_mdegc is not None and (told_forecast is None) == (forecast is None)
+        for said, true in zip((heat_mdegc, *(told_forecast or ())), (now_mdegc, *(forecast or ())), strict=True):
+            is_near = trip_mdegc is not None and trip_mdegc - true < COOL_STEP_MDEGC
+            assert 0 <= said - true < HEAT_BAND_STEPS * (HOT_STEP_MDEGC if is_near else HEAT_STEP_MDEGC)
+
+
+@given(st.integers(-20_000, 70_000), st.lists(st.integers(0, 2 * HEAT_STEP_MDEGC), min_size=30, max_size=90))
+def test_a_temperature_that_trembles_within_two_steps_soon_stays_as_it_was_told(least_mdegc: int, trembling: list[int]) -> None:
+    told = Told(CostBook())
+    said = [told.heat(least_mdegc + each, None, TRIP_MDEGC)[0] for each in trembling]
+    assert sum(one != other for one, other in pairwise(said)) <= 2
+
+
+def test_a_board_that_nears_its_guard_band_is_seen_within_it_no_later_than_it_is() -> None:
+    told, guard_mdegc = Told(CostBook()), 2_000
+    for now_mdegc in [*range(70_000, 79_900, 130), *range(79_900, 60_000, -130)]:
+        heat_mdegc, _ = told.heat(now_mdegc, None, TRIP_MDEGC)
+        assert heat_mdegc is not None
+        is_in, is_told_in = (TRIP_MDEGC - each < guard_mdegc for each in (now_mdegc, heat_mdegc))
+        assert is_told_in or not is_in
+        assert not is_told_in or TRIP_MDEGC - now_mdegc < guard_mdegc + HEAT_BAND_STEPS * HOT_STEP_MDEGC
+
+
+def test_a_board_without_a_sensor_says_so_and_a_forecast_that_is_gone_is_not_told() -> None:
+    told = Told(CostBook())
+    assert told.heat(40_100, (40_200, 40_600, 41_000), None) == (40_500, (40_500, 41_000, 41_000))
+    assert told.heat(40_100, None, None) == (40_500, None)
+    assert told.heat(None, None, TRIP_MDEGC) == (None, None)
+    assert told.heat(39_600, None, TRIP_MDEGC) == (40_000, None), "what was told before is forgotten"
 
 
 def test_a_wave_begins_with_the_first_change_and_the_next_a_period_later() -> None:

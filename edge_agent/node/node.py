@@ -408,6 +408,9 @@ class Node:
 
     def _record(self, sequence: int, now_us: int) -> BoardRecord:
         may_change = self._waves.are_open(now_us)
+        temperature_mdegc, forecast_mdegc = self._told.heat(
+            self.sensed.temperature_mdegc, self.forecast_mdegc, self.sensed.trip_mdegc
+        )
         return BoardRecord(
             board=self.board,
             boot_epoch=self.settings.boot_epoch,
@@ -417,10 +420,10 @@ class Node:
             serving=not self.draining,
             queue_us=self.execution.queue_us(now_us),
             waits_us=self.execution.waits_us(now_us),
-            temperature_mdegc=self.sensed.temperature_mdegc,
+            temperature_mdegc=temperature_mdegc,
             trip_mdegc=self.sensed.trip_mdegc,
             kv=self._told.states(self.execution.kv_states(now_us), now_us, may_change),
             offers=self._told.offers(self._told_of, may_change),
             demand=self.arrivals.demand(now_us, may_change),
-            forecast_mdegc=self.forecast_mdegc,
+            forecast_mdegc=forecast_mdegc,
         )

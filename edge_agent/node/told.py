@@ -1,9 +1,10 @@
-"""What a board tells of its costs and its memory: what was told stays until it is off by more than chance.
+"""What a board tells of its costs, its memory and its heat: what was told stays until it is off by more than chance.
 
 Rules: this is the writer's own affair, like what ``node.arrivals`` tells of demand, so that measurements which step over a
 rounding do not make all boards plan anew; the board itself decides by what it measured last.  A cost stays until it is off by a
 fifth, a shape until another was measured twice as often; and small changes go out together with everybody's (``Waves``).  Of free
-memory never more is told than there is.
+memory never more is told than there is, and never a lower temperature: that goes up at once, and down when it is 1.5 K off
+(near the trip point, 0.3 K).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from edge_agent.core.kv import KvState
 from edge_agent.core.values import MAX_SHAPES, ModelOffer, ShapeCost
 from edge_agent.placement.cost import CostBook
+from edge_agent.placement.facts import COOL_STEP_MDEGC
 
 WAVE_PERIOD_US = 10_000_000
 WAVE_US = 2_500_000
@@ -27,6 +29,12 @@ URGENT_PERMILLE = 1000
 """What is off by so much does not wait for the next wave."""
 ROOM_STEPS = 8
 """Free memory is told in steps of such a part of the most that was ever free."""
+HEAT_STEP_MDEGC, HOT_STEP_MDEGC = 500, 100
+"""Temperatures are told in such steps: the fine ones within ``COOL_STEP_MDEGC`` of the trip point."""
+HEAT_BAND_STEPS = 3
+"""A temperature that was told stays while it is warmer than the board by less than this: what trembles by two steps is said once
+and not again. (A Raspberry Pi 4's sensor counts by 487 m°C: ``coefficients`` in Linux's bcm2711.dtsi.)"""
+Forecast = tuple[int, int, int]
 
 
 class Waves:
@@ -83,6 +91,7 @@ class Told:
         self._offers: dict[str, ModelOffer] = {}
         self._states: dict[str, KvState] = {}
         self._rooms: dict[str, _Room] = {}
+        self._heat: tuple[int, ...] = ()
 
     def offers(self, models: Iterable[str], may_change: bool = True) -> tuple[ModelOffer, ...]:
         """The offers of these models as they are told now. Raises ``KeyError`` for what is not hosted."""
@@ -94,6 +103,18 @@ class Told:
         self._states = {state.model: self._state(state, now_us, may_change) for state in states}
         self._rooms = {model: room for model, room in self._rooms.items() if model in self._states}
         return tuple(self._states.values())
+
+    def heat(
+        self, temperature_mdegc: int | None, forecast_mdegc: Forecast | None, trip_mdegc: int | None
+    ) -> tuple[int | None, Forecast | None]:
+        """The temperature and its forecast as they are told now: never cooler than they are, and warmer at once."""
+        if temperature_mdegc is None:
+            self._heat = ()
+            return None, forecast_mdegc
+        now = (temperature_mdegc, *(forecast_mdegc or ()))
+        told = (*self._heat, *[None] * len(now))
+        self._heat = tuple(_settled_heat(*each, trip_mdegc) for each in zip(told, now, strict=False))
+        return self._heat[0], (self._heat[1], self._heat[2], self._heat[3]) if forecast_mdegc else None
 
     def _offer(self, now: ModelOffer, may_change: bool) -> ModelOffer:
         told = self._offers.get(now.model)
@@ -175,6 +196,14 @@ def _speed(told: int, now: int, may_change: bool) -> int:
 def _settled(told: int, now: int, band_permille: int = BAND_PERMILLE) -> int:
     """What was told, while the larger of the two is over the smaller by no more than ``band_permille``."""
     return told if 1000 * max(told, now) <= (1000 + band_permille) * min(told, now) else now
+
+
+def _settled_heat(told_mdegc: int | None, now_mdegc: int, trip_mdegc: int | None) -> int:
+    is_near = trip_mdegc is not None and trip_mdegc - now_mdegc < COOL_STEP_MDEGC
+    step_mdegc = HOT_STEP_MDEGC if is_near else HEAT_STEP_MDEGC
+    if told_mdegc is not None and 0 <= told_mdegc - now_mdegc < HEAT_BAND_STEPS * step_mdegc:
+        return told_mdegc
+    return -(-now_mdegc // step_mdegc) * step_mdegc
 
 
 def _power_below(number: int) -> int:
