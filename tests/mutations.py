@@ -45,6 +45,7 @@ class Mutant:
     test: str
 
 
+ORDER = "test_first_boot.py::test_19_all_of_an_environment_is_durable_before_its_stamp_and_the_stamp_before_the_link"
 MUTANTS = (
     Mutant("fsync of a part before its rename", "edge_agent/store/files.py",
            "        self._disk.fsync(fd)", "        pass",
@@ -108,6 +109,30 @@ MUTANTS = (
     Mutant("a charter has this board's own key", "ota/course.py",
            "        if own is not None and own.key != self._signer.public_key:", "        if False:",
            "test_update_attacks.py::test_a_charter_with_another_key_for_this_board_is_refused"),
+    Mutant("signature of a self-test", "edge_agent/attest/self_test.py",
+           "    signed = verify1(message, find_key, AAD, MAX_SELF_TEST_BYTES)",
+           "    from edge_agent.core.cose import Signed, decode_sign1\n"
+           "    parts = decode_sign1(message, MAX_SELF_TEST_BYTES)\n"
+           "    signed = Signed(parts.payload, decode(parts.protected, MAX_SELF_TEST_BYTES)[4], 0)",
+           "test_self_test.py::test_every_truncation_and_flipped_bit_of_a_self_test_is_refused"),
+    Mutant("a self-test is of its signer", "edge_agent/attest/self_test.py",
+           '    if signed.kid != entry["board"].encode():', "    if False:",
+           "test_self_test.py::test_a_self_test_of_another_form_or_of_another_board_is_refused"),
+    Mutant("first boot follows no link", "board_support/first_boot.py",
+           "    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)",
+           "    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)",
+           "test_first_boot.py::test_a_state_folder_that_is_a_link_gives_nothing_away"),
+    Mutant("first boot gives no file with a second name away", "board_support/first_boot.py",
+           "    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:", "    if not stat.S_ISREG(facts.st_mode):",
+           "test_first_boot.py::test_a_second_name_of_a_file_of_roots_gives_nothing_away"),
+    Mutant("an environment is durable before its stamp", "board_support/first_boot.py",
+           "    _settle(target)", "    pass", ORDER),
+    Mutant("fsync of a stamp before its rename", "board_support/first_boot.py",
+           "        os.fsync(file.fileno())", "        pass", ORDER),
+    Mutant("fsync of the folder after a stamp", "board_support/first_boot.py",
+           "    _fsync(path.parent)", "    pass", ORDER),
+    Mutant("fsync of the folder after the factory's link", "board_support/first_boot.py",
+           "    _fsync(link.parent)", "    pass", ORDER),
 )  # fmt: skip
 
 
