@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs
-from tests.small_images import SHELLS, Flasher, elf, in_memory, run, small_system, tree_of, write
+from tests.small_images import Flasher, elf, in_memory, run, small_system, tree_of, write
 
 PATIENCE_S = 60
 SYSTEMCTL = """#!/bin/sh
@@ -178,9 +178,8 @@ def flash(flasher: Flasher, machine: Machine, *options: str, shell: str = "sh") 
     return flasher.flash("--ssh", "kitchen", *options, shell=shell, SLY_SSH=str(machine.folder / "ssh"))
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_machine_that_runs_becomes_a_board_and_its_agent_starts(flasher: Flasher, machine: Machine, shell: str) -> None:
-    done = flash(flasher, machine, "--yes", shell=shell)
+def test_a_machine_that_runs_becomes_a_board_and_its_agent_starts(flasher: Flasher, machine: Machine) -> None:
+    done = flash(flasher, machine, "--yes")
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stderr
     told = tree_of(machine.system)
@@ -254,6 +253,7 @@ def test_a_user_with_sudo_that_asks_nothing_flashes_as_root(flasher: Flasher, ma
 
 
 def test_a_connection_that_is_lost_leaves_no_whole_board_and_flashing_again_goes_on(flasher: Flasher, machine: Machine) -> None:
+    """Meanwhile another is refused; afterwards who stopped the agent starts it."""
     write(machine.system / "etc/systemd/system/sly-agent.service")
     write(machine.system / "agent.runs")
     whole = flash(flasher, machine, "--yes")
@@ -269,6 +269,7 @@ def test_a_connection_that_is_lost_leaves_no_whole_board_and_flashing_again_goes
     assert "stopped by a flashing that did not end" in again.stderr
 
 
+@pytest.mark.long
 def test_a_machine_that_another_flashes_is_refused_until_that_one_is_gone_however_it_went(
     flasher: Flasher, machine: Machine
 ) -> None:
@@ -311,6 +312,8 @@ def held_in_the_second_stream(flasher: Flasher, machine: Machine) -> Iterator[su
 
 def cut_in_the_second_stream(flasher: Flasher, machine: Machine) -> None:
     with held_in_the_second_stream(flasher, machine) as process:
+        other = flash(flasher, machine, "--yes", shell="busybox")
+        assert (other.returncode, "another flash.sh is at work" in other.stderr) == (2, True), other.stderr
         machine.cut_connections()
         assert process.stderr
         told = process.stderr.read()

@@ -178,7 +178,7 @@ device_keep() {
         device_write "$IMAGE_PART"
     else
         medium_unmount
-        medium_check "$DEVICE"
+        medium_check_written "$DEVICE"
         real blockdev --flushbufs "$DEVICE_NODE"
     fi
 }

@@ -201,7 +201,7 @@ image_resize() {
 # image_finish: closed, whole, durable.
 image_finish() {
     medium_unmount
-    medium_check "$IMAGE_PART"
+    medium_check_written "$IMAGE_OUT"
     real sync "$IMAGE_PART"
 }
 

@@ -176,11 +176,23 @@ medium_unmount() {
     MEDIUM_MOUNTED=
 }
 
-# medium_check WHAT: the file system of the partition is whole, or this ends.
+medium_is_whole() {
+    at_medium e2fsck -fn "medium?offset=$MEDIUM_START" >"$MEDIUM_ROOM/fsck" 2>&1 && ! grep -q '? no$' "$MEDIUM_ROOM/fsck"
+}
+
+medium_complaint() {
+    printf 'partition %s: %s\n' "$MEDIUM_NUMBER" "$(grep -v '^e2fsck \|^Pass ' "$MEDIUM_ROOM/fsck" | head -n 1)"
+}
+
+# medium_check WHAT: the file system of the partition is whole as it came, or this ends.
 medium_check() {
-    at_medium e2fsck -fn "medium?offset=$MEDIUM_START" >"$MEDIUM_ROOM/fsck" 2>&1 && ! grep -q '? no$' "$MEDIUM_ROOM/fsck" ||
-        refuse "$1" "partition $MEDIUM_NUMBER: $(grep -v '^e2fsck \|^Pass ' "$MEDIUM_ROOM/fsck" | head -n 1)" 'an ext4 file system that is whole' \
-            "fetch it again, or let e2fsck -f repair a copy"
+    medium_is_whole ||
+        refuse "$1" "$(medium_complaint)" 'an ext4 file system that is whole' 'fetch it again, or let e2fsck -f repair a copy'
+}
+
+# medium_check_written WHAT: it is whole as it was left.
+medium_check_written() {
+    medium_is_whole || fail "$1" "$(medium_complaint)" 'is the disk or the card failing? flash again, or take another'
 }
 
 # medium_replay WHAT: what is in the journal goes where it belongs.  e2fsck cannot do it at an offset ("Bad magic number ... while
