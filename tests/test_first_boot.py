@@ -23,7 +23,8 @@ from ota import launcher
 from tests.flashed_board import KEY, NOT_AS_ROOT, PYTHON, FlashedBoard, system_python
 from tests.needs import needs
 
-KILLS = 5
+FEW, MANY = 3, 5
+"""Kills."""
 MAX_WAIT_S = 4.0
 """About what a build takes here."""
 FLASH = "run flash.sh"
@@ -306,9 +307,12 @@ def test_folders_in_folders_without_end_are_refused(board: FlashedBoard) -> None
 # the power goes
 
 
-def test_19_power_cut_at_any_point_leaves_the_old_agent_or_the_new_one_and_the_next_boot_finishes(board: FlashedBoard) -> None:
+@pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
+def test_19_power_cut_at_any_point_leaves_the_old_agent_or_the_new_one_and_the_next_boot_finishes(
+    kills: int, board: FlashedBoard
+) -> None:
     random, version = Random(1), 1
-    for _ in range(KILLS):
+    for _ in range(kills):
         _killed(board, random.uniform(0, MAX_WAIT_S))
         agent = board.agent()
         assert agent in {f"{version - 1}.0" if version > 1 else "", f"{version}.0"}

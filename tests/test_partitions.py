@@ -26,7 +26,7 @@ from tests.deaf_link import DeafLink, make_deaf
 from tests.virtual_board import LINK, RULES, offer
 from tests.virtual_fleet import VirtualFleet
 
-SCHEDULES, SCHEDULES_AT_ONCE, SCHEDULES_A_TEST = 200, 50, 25
+SCHEDULES, SCHEDULES_AT_ONCE, SCHEDULES_A_TEST = 200, 25, 25
 """Those after the first ones are tried by ``make test-long``."""
 FIRSTS = [
     pytest.param(first, marks=() if first < SCHEDULES_AT_ONCE else pytest.mark.long)
