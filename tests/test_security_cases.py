@@ -63,3 +63,9 @@ def test_every_test_of_a_case_is_there_and_every_part_of_the_attack_is_in_the_na
     for part in attack.lower().split(", "):
         words = stems(re.findall(r"[a-z0-9]+", part))
         assert not words or words & said, f"no test of case {case} says: {part}"
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGE.read_text("utf-8"))
+    assert len(named) > sum(len(tests) for _, _, tests in ROWS), "those of the board itself besides"
+    assert [each for each in named if each[1] not in named_in(each[0])] == []
