@@ -37,7 +37,7 @@ from edge_agent.core.config import AgentConfig
 from edge_agent.core.cose import Signer, sign1
 from edge_agent.core.errors import RefusedError
 from edge_agent.runtime.settings import EngineSettings
-from edge_agent.shell import checks, known_answer, looking, self_test
+from edge_agent.shell import checks, examination, known_answer, looking
 from edge_agent.shell.known_answer import Asked, ask_known_answer
 from edge_agent.shell.looking import Floor, Room, User
 from edge_agent.transport.certificate import Validity, validity
@@ -257,10 +257,10 @@ def test_the_time_service_is_believed_that_the_clock_was_set(tmp_path: Path) -> 
 def test_a_full_disk_fails_and_one_without_room_for_an_update_is_warned_of(tmp_path: Path) -> None:
     with file_system_of_1_mb(tmp_path / "small") as small:
         config = configured(small)
-        check = self_test.disk_check(config, looking.takes_a_write(small))
+        check = examination.disk_check(config, looking.takes_a_write(small))
         assert check.verdict is Verdict.FAIL and "the ledger alone needs 11 MiB" in check.what
         (small / "filling").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_frsize))
-        check = self_test.disk_check(config, looking.takes_a_write(small))
+        check = examination.disk_check(config, looking.takes_a_write(small))
         assert check.verdict is Verdict.FAIL and "No space left on device" in check.what and check.remedy
         assert [each.name for each in small.iterdir()] == ["filling"], "the probe leaves nothing"
     room = Room(tmp_path, 500, 100, 501, "model cache 1")
@@ -268,7 +268,7 @@ def test_a_full_disk_fails_and_one_without_room_for_an_update_is_warned_of(tmp_p
         checks.disk(room, "").verdict is Verdict.WARN and checks.disk(replace(room, free_bytes=501), "").verdict is Verdict.PASS
     )
     rich = configured(tmp_path / "rich", ota={"root": "/r"}, state={"folder": str(tmp_path / "rich"), "cache_bytes": 2**50})
-    assert self_test.disk_check(rich, "").verdict is Verdict.WARN, "a cache that can never be full"
+    assert examination.disk_check(rich, "").verdict is Verdict.WARN, "a cache that can never be full"
     assert looking.room(rich, True).needed_bytes - looking.room(rich, False).needed_bytes == 2 * looking.AGENT_ENVIRONMENT_BYTES
 
 
@@ -386,5 +386,5 @@ def test_a_check_that_cannot_be_made_is_a_warning_with_its_reason_and_stops_no_o
     def unreadable() -> Check:
         raise PermissionError(13, "Permission denied", "/state")
 
-    check = self_test.made("disk", unreadable)
+    check = examination.made("disk", unreadable)
     assert check.verdict is Verdict.WARN and check.what == "cannot be checked: /state Permission denied"

@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_agent.commands.fleet_view import check_lines
     from edge_agent.commands.terminal import columns
     from edge_agent.configured import read_config
-    from edge_agent.shell.self_test import in_order
+    from edge_agent.shell.examination import in_order
 
     config = read_config(arguments.config)
     found = in_order(asyncio.run(_found(config)))
@@ -59,9 +59,9 @@ async def _found(config: AgentConfig) -> list[Check]:
 
     from edge_agent.configured import engine_settings
     from edge_agent.core.clock import SystemClock
+    from edge_agent.shell.examination import answer_checks, disk_check, machine_checks
     from edge_agent.shell.known_answer import ask_known_answer
     from edge_agent.shell.looking import takes_a_write
-    from edge_agent.shell.self_test import answer_checks, disk_check, machine_checks
 
     board = _board(config)
     delegate = await asyncio.to_thread(board.delegate)

@@ -13,23 +13,22 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from board_support.board import Board, BoardInfo
+from board_support.board import Board
 from board_support.led import Led, open_led
-from board_support.sysfs import Tree
 from edge_agent.attest.self_test import MAX_AGENT_CHARS, Check, SelfTest, Verdict, sign_self_test, worst
 from edge_agent.configured import engine_settings
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import AgentConfig
-from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
+from edge_agent.core.errors import RefusedError, UnavailableError
 from edge_agent.hosting import Host
 from edge_agent.node.node import Node
-from edge_agent.shell import checks, looking
+from edge_agent.shell import checks
+from edge_agent.shell.examination import answer_checks, disk_check, in_order, machine_checks
 from edge_agent.shell.known_answer import Asked, ask_known_answer
 from edge_agent.transport.link import Link, LinkDown, LinkEvent, LinkUp, Message, Published, Rejected
 from edge_agent.transport.topics import Topics
-from ota.agent_slots import launched_from
 
 SOON_S = 3.0
 """After the start, so that what comes up has come up."""
@@ -42,7 +41,6 @@ LOOK_LIMIT_S = 30.0
 TICKET = 2**50
 """Of what this room publishes: beyond the tickets of the node and of the updates."""
 DISTRIBUTION = "slyos-edge"
-T = TypeVar("T")
 
 
 class Tested(Protocol):
@@ -53,54 +51,6 @@ class Tested(Protocol):
     host: Host
     node: Node
     clock: Clock
-
-
-def machine_checks(config: AgentConfig, board: Board, clock: Clock) -> list[Check]:
-    """What can be seen without serving: board, clock, identity, certificate, user. Blocks; bounded by the disk alone."""
-    tree = Tree(board.settings.root)
-    now_s = clock.wall_us() // 1_000_000
-
-    def clock_check() -> Check:
-        return checks.clock(now_s, looking.clock_floor(config), looking.synchronised(tree))
-
-    time = made("clock", clock_check)
-    right = time.verdict is not Verdict.FAIL
-    return [
-        made("board", lambda: _board(board, clock)),
-        time,
-        made("identity", lambda: checks.identity(looking.key_files(config))),
-        made("certificate", lambda: checks.certificate(
-            now_s, looking.certificate(config), config.broker.certificate_file, right)),
-        made("user", lambda: checks.user(looking.user(tree), board.emulated)),
-    ]  # fmt: skip
-
-
-def disk_check(config: AgentConfig, why_not_kept: str) -> Check:
-    if not config.state.folder.is_dir():
-        return checks.warned(
-            "disk", f"no folder {config.state.folder} yet", "start the agent, or make it, the agent's user's own"
-        )
-    return made("disk", lambda: checks.disk(looking.room(config, launched_from() is not None), why_not_kept))
-
-
-def answer_checks(asked: Asked) -> list[Check]:
-    return [checks.inference(asked), checks.sandbox(asked.layers, asked.why)]
-
-
-def made(name: str, make: Callable[[], Check]) -> Check:
-    """The check, or a warning that it cannot be made."""
-    try:
-        return make()
-    except OSError as error:
-        return checks.unseen(name, f"{error.filename or ''} {error.strerror or error}".strip())
-    except SlyError as error:
-        return checks.unseen(name, str(error))
-
-
-def in_order(found: list[Check]) -> tuple[Check, ...]:
-    """As a person should read them: what does not pass first."""
-    order = [Verdict.FAIL, Verdict.WARN, Verdict.PASS]
-    return tuple(sorted(found, key=lambda check: order.index(check.verdict)))
 
 
 @dataclass(slots=True)
@@ -271,9 +221,3 @@ def _essence(check: Check | None) -> tuple[str, ...]:
     if check is None:
         return ()
     return check.verdict.value, check.remedy, check.what if check.verdict is Verdict.FAIL else ""
-
-
-def _board(board: Board, clock: Clock) -> Check:
-    found = board.probe()
-    throttled = board.read_sensors(clock.monotonic_us()).throttled if isinstance(found, BoardInfo) and not board.emulated else ()
-    return checks.board(found, throttled)
