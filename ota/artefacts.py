@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,9 @@ from ota.chunks import Artefact
 from ota.events import Finished, Open, Opened, Store, Stored
 from ota.manifest import MAX_RELEASE_BYTES, Release, decode_release
 
+SETTLE_S = 3.0
+"""So much of a transfer is lost with the power at most; by itself the kernel writes after half a minute (vm.dirty_expire)."""
+
 
 class Artefacts:
     """``folder``: of the updates; ``say``: what is for people."""
@@ -33,6 +37,8 @@ class Artefacts:
         self._folder, self._blobs, self._disk, self._say = folder, blobs, disk, say
         self._staging: Staging | None = None
         self._receiving: dict[bytes, Receiving] = {}
+        self._settled_s: dict[bytes, float] = {}
+        """By artefact: when its pieces were last made durable, or the first of those that are not was written."""
         self._pinned: frozenset[bytes] = frozenset()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ota")
 
@@ -71,10 +77,17 @@ class Artefacts:
         receiving, why = self._receiving.get(effect.digest), ""
         try:
             if receiving is not None:
-                await self._in_turn(partial(receiving.put, effect.index, effect.data, checked=True))
+                await self._in_turn(partial(self._put, receiving, effect))
         except SlyError as error:
             why = str(error)
         return Stored(effect.digest, effect.index, effect.token, why)
+
+    def _put(self, receiving: Receiving, effect: Store) -> None:
+        receiving.put(effect.index, effect.data, checked=True)
+        now_s = time.monotonic()
+        if now_s - self._settled_s.setdefault(effect.digest, now_s) >= SETTLE_S:
+            receiving.settle()
+            self._settled_s[effect.digest] = now_s
 
     async def finished(self, digest: bytes) -> Finished:
         receiving = self._receiving.get(digest)
@@ -83,7 +96,7 @@ class Artefacts:
         try:
             await self._in_turn(receiving.verify)
             receiving.finish()
-            del self._receiving[digest]
+            self._drop(digest)
         except RefusedError as error:
             is_whole = receiving.done
             self._drop(digest)
@@ -100,6 +113,7 @@ class Artefacts:
                 self._staging.remove(digest)
 
     def _drop(self, digest: bytes) -> None:
+        self._settled_s.pop(digest, None)
         if (receiving := self._receiving.pop(digest, None)) is not None:
             receiving.close()
 

@@ -4,9 +4,9 @@ Owns ``Giving``.  Rules: pure, on a clock that is passed in.
 
 * A piece is sent once for everybody who asked before.  It is repeated only for a board of which later words show that it has
   lost it: it has what was sent after it, or it says that nothing comes any more.
-* Nobody is believed: a board may have so much repeated as it has come forward, twice its artefact besides and some more each
-  hour, and first sends go before repeats.  Who is slow or silent is not waited for; but if nobody says that anything arrives,
-  nothing more is sent.
+* Nobody is believed: a board may have so much repeated as it has come forward, twice its artefact besides, some more each hour
+  and a little when it has started anew, and first sends go before repeats.  Who is slow or silent is not waited for; but if
+  nobody says that anything arrives, nothing more is sent.
 * Givers do not talk to each other.  Who is ``first`` (the operator's machine) gives at once; a board that holds an artefact has a
   rank among all that do, and begins when a board that asked has got next to nothing for as many times ``patience_us``.
 * Tables are bounded: ``MAX_OFFERS`` artefacts, ``MAX_BOARDS`` boards, ``MAX_REMEMBERED_BITS`` of wants for what is not held.
@@ -82,6 +82,8 @@ class Giving:
             want = listed.pop(digest, None)
             if want is not None and want.fits(offer.artefact):
                 self._take(offer, wants.board, want, now_us)
+                if known is not None and wants.boot_epoch > known[0]:
+                    offer.started_anew(wants.board, now_us)
             else:
                 offer.leave(wants.board)
         self._remember(wants.board, tuple(listed.values()))

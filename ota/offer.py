@@ -29,13 +29,17 @@ MAX_SENDS_KEPT = 2048
 MAX_MARKS = 64
 MARK_US = 100_000
 HOUR_US = 3_600_000_000
+ANEW_PIECES = 2 * SILENT_WINDOW_PIECES
+"""May be repeated besides for a board that started anew: what was on its way to it is lost, and what it had not made durable."""
+ANEW_US = 60_000_000
+"""No sooner after the last time: anybody can say so."""
 
 
 @dataclass(slots=True)
 class Wanter:
     """A board that lacks pieces. Sends are numbered; those up to ``base`` are not on their way to it: they arrived, were lost, or
-    went out before it asked; ``seen`` is the newest that arrived. ``served``: the pieces that went out since it asked, up to
-    ``base``."""
+    went out before it asked; ``seen`` is the newest that arrived. ``served``: the pieces that went out up to ``base`` while it
+    asked, now or before it left."""
 
     lacking: int
     base: int
@@ -46,6 +50,7 @@ class Wanter:
     least: int
     seen: int = 0
     served: int = 0
+    anew_us: int | None = None
     foreign_us: int | None = None
     progressed: int = 0
     begun: bool = False
@@ -84,7 +89,7 @@ class Offer:
         return self.forgotten + len(self.sent)
 
     def join(self, board: str, want: Want, now_us: int) -> None:
-        """A board asks for the first time, or anew: whatever it gets then is a repeat."""
+        """A board asks for the first time, or anew: what went out while it asked before is then a repeat."""
         if not self.wanters:
             self.open_us = now_us + GATHER_US
         wanter = self.left.pop(board, None)
@@ -92,7 +97,7 @@ class Offer:
             most = 2 * self.artefact.count
             wanter = Wanter(want.lacking, self.sends, now_us, now_us, most, most, want.lacking.bit_count())
         else:
-            wanter.lacking, wanter.base, wanter.served = want.lacking, self.sends, self.artefact.whole
+            wanter.lacking, wanter.base = want.lacking, self.sends
             wanter.news_us = wanter.progress_us = now_us
             wanter.begun = False
         self.wanters[board] = wanter
@@ -101,10 +106,19 @@ class Offer:
     def leave(self, board: str) -> None:
         """It lacks nothing any more, or is not there."""
         if board in self.wanters:
-            self.left[board] = self.wanters.pop(board)
+            wanter = self.left[board] = self.wanters.pop(board)
+            known = wanter.base >= self.forgotten
+            wanter.served |= set_of(self._since(wanter.base, self.sends), self.artefact.count) if known else self.artefact.whole
             self.refreshed_us = None
         if not self.wanters:
             self.forgotten, self.sent = self.sends, []
+
+    def started_anew(self, board: str, now_us: int) -> None:
+        """A board that asks says so under a newer boot."""
+        wanter = self.wanters[board]
+        if wanter.anew_us is None or now_us - wanter.anew_us >= ANEW_US:
+            wanter.anew_us = now_us
+            wanter.allowance = min(wanter.most, wanter.allowance + ANEW_PIECES)
 
     def advance(self, wanter: Wanter, want: Want, now_us: int, alone: bool) -> None:
         """What a later want says of what was sent. ``alone``: as far as is known here nobody else gives, so the order of what

@@ -11,10 +11,11 @@ from random import Random
 import pytest
 
 from ota import giving as giving_rules
-from ota.chunks import Artefact, Want, Wants, pieces_of, want_of
+from ota.chunks import Artefact, Want, Wants, pieces_of, set_of, want_of
 from ota.fetching import HEARTBEAT_US, MAX_STALL_US, STALL_US, WANT_PIECES, Fetching
 from ota.giving import PATIENCE_US, WINDOW_PIECES, Giving
 from ota.manifest import CHUNK_BYTES
+from ota.offer import ANEW_PIECES, ANEW_US
 
 SECOND_US = 1_000_000
 BROKER_QUEUE = 1000
@@ -40,6 +41,7 @@ class Board:
     per_tick: int = 4
     hears: Callable[[int], bool] = lambda _: True
     queue: deque[int] = field(default_factory=deque)
+    boot: int = 1
     number: int = 0
     came: Counter[int] = field(default_factory=Counter)
     dropped: int = 0
@@ -72,7 +74,7 @@ class Board:
         told = () if self.fetching.done else (self.fetching.ask(now_us),)
         if self.fetching.done:
             self.present = False
-        return Wants(self.name, 1, self.number, told)
+        return Wants(self.name, self.boot, self.number, told)
 
 
 MODEL = artefact(1200)
@@ -83,13 +85,15 @@ TICK_US = 10_000
 class Fleet:
     """Givers and boards around a broker, in ticks of 10 ms; a giver sends ``per_tick`` pieces at the most."""
 
-    def __init__(self, givers: list[Giving], boards: list[Board], per_tick: int = 40, mixed: bool = False) -> None:
+    def __init__(
+        self, givers: list[Giving], boards: list[Board], per_tick: int = 40, mixed: bool = False, model: Artefact = MODEL
+    ) -> None:
         self.givers, self.boards, self.per_tick, self.now_us = givers, boards, per_tick, 0
         self.sent: Counter[int] = Counter()
         self.mixed = Random(0) if mixed else None
         self.off: set[str] = set()
         for each in givers:
-            each.hold(MODEL)
+            each.hold(model)
 
     def tick(self, liars: Callable[[int], list[Wants]] = lambda _: []) -> None:
         self.now_us += TICK_US
@@ -238,8 +242,34 @@ def test_a_lying_wanter_gets_a_bounded_share_and_starves_nobody(kind: str) -> No
     fleet.until_done(15, {"b0", "b1", "b2"}, liars)
     while fleet.now_us < 120 * SECOND_US:
         fleet.tick(liars)
-    hours = fleet.now_us / 3.6e9
-    assert sum(fleet.sent.values()) <= MODEL.count * (1 + 2 + 1 + hours) + WINDOW_PIECES
+    hours, boots = fleet.now_us / 3.6e9, ANEW_PIECES * (fleet.now_us / ANEW_US + 1) if kind == "reboots" else 0
+    assert sum(fleet.sent.values()) <= MODEL.count * (1 + 2 + 1 + hours) + boots + WINDOW_PIECES
+
+
+def held_by(board: Board) -> int:
+    artefact = board.fetching.artefact
+    return artefact.whole & ~board.fetching.lacking
+
+
+def test_a_small_model_arrives_though_the_power_fails_two_dozen_times() -> None:
+    """Each time what is on its way is lost, and some pieces that were there."""
+    small = artefact(125)
+    board = Board("b0", Fetching(small))
+    fleet = Fleet([operator(rate=20 * CHUNK_BYTES)], [board], model=small)
+    for cut in range(1, 25):
+        while held_by(board).bit_count() < small.count * cut // 25:
+            fleet.tick()
+            assert fleet.now_us < 3600 * SECOND_US, (cut, board.fetching.permille)
+        board.present = False
+        for _ in range(1500):
+            fleet.tick()
+        fleet.givers[0].gone(board.name)
+        fleet.now_us += 60 * SECOND_US
+        held = held_by(board)
+        lost = set_of(pieces_of(held)[-8:], small.count)
+        board.queue.clear()
+        board.fetching, board.boot, board.present = Fetching(small, held & ~lost), board.boot + 1, True
+    fleet.until_done(3600)
 
 
 def test_first_sends_go_before_repeats() -> None:

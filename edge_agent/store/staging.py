@@ -8,8 +8,8 @@ Owns a folder beside the model cache, on its file system: one file for each arte
   was made durable.
 * Its room in the cache is taken before its first byte, so that no fetch ends for want of a budget at its last piece.
 * A disk that is full, failing or read-only is ``UnavailableError``; what was written stays, and the same call may work later.
-* ``scan``, ``put``, ``seed`` and ``verify`` of one ``Receiving`` touch its own file alone, so one thread other than the cache's
-  may run them; the rest belongs to the thread of the cache.
+* ``scan``, ``put``, ``settle``, ``seed`` and ``verify`` of one ``Receiving`` touch its own file alone, so one thread other than
+  the cache's may run them; the rest belongs to the thread of the cache.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Receiving:
         return self.held.bit_count()
 
     def put(self, index: int, data: bytes | memoryview, checked: bool = False) -> bool:
-        """Write a piece; ``False`` if it is held already. Not durable before ``finish``.
+        """Write a piece; ``False`` if it is held already. Not durable before ``settle`` or ``finish``.
 
         ``checked``: the caller has just done ``pieces.check`` on these very bytes, and it is not done again.
         Raises ``RefusedError`` for what is not that piece, ``UnavailableError`` when the disk fails: it is lacking then.
@@ -159,6 +159,11 @@ class Receiving:
         with reaching(self._path):
             self._write(index, data)
         return True
+
+    def settle(self) -> None:
+        """Make what was written so far durable. Raises ``UnavailableError`` when the disk fails: see ``held`` then."""
+        with reaching(self._path):
+            self._sync()
 
     def seed(self, digest: bytes) -> int:
         """Copy the pieces that a blob, or another artefact that grows here, shares with this one, wherever they stand; how many.
