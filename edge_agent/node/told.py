@@ -3,8 +3,8 @@
 Rules: this is the writer's own affair, like what ``node.arrivals`` tells of demand, so that measurements which step over a
 rounding do not make all boards plan anew; the board itself decides by what it measured last.  A cost stays until it is off by a
 fifth, a shape until another was measured twice as often; and small changes go out together with everybody's (``Waves``).  Of free
-memory never more is told than there is, and never a lower temperature: that goes up at once, and down when it is 1.5 K off
-(near the trip point, 0.3 K).
+memory never more is told than there is, and never a lower temperature: that goes up at once, and down when it is 1.5 K off;
+near the trip point it is told as it is.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ URGENT_PERMILLE = 1000
 """What is off by so much does not wait for the next wave."""
 ROOM_STEPS = 8
 """Free memory is told in steps of such a part of the most that was ever free."""
-HEAT_STEP_MDEGC, HOT_STEP_MDEGC = 500, 100
-"""Temperatures are told in such steps: the fine ones within ``COOL_STEP_MDEGC`` of the trip point."""
-HEAT_BAND_STEPS = 3
-"""A temperature that was told stays while it is warmer than the board by less than this: what trembles by two steps is said once
-and not again. (A Raspberry Pi 4's sensor counts by 487 m°C: ``coefficients`` in Linux's bcm2711.dtsi.)"""
+HEAT_STEP_MDEGC, HEAT_BAND_MDEGC = 500, 1_500
+"""Temperatures are told in such steps, and what was told stays while it is warmer than the board by less than the band: what
+trembles by two steps is soon said no more.  (A Raspberry Pi 4's sensor counts by 487 m°C: ``coefficients`` in Linux's
+bcm2711.dtsi.)  Within ``COOL_STEP_MDEGC`` of the trip point they are told as they are, for there a degree decides."""
 Forecast = tuple[int, int, int]
 
 
@@ -199,11 +198,11 @@ def _settled(told: int, now: int, band_permille: int = BAND_PERMILLE) -> int:
 
 
 def _settled_heat(told_mdegc: int | None, now_mdegc: int, trip_mdegc: int | None) -> int:
-    is_near = trip_mdegc is not None and trip_mdegc - now_mdegc < COOL_STEP_MDEGC
-    step_mdegc = HOT_STEP_MDEGC if is_near else HEAT_STEP_MDEGC
-    if told_mdegc is not None and 0 <= told_mdegc - now_mdegc < HEAT_BAND_STEPS * step_mdegc:
+    if trip_mdegc is not None and trip_mdegc - now_mdegc < COOL_STEP_MDEGC:
+        return now_mdegc
+    if told_mdegc is not None and 0 <= told_mdegc - now_mdegc < HEAT_BAND_MDEGC:
         return told_mdegc
-    return -(-now_mdegc // step_mdegc) * step_mdegc
+    return -(-now_mdegc // HEAT_STEP_MDEGC) * HEAT_STEP_MDEGC
 
 
 def _power_below(number: int) -> int:
