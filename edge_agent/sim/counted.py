@@ -1,19 +1,20 @@
 """What a cell's boards really say: production nodes on virtual time over the lossy broker, each message counted by its kind.
 
 Owns ``count``.  Rules: counted is what a board publishes and what the broker delivers to one, as the production node sees both;
-the time before ``settled_us`` is not counted, in which boards boot and learn what a job costs; no trace is made.
+the time before ``settled_us`` is not counted, in which boards boot and learn what a job costs; temperatures tremble as sensors
+on metal do; no trace is made.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from edge_agent.core.config import AttestSection
 from edge_agent.core.values import DataClass
-from edge_agent.node.events import Effect, Event
+from edge_agent.node.events import Effect, Event, Sensed
 from edge_agent.sim.board import SimBoard
 from edge_agent.sim.fleet import START_US, SimFleet
 from edge_agent.sim.scenario import ArrivalPlan, BoardPlan, LinkPlan, ModelPlan, Scenario
@@ -24,6 +25,9 @@ from edge_agent.transport.topics import Kind, Topics
 
 SETTLED_US = 75_000_000
 STEP_US = 1_000_000
+SENSOR_STEP_MDEGC, TREMBLES_STEPS = 487, 3
+"""A temperature is one of three neighbouring steps at random, each what a Raspberry Pi 4's sensor counts by (``coefficients`` in
+Linux's bcm2711.dtsi)."""
 TASK = "detect_objects"
 DETECTOR = ModelPlan(
     name="ssd-mobilenet", task=TASK, quality_permille=600, macs=300_000_000, weight_bytes=4_500_000, activation_bytes=8_000_000,
@@ -56,6 +60,10 @@ class Counted:
     def heard_hz(self, kind: Kind) -> float:
         return self.heard[kind] * 1e6 / self.window_us
 
+    def packet_bytes(self, kind: Kind) -> float:
+        """Of one that was published, on average; 0 if none was."""
+        return self.sent_bytes[kind] / self.sent[kind] if self.sent[kind] else 0.0
+
     @property
     def _counters(self) -> tuple[Counter[Kind], ...]:
         return self.sent, self.sent_bytes, self.heard, self.heard_bytes
@@ -63,6 +71,9 @@ class Counted:
 
 class CountedBoard(SimBoard):
     fleet: CountedFleet
+
+    def feed(self, event: Event) -> None:
+        super().feed(self._trembling(event) if isinstance(event, Sensed) else event)
 
     def before_event(self, event: Event) -> None:
         if isinstance(event, Delivered):
@@ -73,6 +84,13 @@ class CountedBoard(SimBoard):
 
     def before_publish(self, message: Message) -> None:
         self.fleet.counts(message, self.fleet.counted.sent, self.fleet.counted.sent_bytes)
+
+    def _trembling(self, event: Sensed) -> Sensed:
+        if event.temperature_mdegc is None:
+            return event
+        drawn = sha256(f"{self.name} {self.fleet.now_us}".encode()).digest()[0] % TREMBLES_STEPS
+        steps = event.temperature_mdegc // SENSOR_STEP_MDEGC + drawn
+        return replace(event, temperature_mdegc=steps * SENSOR_STEP_MDEGC)
 
 
 class CountedFleet(SimFleet):

@@ -95,6 +95,7 @@ def _appraisal() -> Appraisal:
         OTHER,
         TrustTier.WARNING,
         claims,
+        reasons=("its key is a file",),
         evidence=DIGEST,
         bootcount=12,
         counter=LARGE,

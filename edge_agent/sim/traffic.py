@@ -8,8 +8,10 @@ simulation).  A cell is one gossip domain: a fleet of its own name, whose boards
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from math import exp
+from random import Random
 
 from edge_agent.attest.quorum import NEIGHBOURS
 from edge_agent.attest.telling import SAY_AGAIN_EPOCHS, WITNESSES
@@ -22,11 +24,11 @@ from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Kind
 
 SECOND_US = 1_000_000
-SENSE_US = 2_000_000
-"""As often as a board's sensors are read, after which its record is another one where the temperature moved."""
 TABLES_A_WAVE = 2
 """Where requests come, costs and demand move: about so many tables are made in each wave of small changes (``node.told``)."""
 TICK_US = 100_000
+"""About so late a board at work sees that something is due: ten messages a second make it look."""
+SAMPLES, SETTLED_QUOTES = 2_000, 20
 ACK_BYTES = 4
 """A PUBACK without a reason (MQTT 5, section 3.4)."""
 TLS_BYTES, TCP_BYTES = 22, 52
@@ -38,7 +40,6 @@ class Cell:
     """``sources`` of the ``boards`` host no model and give each of their requests to another board; the others host one and work.
 
     ``requests_mhz``: thousandths of a request a second that come in at each source.  Local requests cost no message.
-    ``warm``: temperatures move, as they do on metal; else boards at rest say the same until their period is over.
     ``apart``: boards booted at different moments, as they do in the field.
     """
 
@@ -46,7 +47,6 @@ class Cell:
     sources: int = 0
     requests_mhz: int = 0
     request_bytes: int = 16_384
-    warm: bool = True
     apart: bool = True
     epoch_us: int = 30_000_000
 
@@ -129,62 +129,61 @@ def _flow(kind: Kind, sent_hz: float, fan_out: int, kept: int, sample: Message) 
 
 def _rates(cell: Cell) -> Iterator[tuple[Kind, float, int, int]]:
     """Of each kind: how many a second, who hears each, how many are retained."""
-    n, quote_hz = cell.boards, _quote_hz(cell)
-    quiet_hz, epoch_hz = SECOND_US / QUIET_PERIOD_US, SECOND_US / cell.epoch_us
+    n, epoch_hz = cell.boards, SECOND_US / cell.epoch_us
+    shown, asked = _shown_an_epoch(cell.neighbours) if cell.apart else (1.0, 0.0)
+    quiet_hz, quote_hz = SECOND_US / QUIET_PERIOD_US, epoch_hz * shown
     said_again_hz = epoch_hz * cell.neighbours / min(SAY_AGAIN_EPOCHS, cell.neighbours)
     yield Kind.ONLINE, n * quiet_hz, n, n
     yield Kind.DIGEST, n * (TABLES_A_WAVE * SECOND_US / WAVE_PERIOD_US if cell.given_hz else quiet_hz), n, n
     yield Kind.APPRAISAL, n * (quote_hz * min(WITNESSES, cell.neighbours) + said_again_hz), n, n * cell.neighbours
     yield Kind.QUOTE, n * quote_hz, cell.listeners, n
     yield Kind.EPOCH, n * epoch_hz, cell.listeners, n
-    yield Kind.CHALLENGE, n * quote_hz if cell.apart else 0.0, 1, 0
+    yield Kind.CHALLENGE, n * epoch_hz * asked, 1, 0
     yield Kind.REQUEST, cell.given_hz, 1, 0
     yield Kind.REPLY, cell.given_hz, 1, 0
-    other_hz = sum(hz * fan_out for _, hz, fan_out, _ in _rates_of_others(cell)) / n
-    worked_hz = cell.given_hz / cell.workers
-    yield Kind.RECORD, cell.workers * _record_hz(cell, worked_hz, other_hz) + cell.sources * _record_hz(cell, 0.0, other_hz), n, n
+    yield Kind.RECORD, cell.workers * _record_hz(cell.given_hz / cell.workers) + cell.sources * _record_hz(0.0), n, n
 
 
-def _rates_of_others(cell: Cell) -> Iterator[tuple[Kind, float, int, int]]:
-    """Without records: about what makes a board look up."""
-    bare = replace(cell, sources=0, requests_mhz=0)
-    n = cell.boards
-    yield Kind.ONLINE, 3 * n * SECOND_US / QUIET_PERIOD_US, n, n
-    yield Kind.APPRAISAL, n * (2 * _quote_hz(bare)), n, n
-    yield Kind.REQUEST, 4 * cell.given_hz, 1, 0
+@lru_cache(maxsize=64)
+def _shown_an_epoch(verifiers: int) -> tuple[float, float]:
+    """How many quotes a board shows an epoch whose verifiers' epochs turn at any moments, and how many of them it is asked for.
 
-
-def _quote_hz(cell: Cell) -> float:
-    """A quote a board and epoch, where all epochs turn at once.
-
-    Else a verifier whose epoch is half over asks for one; that serves all whose half comes within the next half epoch, and then
-    the first of the others asks: of ``k`` moments that lie anywhere in an epoch, after a gap of 1/(k + 1) of it on average.
+    A quote serves every verifier that is half through its epoch within the next half of one (``ASK_AFTER``); the first that is so
+    later asks for the next.  Where that takes a whole epoch, the board shows one of itself.  Moments are fixed: from whichever
+    quote, boards soon go round in the same few of them; the mean over ``SAMPLES`` draws.
     """
-    epoch_s = cell.epoch_us / SECOND_US
-    if not cell.apart:
-        return 1 / epoch_s
-    return 1 / (epoch_s * (1 / ASK_AFTER + 1 / (cell.neighbours + 1)))
+    drawn, shown, asked = Random(verifiers), 0.0, 0.0
+    for _ in range(SAMPLES):
+        moments = sorted(drawn.random() for _ in range(verifiers))
+        spans = _go_round(moments)
+        shown += len(spans) / sum(spans) / SAMPLES
+        asked += sum(span < 1 for span in spans) / sum(spans) / SAMPLES
+    return shown, asked
 
 
-def _record_hz(cell: Cell, worked_hz: float, looks_hz: float) -> float:
+def _go_round(moments: list[float]) -> list[float]:
+    """The spans between quotes, in epochs, once they are the same again and again."""
+    at, spans = 0, list[float]()
+    for _ in range(2 * SETTLED_QUOTES):
+        served = (moments[at] + 1 / ASK_AFTER) % 1
+        following = next((number for number, moment in enumerate(moments) if moment >= served), 0)
+        spans.append((moments[following] - moments[at]) % 1 or 1.0)
+        at = following
+    return spans[SETTLED_QUOTES:]
+
+
+def _record_hz(worked_hz: float) -> float:
     """How often a board says its record anew, at which ``worked_hz`` jobs come in a second, each much shorter than a second.
 
-    A record is said when it differs from the last, a second after that at the earliest: when the sensors were read, when a job
-    has just come, and a second after that because its queue is empty again.  A chain of three: the record was said as the
-    sensors were read (``z``), at a job (``q``), or at any other moment (``o``).
+    A record is said when it differs from the last, a second after that at the earliest, or after ``QUIET_PERIOD_US``.  After one
+    that tells of an empty queue, a job that comes within a second is over before the next could be said; the first that comes
+    later is told at once, and a second after that, that the queue is empty again.
     """
-    if not cell.warm and not worked_hz:
-        return SECOND_US / QUIET_PERIOD_US
-    looks_s = 1 / (looks_hz + SECOND_US / TICK_US / 10)
+    changed_s, quiet_s = CHANGED_PERIOD_US / SECOND_US, QUIET_PERIOD_US / SECOND_US
     if not worked_hz:
-        return SECOND_US / SENSE_US
-    idle_s = SENSE_US / SECOND_US - 1
-    none = (1 - exp(-worked_hz * idle_s)) / (worked_hz * idle_s)
-    from_z_wait_s, from_o_wait_s = none * idle_s, (1 - none) / worked_hz / 2
-    to_z_from_z, to_z_from_o = exp(-worked_hz * idle_s), none / 2
-    z = to_z_from_o / (1 - to_z_from_z)
-    q = z * (1 - to_z_from_z) + (1 - none) / 2
-    return (z + q + 1) / (z * from_z_wait_s + from_o_wait_s + (z + q + 1) * (CHANGED_PERIOD_US / SECOND_US + looks_s))
+        return 1 / quiet_s
+    told = 1 - exp(-worked_hz * (quiet_s - changed_s))
+    return (1 + told) / (changed_s + told / worked_hz + told * (changed_s + TICK_US / SECOND_US))
 
 
 def packet_bytes(message: Message) -> int:
