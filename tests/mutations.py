@@ -183,8 +183,8 @@ def must_stand_once(root: Path, mutant: Mutant) -> str:
 
 
 def copied(tree: Path) -> Path:
-    """What the tests need of this checkout, in ``tree``."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    """What the tests need of this checkout, in ``tree``, and what is compiled of it: it is told by times, which stay."""
+    ignore = shutil.ignore_patterns("*.pyc.*")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignore)
     for file in FILES:

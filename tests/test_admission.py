@@ -10,7 +10,7 @@ from time import perf_counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from edge_agent.core.config import PolicySection, QueueSection
 from edge_agent.core.values import ShapeCost
@@ -106,8 +106,11 @@ class LineMachine(RuleBasedStateMachine):
         assert self.line.before((10**9, 0)) == self.line.total and self.line.before((-1, 0)) == 0
 
 
-TestLine = LineMachine.TestCase
-TestLine.settings = settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("examples", [12, pytest.param(40, marks=pytest.mark.long)])
+def test_a_line_is_a_sorted_list_whatever_is_added_and_removed(examples: int) -> None:
+    run_state_machine_as_test(LineMachine, settings=settings(max_examples=examples, deadline=None))
+
+
 arrivals = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(1, 50), st.integers(0, 30), st.sampled_from((1, 300_000)), st.booleans()),
     max_size=60,

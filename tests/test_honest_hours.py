@@ -9,9 +9,11 @@ from edge_agent.attest.receipts import Chain
 from tests.honest_hours import EPOCHS_S, ride_out
 
 SEEDS = [seed for seed in range(15) if EPOCHS_S[seed % len(EPOCHS_S)] >= 300]
+AT_ONCE = SEEDS[-4:]
+"""Two of each length of an epoch; the others are tried by ``make test-long``."""
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed in AT_ONCE else pytest.mark.long) for seed in SEEDS])
 def test_through_reboots_losses_cuts_and_clocks_that_jump_nobody_honest_is_contraindicated(seed: int) -> None:
     hours = ride_out(seed)
     assert not hours.found

@@ -86,6 +86,7 @@ def test_tiny_stages_agree_with_the_float_reference(tmp_path: Path) -> None:
     assert all(cosine > 0.98 for cosine in found.values()), found
 
 
+@pytest.mark.long
 def test_smollm2s_stages_agree_with_the_float_reference() -> None:
     ids = (smollm2().tokenizer().encode(PROMPT) * 5)[:64]
     with Gguf(smollm2_gguf()) as file:

@@ -154,7 +154,7 @@ def test_a_window_is_the_same_every_time_and_has_talk_of_the_length_that_is_told
 def test_a_run_makes_the_page_and_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_module("ortools", "bench")
     needs_module("matplotlib", "bench")
-    tiny = replace(placement.QUICK, loads={"azure": (4_000,)}, close_loads=(4_000,), baselines=("jsq2",), seconds=2, windows=1)
+    tiny = replace(placement.QUICK, loads={"azure": (4_000,)}, close_loads=(4_000,), baselines=("jsq2",), seconds=1, windows=1)
     monkeypatch.setattr(placement, "QUICK", replace(tiny, energy_worths=(0,)))
     monkeypatch.setattr("sys.argv", ["placement", "--quick", "--processes", "1", "--output", str(tmp_path / "placement")])
     assert placement.main() == 0
