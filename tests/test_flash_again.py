@@ -19,7 +19,6 @@ from tests.flash_targets import (
     BOARD,
     KINDS,
     PATIENCE_S,
-    SHELLS,
     Workshop,
     command,
     everything,
@@ -51,7 +50,7 @@ def target(shop: Workshop) -> Iterator[Path]:
     shutil.rmtree(made.parent)
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=["dash", pytest.param(ASH, marks=pytest.mark.long)])
 def shell(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -209,16 +208,25 @@ def halting(folder: Path, number: int, how: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder)}
 
 
-@pytest.mark.parametrize("how", ["TERM", "KILL"])
+@pytest.mark.parametrize(
+    ("how", "steps"),
+    [
+        ("TERM", 2),
+        ("KILL", 2),
+        pytest.param("TERM", 99, marks=pytest.mark.long),
+        pytest.param("KILL", 99, marks=pytest.mark.long),
+    ],
+)
 def test_a_flashing_that_is_cut_off_is_never_taken_for_a_good_one_and_the_next_completes_it(
-    shop: Workshop, target: Path, tmp_path: Path, how: str
+    shop: Workshop, target: Path, tmp_path: Path, how: str, steps: int
 ) -> None:
-    newer = wheelhouse(shop.room / f"newer {how}", version="2.0")
+    """At its first write and at one other; long: at every one."""
+    newer = wheelhouse(shop.room / f"newer {how} {steps}", version="2.0")
     whole = shop.system()
     assert shop.flash(whole, wheels=newer).code == 0
     assert shop.flash(target).code == 0
     writes = sum(line[0] in "fl" for line in (target / LIST).read_text().splitlines()) + 2
-    for number in (1, 2, writes // 2, writes):
+    for number in range(1, writes + 1) if steps > writes else (1, writes // 2 if how == "TERM" else writes):
         variables = halting(tmp_path / str(number), number, how)
         running = subprocess.Popen(
             command(*shop.words(target, wheels=newer)), env=variables, start_new_session=True, stdin=subprocess.DEVNULL,

@@ -50,7 +50,8 @@ def busybox_system(folder: Path) -> Path:
             (system / "usr/bin" / applet).symlink_to("busybox")
     write(system / "usr/bin/systemctl", SYSTEMCTL.encode(), 0o755)
     take(system, "dash", "usr/bin/sh")
-    take(system, "flock", "usr/bin/flock")
+    for name in ("flock", "install"):
+        take(system, name, f"usr/bin/{name}")
     (system / "proc").mkdir()
     (system / "dev").mkdir()
     os.mknod(system / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))

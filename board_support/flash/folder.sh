@@ -98,8 +98,7 @@ folder_put_d() (
 folder_put_f() (
     place=$(folder_place "$2") || return
     part=${place%/*}/.${place##*/}.sly-part
-    folder_make_parents "$place" && folder_clear "$part" && (umask 077 && cat -- "$4$2" >"$part") &&
-        chown 0:0 "$part" && chmod "$1" "$part" && mv -fT -- "$part" "$place" || { rm -f -- "$part"; return 1; }
+    folder_make_parents "$place" && folder_clear "$part" && install -o 0 -g 0 -m "$1" -- "$4$2" "$part" && mv -fT -- "$part" "$place" || { rm -f -- "$part"; return 1; }
 )
 
 folder_put_l() (

@@ -89,7 +89,7 @@ stage_folder() {
 # stage_file MODE PATH SOURCE
 stage_file() {
     [ -d "$STAGE/tree${2%/*}" ] || mkdir -p -- "$STAGE/tree${2%/*}"
-    { cat -- "$3" >"$STAGE/tree$2" && chmod "$1" "$STAGE/tree$2"; } ||
+    cat -- "$3" >"$STAGE/tree$2" ||
         fail "$3" 'it could not be copied to where the tree is staged' "is it there? is there room in ${TMPDIR:-/tmp}? TMPDIR may name another folder"
     digest=$(sha256sum <"$STAGE/tree$2")
     enlist f "$1" "$2" "${digest%% *}"
