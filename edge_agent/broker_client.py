@@ -24,6 +24,7 @@ from edge_agent.core.values import MAX_PART_CHARS, AnswerPart, InferenceRequest,
 from edge_agent.gossip.presence import Presence, Standing, open_presence
 from edge_agent.node.streams import Assembly, end_of, turn_of
 from edge_agent.node.voice import seconds
+from edge_agent.transport.endpoint import BrokerAddress, MqttOptions
 from edge_agent.transport.link import (
     MAX_PAYLOAD_BYTES,
     Delivered,
@@ -231,27 +232,43 @@ class BrokerClient:
         return self._members.get(kid.decode("utf-8", "replace"))
 
 
-async def ask_over_broker(config: AgentConfig, request: InferenceRequest, boards: Sequence[str]) -> InferenceResult:
-    """Ask once over the configured broker, of ``boards`` in turn, and leave no session behind.
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks under which ``name`` at which broker; ``members``: the boards' public keys, 32 bytes each."""
+
+    name: str
+    fleet: str
+    address: BrokerAddress
+    members: Mapping[str, bytes]
+    options: MqttOptions
+
+
+def asker_of(config: AgentConfig) -> Asker:
+    """A board's configuration asks. Raises ``ConfigError`` where it names no broker."""
+    if not config.broker.host:
+        raise ConfigError("[broker] host", "nothing", "the address of the fleet's broker")
+    keys = {board: bytes.fromhex(key) for board, key in config.fleet.members.items()}
+    keys.setdefault(config.board.id, signer_of(config).public_key)
+    return Asker(config.board.id, config.fleet.name, broker_address(config), keys, mqtt_options(config))
+
+
+async def ask_over_broker(asker: Asker, request: InferenceRequest, boards: Sequence[str]) -> InferenceResult:
+    """Ask once over the broker, of ``boards`` in turn, and leave no session behind.
 
     Raises ``SlyError`` in one line for a broker that cannot be used, and ``UnavailableError`` when nobody answers in time.
     """
     from edge_agent.transport.mqtt import MqttLink, check
 
-    if not config.broker.host:
-        raise ConfigError("[broker] host", "nothing", "the address of the fleet's broker")
-    address, client_name = broker_address(config), f"ask-{os.urandom(6).hex()}"
-    await check(address, client_name)
-    link = MqttLink(address, client_name, asyncio.get_running_loop(), replace(mqtt_options(config), session_expiry_s=0))
-    keys = {board: bytes.fromhex(key) for board, key in config.fleet.members.items()}
-    keys.setdefault(config.board.id, signer_of(config).public_key)
+    client_name = f"ask-{os.urandom(6).hex()}"
+    await check(asker.address, client_name)
+    link = MqttLink(asker.address, client_name, asyncio.get_running_loop(), replace(asker.options, session_expiry_s=0))
     limit_s = request.limits.deadline_us / 1e6 + GRACE_S
-    waiting_name = f"{config.board.id}{TOOL}{client_name}"
+    waiting_name = f"{asker.name}{TOOL}{client_name}"
     try:
-        async with asyncio.timeout(limit_s), BrokerClient(link, config.fleet.name, waiting_name, keys) as client:
+        async with asyncio.timeout(limit_s), BrokerClient(link, asker.fleet, waiting_name, asker.members) as client:
             return await client.ask(request, *boards)
     except TimeoutError:
-        reason = f"no answer over {address} within {limit_s:g} s"
+        reason = f"no answer over {asker.address} within {limit_s:g} s"
         raise UnavailableError(f"boards {', '.join(boards)}", reason, "sly status on one of them shows who is there") from None
 
 

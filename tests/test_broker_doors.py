@@ -6,6 +6,7 @@ After each attempt the same real agent is asked over the same broker, and answer
 from __future__ import annotations
 
 import asyncio
+import json
 import contextlib
 import datetime
 import socket
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.broker_client import ask_over_broker
+from edge_agent import cli
+from edge_agent.broker_client import ask_over_broker, asker_of
 from edge_agent.client import request_for_picture
 from edge_agent.configured import read_config
 from edge_agent.core.config import AgentConfig
@@ -87,7 +89,7 @@ class Doors:
     def answers(self) -> str:
         """What the board says to a request that comes and goes over the broker."""
         request = request_for_picture(TASK, self.picture, limits=LIMITS)
-        result = asyncio.run(ask_over_broker(self.config, request, [BOARD]))
+        result = asyncio.run(ask_over_broker(asker_of(self.config), request, [BOARD]))
         return f"{result.status.value} from {result.board}"
 
     def memory_bytes(self) -> int:
@@ -440,3 +442,11 @@ def test_32_a_key_revoked_mid_stream_resumes_no_tls_session_gets_nothing_new_and
         assert MARK not in [payload for _, payload in ann.heard]
     for context, ticket in zip(contexts, tickets, strict=True):
         assert closed_to(address, context, resumed=ticket)
+
+
+def test_an_operator_asks_a_board_with_nothing_but_its_folder(doors: Doors, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = doors.path / "picture.jpg"
+    picture.write_bytes(doors.picture)
+    folder = str(doors.operator.folder)
+    assert cli.main(["ask", TASK, str(picture), "--fleet", folder, "--board", BOARD, "--deadline-ms", "60000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["board"] == BOARD

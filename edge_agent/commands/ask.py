@@ -13,6 +13,7 @@ from edge_agent.commands.proof_file import add_receipt
 
 if TYPE_CHECKING:
     from edge_agent.answers import Answer
+    from edge_agent.broker_client import Asker
     from edge_agent.core.values import InferenceRequest, InferenceResult
 
 
@@ -26,9 +27,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="an agent's socket (STATE/agent.sock); repeat it to name others that are asked when the first is gone",
     )  # fmt: skip
     way.add_argument("--config", type=Path, metavar="FILE", help="ask over the broker and of the fleet that this file names")
+    way.add_argument(
+        "--fleet", type=Path, metavar="DIR", help="ask over the broker as the operator of this folder (sly fleet init)"
+    )
     parser.add_argument(
         "--board", action="append", metavar="NAME",
-        help="with --config: ask this board; repeat it to name others that are asked when it is gone (default: every member)",
+        help="with --config or --fleet: ask this board; repeat it to name others for when it is gone (default: every member)",
     )  # fmt: skip
     parser.add_argument("--model", help="this model and no other")
     add_limits(parser, 10_000)
@@ -47,7 +51,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     picture = read_picture(arguments.picture)
     request = request_for_picture(arguments.task, picture, model=arguments.model, limits=limits, data=data)
     _must_be_able_to_prove(arguments)
-    result = _over_the_broker(arguments, request) if arguments.config else _over_sockets(arguments, request)
+    result = _over_sockets(arguments, request) if arguments.socket else _over_the_broker(arguments, request)
     answer = answer_of(result)
     if arguments.output is not None:
         _draw(arguments.output, picture, result)
@@ -62,7 +66,7 @@ def _over_sockets(arguments: argparse.Namespace, request: InferenceRequest) -> I
     from edge_agent.core.errors import ConfigError
 
     if arguments.board:
-        raise ConfigError("--board", "with --socket", "with --config", "a socket is one board's own")
+        raise ConfigError("--board", "with --socket", "with --config or --fleet", "a socket is one board's own")
     with Client(*arguments.socket) as client:
         return client.submit(request)
 
@@ -71,19 +75,40 @@ def _over_the_broker(arguments: argparse.Namespace, request: InferenceRequest) -
     import asyncio
 
     from edge_agent.broker_client import ask_over_broker
-    from edge_agent.configured import read_config
+    from edge_agent.core.errors import UnavailableError
     from edge_agent.core.values import BOARD_ID, checked
 
-    config = read_config(arguments.config)
-    boards = [checked(BOARD_ID, "--board", name) for name in arguments.board or config.fleet.members or [config.board.id]]
-    return asyncio.run(ask_over_broker(config, request, boards))
+    asker = _operator(arguments.fleet) if arguments.fleet else _member(arguments.config)
+    boards = [checked(BOARD_ID, "--board", name) for name in arguments.board or asker.members]
+    if not boards:
+        raise UnavailableError(f"fleet {asker.fleet}", "it has no board", "enroll one: sly fleet enroll")
+    return asyncio.run(ask_over_broker(asker, request, boards))
+
+
+def _member(path: Path) -> Asker:
+    from edge_agent.broker_client import asker_of
+    from edge_agent.configured import read_config
+
+    return asker_of(read_config(path))
+
+
+def _operator(path: Path) -> Asker:
+    from edge_agent.broker_client import Asker
+    from edge_agent.steward.folder import OperatorFolder
+    from edge_agent.transport.endpoint import MqttOptions
+
+    folder = OperatorFolder(path)
+    charter = folder.charter
+    return Asker(folder.settings.operator, charter.fleet, folder.address, charter.members, MqttOptions())
 
 
 def _must_be_able_to_prove(arguments: argparse.Namespace) -> None:
     from edge_agent.core.errors import ConfigError
 
     if arguments.receipt is not None and not arguments.socket:
-        raise ConfigError("--receipt", "with --config", "with --socket", "a board's socket tells what others show of themselves")
+        raise ConfigError(
+            "--receipt", "over the broker", "with --socket", "a board's socket tells what others show of themselves"
+        )
 
 
 def _prove(arguments: argparse.Namespace, request: InferenceRequest, result: InferenceResult) -> None:

@@ -77,19 +77,8 @@ class Story:
         """The operator asks, through the broker; the board's receipt names the model that answered."""
         asked_s = time.monotonic()
         deadline_ms = str(int(self.patience_s * 1000))
-        words = (
-            "ask",
-            TASK,
-            str(self.picture),
-            "--config",
-            str(self.asker),
-            "--board",
-            BOARD,
-            "--deadline-ms",
-            deadline_ms,
-            "--json",
-        )
-        answer = json.loads(await self.sly(*words, fleet=False))
+        words = ("ask", TASK, str(self.picture), "--board", BOARD, "--deadline-ms", deadline_ms, "--json")
+        answer = json.loads(await self.sly(*words))
         receipt = unverified_receipt(b64decode(answer["receipt"]))
         assert (answer["board"], receipt.model_digest) == (BOARD, sha256(model).digest()), answer
         found = ", ".join(f"{each['label']} {each['score']:.3f}" for each in answer["findings"])
@@ -126,7 +115,6 @@ class Story:
                 await self.is_cut(at)
                 await self.boots(f"after power cut {at}")
                 await self.answers(self.model)
-            self.says(await self.sly("ota", "resume", MODEL))
             code = await asyncio.wait_for(pushing.wait(), self.patience_s)
         finally:
             if pushing.returncode is None:
@@ -181,36 +169,13 @@ class Story:
     def model(self) -> bytes:
         return (self.run / "models" / f"{MODEL}.tflite").read_bytes()
 
-    @property
-    def asker(self) -> Path:
-        """A configuration by which the operator asks."""
-        path, folder = self.run / "asker" / "agent.toml", self.operator.folder
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_text(f"""\
-[board]
-id = "operator"
-backend = "jalapeno"
-[state]
-folder = "{path.parent}"
-[broker]
-host = "{self.operator.settings.host}"
-port = {self.operator.settings.port}
-ca_file = "{folder}/ca/ca.pem"
-certificate_file = "{folder}/operator.pem"
-key_file = "{folder}/operator-tls.key"
-[fleet]
-name = "{self.operator.settings.name}"
-[fleet.members]
-{BOARD} = "{self.operator.charter.boards[BOARD].key.hex()}"
-""")
-        return path
-
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "edge_agent.cli", *words, "--fleet", str(self.operator.folder)]
 
-    async def sly(self, *words: str, fleet: bool = True) -> str:
-        command = self.command(*words) if fleet else self.command(*words)[:-2]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=self.patience_s)
+    async def sly(self, *words: str) -> str:
+        done = await asyncio.to_thread(
+            subprocess.run, self.command(*words), capture_output=True, text=True, timeout=self.patience_s
+        )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}\nthe console:\n{self.machine.last_words()}"
         return done.stdout
 
