@@ -6,9 +6,9 @@ After each attempt the same real agent is asked over the same broker, and answer
 from __future__ import annotations
 
 import asyncio
-import json
 import contextlib
 import datetime
+import json
 import socket
 import ssl
 import warnings

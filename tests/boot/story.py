@@ -98,11 +98,7 @@ class Story:
         assert "seccomp" in sandbox and "landlock" in sandbox and "no " not in sandbox, sandbox
 
     async def is_updated(self) -> None:
-        """One push from its beginning to its end, and the plug pulled in it again and again.
-
-        The operator takes it up again at last (``sly ota resume``): what may be repeated for one board is bounded, and what each
-        power cut loses has to be repeated, so that the first giver ends up giving a piece now and then.
-        """
+        """One push from its beginning to its end, and the plug pulled in it again and again."""
         path = self.run / f"{MODEL}.tflite"
         path.write_bytes(self.model + sha256(b"another revision").digest() * (PADDING_BYTES // 32))
         with (self.run / "push.log").open("wb") as log:
