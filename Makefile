@@ -96,7 +96,7 @@ packed-agent: $(VENV)/dev.made
 	$(BIN)/python -m tests.packed_agent
 
 boot: $(VENV)/dev.made
-	PYTHON=$(CURDIR)/$(BIN)/python SLY=$(CURDIR)/$(BIN)/sly tests/boot/run.sh $(A)
+	PYTHON=$(CURDIR)/$(BIN)/python tests/boot/run.sh $(A)
 
 honest-hours: $(VENV)/dev.made
 	$(BIN)/python -m tests.honest_hours $(N)
