@@ -106,11 +106,12 @@ forget_packs_of_the_dead() {
     done
 }
 
-# which_sly: $SLY, this checkout's, the one on PATH, else what make makes.
+# which_sly: $SLY, this checkout's (make renews one that is older than setup.cfg), the one on PATH, else what make makes.
 which_sly() {
     if [ -n "${SLY:-}" ]; then
         command -v -- "$SLY" || refuse 'SLY' "$SLY" 'a program sly that can be run'
     elif [ -x "$HERE/.venv/bin/sly" ]; then
+        ! command -v make >/dev/null || make -s -C "$HERE" .venv/demo.made >&2 || say 'make could not renew .venv; it is taken as it is'
         printf '%s\n' "$HERE/.venv/bin/sly"
     elif ! command -v sly; then
         say 'there is no sly yet: making it (make .venv/demo.made) ...'
