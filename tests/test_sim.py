@@ -85,7 +85,9 @@ def check_promises(run: Run) -> None:
         assert busy_us <= use.busy_us + 1
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "hostile" else ()) for name in scenario_names()]
+)
 def test_a_packaged_scenario_keeps_its_promises(name: str) -> None:
     scenario = load_scenario(name)
     short = replace(

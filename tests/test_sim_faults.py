@@ -41,7 +41,7 @@ def agree(fleet: SimFleet) -> bool:
     return all(node.online_boards == len(nodes) for node in nodes) and len({node.agreement.digest for node in nodes}) == 1
 
 
-@pytest.mark.parametrize(("name", "share_permille"), [("house", 700), ("eight-boards", 600)])
+@pytest.mark.parametrize(("name", "share_permille"), [("house", 700), pytest.param("eight-boards", 600, marks=pytest.mark.long)])
 def test_under_steady_load_boards_hold_one_table_most_of_the_time(name: str, share_permille: int) -> None:
     """Measured shares are in docs/convergence.md; these leave them room."""
     duration_us, samples = 60_000_000, list[bool]()
