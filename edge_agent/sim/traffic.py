@@ -24,8 +24,13 @@ from edge_agent.transport.link import Message
 from edge_agent.transport.topics import Kind
 
 SECOND_US = 1_000_000
-TABLES_A_WAVE = 2
-"""Where requests come, costs and demand move: about so many tables are made in each wave of small changes (``node.told``)."""
+TABLES_A_WAVE, WORDS_BEFORE_A_WAVE = 1.63, 0.64
+"""Where requests come, costs and demand move: digests of new tables that a board says in each wave of small changes
+(``node.told``), and of its old one, because the first board to have a new one differs from it and five seconds have passed."""
+CHANGES_A_WAVE = 0.27
+"""Costs, demand and heat that a board tells in a record that no job is the reason of.
+
+These three depend on what jobs are like, not on the protocol alone: counted by reason in three cells of 20 (seeds 100 to 102)."""
 TICK_US = 100_000
 """About so late a board at work sees that something is due: ten messages a second make it look."""
 SAMPLES, SETTLED_QUOTES = 2_000, 20
@@ -134,14 +139,16 @@ def _rates(cell: Cell) -> Iterator[tuple[Kind, float, int, int]]:
     quiet_hz, quote_hz = SECOND_US / QUIET_PERIOD_US, epoch_hz * shown
     said_again_hz = epoch_hz * cell.neighbours / min(SAY_AGAIN_EPOCHS, cell.neighbours)
     yield Kind.ONLINE, n * quiet_hz, n, n
-    yield Kind.DIGEST, n * (TABLES_A_WAVE * SECOND_US / WAVE_PERIOD_US if cell.given_hz else quiet_hz), n, n
+    waves_hz = SECOND_US / WAVE_PERIOD_US if cell.given_hz else 0.0
+    yield Kind.DIGEST, n * ((TABLES_A_WAVE + WORDS_BEFORE_A_WAVE) * waves_hz or quiet_hz), n, n
     yield Kind.APPRAISAL, n * (quote_hz * min(WITNESSES, cell.neighbours) + said_again_hz), n, n * cell.neighbours
     yield Kind.QUOTE, n * quote_hz, cell.listeners, n
     yield Kind.EPOCH, n * epoch_hz, cell.listeners, n
     yield Kind.CHALLENGE, n * epoch_hz * asked, 1, 0
     yield Kind.REQUEST, cell.given_hz, 1, 0
     yield Kind.REPLY, cell.given_hz, 1, 0
-    yield Kind.RECORD, cell.workers * _record_hz(cell.given_hz / cell.workers) + cell.sources * _record_hz(0.0), n, n
+    at_worker_hz, at_source_hz = (_record_hz(hz, CHANGES_A_WAVE * waves_hz) for hz in (cell.given_hz / cell.workers, 0.0))
+    yield Kind.RECORD, cell.workers * at_worker_hz + cell.sources * at_source_hz, n, n
 
 
 @lru_cache(maxsize=64)
@@ -172,18 +179,19 @@ def _go_round(moments: list[float]) -> list[float]:
     return spans[SETTLED_QUOTES:]
 
 
-def _record_hz(worked_hz: float) -> float:
+def _record_hz(worked_hz: float, changes_hz: float) -> float:
     """How often a board says its record anew, at which ``worked_hz`` jobs come in a second, each much shorter than a second.
 
     A record is said when it differs from the last, a second after that at the earliest, or after ``QUIET_PERIOD_US``.  After one
     that tells of an empty queue, a job that comes within a second is over before the next could be said; the first that comes
-    later is told at once, and a second after that, that the queue is empty again.
+    later is told at once, and a second after that, that the queue is empty again.  ``changes_hz``: what else is told, in one.
     """
-    changed_s, quiet_s = CHANGED_PERIOD_US / SECOND_US, QUIET_PERIOD_US / SECOND_US
-    if not worked_hz:
+    changed_s, quiet_s, any_hz = CHANGED_PERIOD_US / SECOND_US, QUIET_PERIOD_US / SECOND_US, worked_hz + changes_hz
+    if not any_hz:
         return 1 / quiet_s
-    told = 1 - exp(-worked_hz * (quiet_s - changed_s))
-    return (1 + told) / (changed_s + told / worked_hz + told * (changed_s + TICK_US / SECOND_US))
+    told = 1 - exp(-any_hz * (quiet_s - changed_s))
+    of_jobs = told * worked_hz / any_hz
+    return (1 + of_jobs) / (changed_s + told / any_hz + of_jobs * (changed_s + TICK_US / SECOND_US))
 
 
 def packet_bytes(message: Message) -> int:
