@@ -273,6 +273,11 @@ class Rogue(_Told):
         send(places(["answer", "uint8", [1], 0]), self.requests)
         return "twice"
 
+    def do_farewell(self) -> str:
+        """Answer well, and be gone."""
+        send(places(["answer", "uint8", [1], 0]), self.requests)
+        os._exit(7)
+
     def do_big(self) -> str:
         return "x" * (65 * 2**20)
 

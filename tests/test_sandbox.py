@@ -71,6 +71,18 @@ def test_a_death_is_told_with_its_cause(text: str, cause: str) -> None:
     assert str(run(death_by(text))).startswith(cause)
 
 
+def test_an_answer_whose_child_died_in_the_same_turn_of_the_loop_is_a_death() -> None:
+    async def story() -> None:
+        async with child() as sandbox:
+            asking = asyncio.create_task(order(sandbox, "farewell"))
+            await asyncio.sleep(0)
+            os.waitid(os.P_PIDFD, sandbox._pidfd, os.WEXITED | os.WNOWAIT)
+            with pytest.raises(ChildDiedError, match="exit code 7"):
+                await asking
+
+    run(story())
+
+
 @pytest.mark.parametrize("text", ["hang", "spin"])
 def test_the_watchdog_ends_a_child_that_does_not_answer(text: str) -> None:
     death = run(death_by(text, EngineSettings(engine=ROGUE, invoke_limit_us=200_000)))

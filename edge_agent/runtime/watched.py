@@ -112,7 +112,10 @@ class WatchedChild:
             self._channel.send(message)
         except OSError:
             self._loop.call_later(1.0, self.kill, "its socket is closed")
-        return await answer
+        answered = await answer
+        if self._exited.done():  # it died in the same turn of the loop: what it left in the arena is gone
+            raise ChildDiedError(f"model {self._model}", self._exited.result())
+        return answered
 
     def _overdue(self, limit_us: int) -> None:
         self.kill(f"hung: no answer within {limit_us / 1e6:g} s")
