@@ -20,7 +20,7 @@ LONGEST_FIRST = (
     "test_hand_over.py", "test_self_update.py", "test_broker_attacks.py", "test_language_hand_over.py", "test_disk_faults.py",
     "test_convergence.py", "test_language_service.py", "test_ota_command.py", "test_receipts.py", "test_sim_trust.py",
     "test_fleet_sim.py", "test_partitions.py", "test_model_build.py", "test_agent_slots.py", "test_repository_power.py",
-    "test_mutations.py",
+    "test_mutations.py", "test_first_boot.py", "test_sim.py",
 )  # fmt: skip
 """Files that have a test of more than four seconds (``pytest --durations=60``), by their longest one."""
 
