@@ -37,7 +37,7 @@ from tests.operators import broker_of
 
 BOARD, MODEL, TASK, PICTURE = "kitchen", "blazeface-short", "detect_faces", "grace_hopper"
 PADDING_BYTES = 48_000_000
-"""After the model's own bytes, where no library looks: another revision, the same answers, and a long way over the air, for no two
+"""After the model's own bytes, where no library looks: another revision, the same answers, and a long way over the air: no two
 pieces are alike (what is on a board already is not sent)."""
 RATE = "400kB"
 PATIENCE_S = {"kvm": 300.0, "tcg": 1800.0}
