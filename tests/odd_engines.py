@@ -278,6 +278,11 @@ class Rogue(_Told):
         send(places(["answer", "uint8", [1], 0]), self.requests)
         os._exit(7)
 
+    def do_regret(self) -> str:
+        """Refuse well, and be gone."""
+        send(["refused", "order", "regret", "an engine that stays", "ask another"], self.requests)
+        os._exit(0)
+
     def do_big(self) -> str:
         return "x" * (65 * 2**20)
 

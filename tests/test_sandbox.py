@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.errors import RefusedError, UnavailableError
+from edge_agent.core.errors import RefusedError, SlyError, UnavailableError
 from edge_agent.core.values import Tensor
 from edge_agent.runtime.arena import KEPT_BYTES, Arena
 from edge_agent.runtime.child import ChildDiedError, Death
@@ -72,15 +72,21 @@ def test_a_death_is_told_with_its_cause(text: str, cause: str) -> None:
 
 
 def test_an_answer_whose_child_died_in_the_same_turn_of_the_loop_is_a_death() -> None:
-    async def story() -> None:
-        async with child() as sandbox:
-            asking = asyncio.create_task(order(sandbox, "farewell"))
-            await asyncio.sleep(0)
-            os.waitid(os.P_PIDFD, sandbox._pidfd, os.WEXITED | os.WNOWAIT)
-            with pytest.raises(ChildDiedError, match="exit code 7"):
-                await asking
+    run(dies_with_its_answer("farewell", ChildDiedError, "exit code 7"))
 
-    run(story())
+
+def test_a_refusal_whose_child_ended_in_the_same_turn_of_the_loop_is_that_refusal() -> None:
+    run(dies_with_its_answer("regret", RefusedError, "an engine that stays"))
+
+
+async def dies_with_its_answer(text: str, kind: type[SlyError], words: str) -> None:
+    """The loop hears of both at once: nothing else runs here until the child is dead."""
+    async with child() as sandbox:
+        asking = asyncio.create_task(order(sandbox, text))
+        await asyncio.sleep(0)
+        os.waitid(os.P_PIDFD, sandbox._pidfd, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(kind, match=words):
+            await asking
 
 
 @pytest.mark.parametrize("text", ["hang", "spin"])

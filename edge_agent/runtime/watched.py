@@ -98,7 +98,8 @@ class WatchedChild:
         self._loop.add_reader(self._pidfd, self._reap)
 
     def _raise_if_failed(self, answer: Answer) -> None:
-        self._arena.trim()
+        if not self._exited.done():
+            self._arena.trim()
         if isinstance(answer.reply, Refused):
             raise answer.reply.error()
         if isinstance(answer.reply, Failed):
@@ -113,7 +114,8 @@ class WatchedChild:
         except OSError:
             self._loop.call_later(1.0, self.kill, "its socket is closed")
         answered = await answer
-        if self._exited.done():  # it died in the same turn of the loop: what it left in the arena is gone
+        if self._exited.done() and not isinstance(answered.reply, Refused | Failed):
+            # It died in the same turn of the loop, and what it left in the arena is gone; a refusal is told in the answer itself.
             raise ChildDiedError(f"model {self._model}", self._exited.result())
         return answered
 
