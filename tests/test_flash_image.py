@@ -125,6 +125,7 @@ def test_both_kinds_of_root_say_the_same_of_an_image(images: Images, place: Path
     assert digest(system / "opt/here/x") in told[0]
 
 
+@pytest.mark.long
 def test_flashed_again_the_state_stays_and_by_wipe_it_goes(images: Images, place: Path) -> None:
     """Without rights: removing what is deep is debugfs' work as well."""
     first, again, wiped = place / "first.img", place / "again.img", place / "wiped.img"

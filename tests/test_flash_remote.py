@@ -192,6 +192,7 @@ def test_a_machine_that_runs_becomes_a_board_and_its_agent_starts(flasher: Flash
     assert list((machine.system / "var/tmp").iterdir()) == []
 
 
+@pytest.mark.long
 def test_an_agent_that_runs_is_stopped_and_started_and_one_that_is_stopped_stays_so(flasher: Flasher, machine: Machine) -> None:
     write(machine.system / "etc/systemd/system/sly-agent.service")
     write(machine.system / "agent.runs")
@@ -245,6 +246,7 @@ def as_user(machine: Machine, sudo: str) -> None:
         write(machine.system / "usr/bin" / name, f"#!/bin/sh\n{script}\n".encode(), 0o755)
 
 
+@pytest.mark.long
 def test_a_user_with_sudo_that_asks_nothing_flashes_as_root(flasher: Flasher, machine: Machine) -> None:
     as_user(machine, sudo='[ "$1" = -n ] || exit 9; shift; export ROOT_BY_SUDO=0; echo x >>/sudo.log; exec "$@"')
     done = flash(flasher, machine, "--yes", shell="busybox")
@@ -253,6 +255,7 @@ def test_a_user_with_sudo_that_asks_nothing_flashes_as_root(flasher: Flasher, ma
     assert (machine.system / "sudo.log").read_text().count("x") > 10
 
 
+@pytest.mark.long
 def test_a_connection_that_is_lost_leaves_no_whole_board_and_flashing_again_goes_on(flasher: Flasher, machine: Machine) -> None:
     """Meanwhile another is refused; afterwards who stopped the agent starts it."""
     write(machine.system / "etc/systemd/system/sly-agent.service")

@@ -69,6 +69,7 @@ def test_every_wheel_that_nobody_made_is_named_with_the_boards_that_have_all(ind
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_an_old_version_or_one_for_a_newer_c_library_does_not_count(index: Path, tmp_path: Path) -> None:
     compiled(index, "engine_of_all", "1.9", "cp311-cp311-manylinux_2_28_aarch64")
     compiled(index, "sums", "1.0", "cp311-cp311-manylinux_2_36_aarch64")

@@ -42,6 +42,7 @@ def test_a_child_killed_while_it_works_fails_that_request_and_the_next_one_succe
     async def story() -> None:
         async with supervised(tiny_model("slow")) as (supervisor, _, reports):
             before = await infer(supervisor)
+            os.kill(child_pid(supervisor), signal.SIGSTOP)  # it cannot answer before it is killed, however late that is
             request = asyncio.create_task(infer(supervisor))
             sandbox = supervisor._engines[MODEL]._sandbox
             while sandbox is None or not sandbox.busy:
