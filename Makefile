@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 N ?= 20000
 A ?= arm64
 PYTHONS ?= 3.12 3.13
-# Processes that share a run of all tests: one a core, at most 4; the files named in T run in one.
-WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 4 ? 4 : cores)))
+# Processes that share a run of all tests: one more than cores, for tests wait as well, at most 4; the files named in T run in one.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 2 ? 0 : cores > 3 ? 4 : cores + 1)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-pythons mutations check bench bench-placement bench-llama models env fuzz-models fuzz-cbor fuzz-fleet fuzz-rollouts honest-hours power update-kills packed-agent long-session clean
