@@ -41,6 +41,7 @@ from tests.small_images import (
 )
 
 AS_NOBODY = passable([CHECKOUT], ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"])
+OWN_MOUNTS = ["unshare", "--mount", "--propagation", "slave", "--"]
 
 
 class Images(Flasher):
@@ -434,24 +435,27 @@ def test_a_full_disk_is_told_before_anything_is_copied(images: Images, place: Pa
         run("umount", small)
 
 
-def interrupted_at(images: Images, out: Path, line: int, how: signal.Signals, who: list[str]) -> int:
-    """Ended by ``how`` once its trace has so many lines; how many it had."""
+def interrupted_at(images: Images, out: Path, line: int, how: signal.Signals, who: list[str]) -> list[bytes]:
+    """Its trace, ended by ``how`` once that has so many lines.
+
+    As root the namespace for its mounts is made here: flash.sh would begin anew in one, and the trace would end there.
+    """
     command = images.command("--image", images.base, "--out", out, "--yes")
-    environment = {**os.environ, "TMPDIR": str(images.folder / "scratch")}
-    lines = 0
+    environment = {**os.environ, "TMPDIR": str(images.folder / "scratch"), "SLY_OWN_MOUNTS": "yes"}
+    trace = []
     with subprocess.Popen(
-        [*who, command[0], "-x", *command[1:]],
+        [*(who or OWN_MOUNTS), command[0], "-x", *command[1:]],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr
-        for _ in process.stderr:
-            lines += 1
-            if lines == line:
+        for each in process.stderr:
+            trace.append(each)
+            if len(trace) == line:
                 process.send_signal(how)
-    return lines
+    return trace
 
 
 def judge_interrupted(images: Images, out: Path, how: signal.Signals, whole: Path) -> None:
@@ -460,7 +464,10 @@ def judge_interrupted(images: Images, out: Path, how: signal.Signals, whole: Pat
         assert not Path(f"{out}.part").exists()
         assert images.left_behind() == []
     assert str(images.folder) not in Path("/proc/self/mountinfo").read_text()
-    out.unlink(missing_ok=True)
+    for each in (out, Path(f"{out}.part")):
+        each.unlink(missing_ok=True)
+    for each in (images.folder / "scratch").iterdir():
+        shutil.rmtree(each)
 
 
 def digest_of_tree(image: Path) -> str:
@@ -471,21 +478,35 @@ def cut_off(images: Images, place: Path, points: int) -> None:
     whole, out = place / "whole.img", place / "out.img"
     (images.folder / "scratch").mkdir(exist_ok=True)
     (images.folder / "scratch").chmod(0o777)
-    last = interrupted_at(images, whole, 0, signal.SIGTERM, [])
-    assert whole.exists()
+    lines = {}
+    for who in ((), tuple(AS_NOBODY)):
+        lines[who] = len(interrupted_at(images, whole, 0, signal.SIGTERM, [*who]))
+        assert whole.exists()
+        assert lines[who] > 1_000, "a trace of all of it"
     for number in range(points):
-        who: list[str] = [] if number % 3 else AS_NOBODY
+        who = () if number % 3 else tuple(AS_NOBODY)
         for how in (signal.SIGTERM, signal.SIGKILL):
-            interrupted_at(images, out, random.randrange(1, last), how, who)
+            interrupted_at(images, out, random.randrange(1, lines[who]), how, [*who])
             judge_interrupted(images, out, how, whole)
-    done = images.flash("--image", images.base, "--out", out, "--yes")
-    assert done.returncode == 0, done.stderr
-    assert not Path(f"{out}.part").exists()
 
 
 def test_cut_off_at_any_line_there_is_a_whole_image_or_none(images: Images, place: Path) -> None:
     needs_loops()
     cut_off(images, place, points=3)
+
+
+def test_ended_while_the_part_is_made_none_is_left(images: Images, place: Path) -> None:
+    """Between the file, its lock and what removes it."""
+    needs_loops()
+    out = place / "out.img"
+    (images.folder / "scratch").mkdir(exist_ok=True)
+    trace = interrupted_at(images, out, 0, signal.SIGTERM, [])
+    out.unlink()
+    made = trace.index(b"+ image_begin\n")
+    for line in range(made, made + 12):
+        interrupted_at(images, out, line, signal.SIGTERM, [])
+        assert list(place.iterdir()) == []
+        assert images.left_behind() == []
 
 
 @pytest.mark.long

@@ -132,8 +132,8 @@ device_judge_rights() {
 }
 
 device_look_with_image() {
-    DEVICE_ROOM=$(mktemp -d "${TMPDIR:-/tmp}/sly-card.XXXXXX") || fail 'a folder to work in' 'none could be made' 'set TMPDIR'
     at_exit device_leave
+    DEVICE_ROOM=$(mktemp -d "${TMPDIR:-/tmp}/sly-card.XXXXXX") || fail 'a folder to work in' 'none could be made' 'set TMPDIR'
     image_look "$IMAGE" "$DEVICE_ROOM/card.img"
     wanted=$(($(medium_size) + IMAGE_GROW_KIB * 1024))
     [ "$wanted" -le "$DEVICE_BYTES" ] || refuse '--device' "$1 with $DEVICE_BYTES bytes" "at least $wanted, which the image has" 'take a larger card'

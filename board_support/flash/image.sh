@@ -115,20 +115,25 @@ image_ask() {
 
 # image_begin: OUT.part is ours.
 image_begin() {
+    at_exit image_drop
     IMAGE_PART=$IMAGE_OUT.part
     [ ! -L "$IMAGE_PART" ] || rm -f -- "$IMAGE_PART"
     (umask 077 && : >>"$IMAGE_PART") || fail "$IMAGE_PART" 'it cannot be written' 'name another --out'
     exec 9<>"$IMAGE_PART"
     real flock -n 9 || { IMAGE_PART=; refuse_second '--out' "$IMAGE_OUT"; }
-    at_exit image_drop
     chmod 0600 "$IMAGE_PART"
     : >"$IMAGE_PART"
 }
 
 image_drop() {
     medium_unmount
-    [ -z "$IMAGE_PART" ] || rm -f -- "$IMAGE_PART"
+    if [ -n "$IMAGE_PART" ] && image_part_is_ours; then rm -f -- "$IMAGE_PART"; fi
     IMAGE_PART=
+}
+
+# Locked by this, or by nobody: what was only just made, or what a kill left.
+image_part_is_ours() {
+    real flock -n 9 2>/dev/null || { [ -f "$IMAGE_PART" ] && real flock -n "$IMAGE_PART" true 2>/dev/null; }
 }
 
 # image_open BASE OUT

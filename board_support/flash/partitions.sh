@@ -38,8 +38,8 @@ medium_take() {
     needs_program debugfs e2fsprogs
     needs_program e2fsck e2fsprogs
     if [ -z "$MEDIUM_ROOM" ]; then
-        MEDIUM_ROOM=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.XXXXXX") || fail 'a folder to work in' 'none could be made' 'set TMPDIR'
         at_exit medium_leave
+        MEDIUM_ROOM=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.XXXXXX") || fail 'a folder to work in' 'none could be made' 'set TMPDIR'
         mkdir -- "$MEDIUM_ROOM/root"
     fi
     case $1 in /*) medium=$1 ;; *) medium=$PWD/$1 ;; esac
@@ -50,7 +50,7 @@ medium_take() {
 medium_leave() {
     medium_unmount
     [ -n "$MEDIUM_ROOM" ] || return 0
-    rmdir -- "$MEDIUM_ROOM/root" || return 1 # what may still be mounted there is not ours to remove
+    [ ! -d "$MEDIUM_ROOM/root" ] || rmdir -- "$MEDIUM_ROOM/root" || return 1 # what may still be mounted there is not ours to remove
     rm -rf -- "$MEDIUM_ROOM"
     MEDIUM_ROOM=
 }

@@ -44,8 +44,8 @@ remote_judged_paths() {
 
 # The path of a socket is short (unix(7): 108 bytes): TMPDIR may be long.
 remote_connect() {
-    REMOTE_ROOM=$(mktemp -d /tmp/sly-ssh.XXXXXX) || fail '/tmp' 'no folder could be made in it' 'is it full?'
     at_exit remote_leave
+    REMOTE_ROOM=$(mktemp -d /tmp/sly-ssh.XXXXXX) || fail '/tmp' 'no folder could be made in it' 'is it full?'
     trap 'exit 1' USR1
     asks=no
     [ -t 0 ] || asks=yes
@@ -70,6 +70,7 @@ remote_let_go() {
 }
 
 remote_leave() {
+    [ -n "$REMOTE_ROOM" ] || return 0
     trap '' USR1
     remote_let_go
     [ -z "$REMOTE_STOPPED" ] || say "flash.sh: the agent on $REMOTE_HOST is stopped, and what is there is not whole; flash it again"

@@ -6,8 +6,9 @@
 
 # end_receive LIST_BYTES: a list and a tar stream on stdin, applied.
 end_receive() {
-    RECEIVED=$(mktemp -d /var/tmp/sly-flash.XXXXXX) || fail '/var/tmp on the target' 'no folder could be made in it' 'is it full?'
+    RECEIVED=
     at_exit end_forget
+    RECEIVED=$(mktemp -d /var/tmp/sly-flash.XXXXXX) || fail '/var/tmp on the target' 'no folder could be made in it' 'is it full?'
     dd bs=1 count="$1" >"$RECEIVED/list" 2>/dev/null
     mkdir -- "$RECEIVED/tree"
     tar -C "$RECEIVED/tree" -xf - || fail 'what was sent' 'it did not come whole' 'is there room in /var/tmp? flash again'
@@ -15,7 +16,7 @@ end_receive() {
 }
 
 end_forget() {
-    rm -rf -- "$RECEIVED"
+    [ -z "$RECEIVED" ] || rm -rf -- "$RECEIVED"
 }
 
 # end_hold: says whether this machine is now held for one flash.sh, and holds it until stdin ends, as it does when the connection goes.

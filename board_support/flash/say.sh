@@ -2,7 +2,8 @@
 # What flash.sh says to people, how it ends, and what is put right however it ends.
 #
 # Rules: everything here goes to stderr, so that a function whose output is taken can speak; a message is one line and says what
-# came, what is allowed and what to do; whoever makes something that must not stay (a mount, a folder) tells at_exit at once.
+# came, what is allowed and what to do; whoever makes something that must not stay (a mount, a folder) tells
+# at_exit before it is made: a signal may come between any two commands.
 
 AT_EXIT=
 
@@ -52,7 +53,7 @@ ask_for() {
     [ "$ASKED" = "$1" ] || refuse "$2" "${ASKED:-nothing}" "the word $1" 'nothing was changed'
 }
 
-# at_exit FUNCTION: run when this ends, also by a signal; the last one named runs first.
+# at_exit FUNCTION: run when this ends, also by a signal; the last one named runs first.  It bears that nothing was made yet.
 at_exit() {
     AT_EXIT="$1 $AT_EXIT"
     trap 'run_at_exit $?' EXIT

@@ -12,8 +12,9 @@ FLASHING=$SOFTWARE/flashing.list
 
 stage_tree() {
     forget_stages_of_the_dead
-    STAGE=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.$$.XXXXXX") || fail 'a folder to stage in' 'it could not be made' 'set TMPDIR to one with room'
+    STAGE=
     at_exit forget_stage
+    STAGE=$(mktemp -d "${TMPDIR:-/tmp}/sly-flash.$$.XXXXXX") || fail 'a folder to stage in' 'it could not be made' 'set TMPDIR to one with room'
     chmod 0700 "$STAGE"
     mkdir "$STAGE/tree"
     : >"$STAGE/list"
@@ -25,7 +26,7 @@ stage_tree() {
 }
 
 forget_stage() {
-    rm -rf -- "$STAGE"
+    [ -z "$STAGE" ] || rm -rf -- "$STAGE"
 }
 
 # Of flashings that were killed and could not tidy up: there are keys in them.
