@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,7 @@ from tests.small_images import (
 )
 
 AS_NOBODY = passable([CHECKOUT], ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"])
+PATIENCE_S = 20.0
 OWN_MOUNTS = ["unshare", "--mount", "--propagation", "slave", "--"]
 
 
@@ -435,21 +438,39 @@ def test_a_full_disk_is_told_before_anything_is_copied(images: Images, place: Pa
         run("umount", small)
 
 
-def interrupted_at(images: Images, out: Path, line: int, how: signal.Signals, who: list[str]) -> list[bytes]:
-    """Its trace, ended by ``how`` once that has so many lines.
+@contextmanager
+def all_ended() -> Iterator[tuple[int]]:
+    """A descriptor for a process to have; leaves when no child of it is left that has it: what is killed leaves some at work."""
+    reading, writing = os.pipe()
+    high = fcntl.fcntl(writing, fcntl.F_DUPFD, 20)  # the script's own are lower
+    os.close(writing)
+    try:
+        yield (high,)
+    finally:
+        os.close(high)
+        with os.fdopen(reading, "rb") as pipe:
+            pipe.read()
 
-    As root the namespace for its mounts is made here: flash.sh would begin anew in one, and the trace would end there.
+
+def interrupted_at(images: Images, out: Path, line: int, how: signal.Signals) -> list[bytes]:
+    """Its trace as root, ended by ``how`` once that has so many lines.
+
+    The namespace for its mounts is made here: flash.sh would begin anew in one, and the trace would end there.
     """
     command = images.command("--image", images.base, "--out", out, "--yes")
     environment = {**os.environ, "TMPDIR": str(images.folder / "scratch"), "SLY_OWN_MOUNTS": "yes"}
     trace = []
-    with subprocess.Popen(
-        [*(who or OWN_MOUNTS), command[0], "-x", *command[1:]],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with (
+        all_ended() as kept,
+        subprocess.Popen(
+            [*OWN_MOUNTS, command[0], "-x", *command[1:]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=kept,
+        ) as process,
+    ):
         assert process.stderr
         for each in process.stderr:
             trace.append(each)
@@ -474,20 +495,50 @@ def digest_of_tree(image: Path) -> str:
     return run("/usr/sbin/debugfs", "-R", "cat /opt/sly/flashed.list", f"{image}?offset={ROOT_START}")
 
 
+def interrupted_after(images: Images, out: Path, seconds: float, how: signal.Signals) -> None:
+    """Without rights, where the tools' output is what a trace would be mixed with."""
+    with (
+        all_ended() as kept,
+        subprocess.Popen(
+            [*AS_NOBODY, *images.command("--image", images.base, "--out", out, "--yes")],
+            env={**os.environ, "TMPDIR": str(images.folder / "scratch")},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=kept,
+        ) as process,
+    ):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.send_signal(how)
+
+
 def cut_off(images: Images, place: Path, points: int) -> None:
     whole, out = place / "whole.img", place / "out.img"
     (images.folder / "scratch").mkdir(exist_ok=True)
     (images.folder / "scratch").chmod(0o777)
-    lines = {}
-    for who in ((), tuple(AS_NOBODY)):
-        lines[who] = len(interrupted_at(images, whole, 0, signal.SIGTERM, [*who]))
-        assert whole.exists()
-        assert lines[who] > 1_000, "a trace of all of it"
+    began = time.monotonic()
+    done = images.flash("--image", images.base, "--out", out, before=AS_NOBODY)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    out.unlink()
+    lines = len(interrupted_at(images, whole, 0, signal.SIGTERM))
+    assert whole.exists()
     for number in range(points):
-        who = () if number % 3 else tuple(AS_NOBODY)
         for how in (signal.SIGTERM, signal.SIGKILL):
-            interrupted_at(images, out, random.randrange(1, lines[who]), how, [*who])
+            if number % 3:
+                interrupted_at(images, out, random.randrange(1, lines), how)
+            else:
+                interrupted_after(images, out, random.uniform(0, took), how)
             judge_interrupted(images, out, how, whole)
+    until(lambda: images.folder.name not in run("losetup", "--list", "--raw", "--output", "BACK-FILE"))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """The kernel takes a mount apart when it has time."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_cut_off_at_any_line_there_is_a_whole_image_or_none(images: Images, place: Path) -> None:
@@ -500,11 +551,11 @@ def test_ended_while_the_part_is_made_none_is_left(images: Images, place: Path) 
     needs_loops()
     out = place / "out.img"
     (images.folder / "scratch").mkdir(exist_ok=True)
-    trace = interrupted_at(images, out, 0, signal.SIGTERM, [])
+    trace = interrupted_at(images, out, 0, signal.SIGTERM)
     out.unlink()
     made = trace.index(b"+ image_begin\n")
     for line in range(made, made + 12):
-        interrupted_at(images, out, line, signal.SIGTERM, [])
+        interrupted_at(images, out, line, signal.SIGTERM)
         assert list(place.iterdir()) == []
         assert images.left_behind() == []
 

@@ -126,7 +126,7 @@ image_begin() {
 }
 
 image_drop() {
-    medium_unmount
+    medium_let_go || say "flash.sh: $MEDIUM_ROOM/root cannot be unmounted"
     if [ -n "$IMAGE_PART" ] && image_part_is_ours; then rm -f -- "$IMAGE_PART"; fi
     IMAGE_PART=
 }

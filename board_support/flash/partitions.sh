@@ -6,7 +6,7 @@
 # Every tool works in $MEDIUM_ROOM, where `medium` is a link to the image, so that no character of a path means anything to a tool.
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-MEDIUM_ROOM='' MEDIUM_START='' MEDIUM_SIZE='' MEDIUM_NUMBER='' MEDIUM_MOUNTED=''
+MEDIUM_ROOM='' MEDIUM_START='' MEDIUM_SIZE='' MEDIUM_NUMBER=''
 
 # real NAME ARGS...: the program of that name; busybox would take an applet of its own, which knows fewer options.
 real() {
@@ -48,9 +48,9 @@ medium_take() {
 }
 
 medium_leave() {
-    medium_unmount
     [ -n "$MEDIUM_ROOM" ] || return 0
-    [ ! -d "$MEDIUM_ROOM/root" ] || rmdir -- "$MEDIUM_ROOM/root" || return 1 # what may still be mounted there is not ours to remove
+    medium_let_go || return 1 # what may still be mounted there is not ours to remove
+    [ ! -d "$MEDIUM_ROOM/root" ] || rmdir -- "$MEDIUM_ROOM/root" || return 1
     rm -rf -- "$MEDIUM_ROOM"
     MEDIUM_ROOM=
 }
@@ -159,21 +159,24 @@ medium_has_system() {
     return 1
 }
 
-# medium_mount: the partition at $MEDIUM_ROOM/root; fails where there are no rights or no loop devices.  The loop device goes with
-# the mount, and the mount with the namespace of own_mounts, even if this is killed.
+# medium_mount: the partition at $MEDIUM_ROOM/root; fails where there are no rights or no loop devices.  mount(8) makes the loop
+# device so that it goes with the mount, and the mount goes with the namespace of own_mounts, even if this is killed.
 medium_mount() {
     [ "$(id -u)" = 0 ] || return 1
-    loop=$(at_medium real losetup --find --show --offset "$MEDIUM_START" --sizelimit "$MEDIUM_SIZE" medium 2>/dev/null) || return 1
-    MEDIUM_MOUNTED=yes
-    real mount -t ext4 -o nosuid,nodev,noexec "$loop" "$MEDIUM_ROOM/root" 2>/dev/null || MEDIUM_MOUNTED=
-    real losetup --detach "$loop"
-    [ -n "$MEDIUM_MOUNTED" ]
+    real mount -t ext4 -o "nosuid,nodev,noexec,loop,offset=$MEDIUM_START,sizelimit=$MEDIUM_SIZE" "$MEDIUM_ROOM/medium" "$MEDIUM_ROOM/root" 2>/dev/null
+}
+
+# A signal may come between any two steps: what is there is looked at, not remembered.
+medium_is_mounted() {
+    [ -n "$MEDIUM_ROOM" ] && [ -d "$MEDIUM_ROOM/root" ] && [ "$(stat -c %d -- "$MEDIUM_ROOM/root")" != "$(stat -c %d -- "$MEDIUM_ROOM")" ]
+}
+
+medium_let_go() {
+    ! medium_is_mounted || real umount "$MEDIUM_ROOM/root"
 }
 
 medium_unmount() {
-    [ -n "$MEDIUM_MOUNTED" ] || return 0
-    real umount "$MEDIUM_ROOM/root" || fail "$MEDIUM_ROOM/root" 'it cannot be unmounted' 'what holds it? see fuser -m'
-    MEDIUM_MOUNTED=
+    medium_let_go || fail "$MEDIUM_ROOM/root" 'it cannot be unmounted' 'what holds it? see fuser -m'
 }
 
 medium_is_whole() {

@@ -6,7 +6,7 @@
 # or by sudo -n.  A lost connection ends this; flashing again goes on from there.  $SLY_SSH names another ssh.
 
 REMOTE_SSH=${SLY_SSH:-ssh}
-REMOTE_ROOM='' REMOTE_HOST='' REMOTE_SUDO='' REMOTE_SCRIPT='' REMOTE_AGENT='' REMOTE_STOPPED='' REMOTE_HOLDER=''
+REMOTE_ROOM='' REMOTE_HOST='' REMOTE_SUDO='' REMOTE_SCRIPT='' REMOTE_AGENT='' REMOTE_STOPPED='' REMOTE_HOLDER='' REMOTE_HELD=''
 
 # remote_look USER@HOST
 remote_look() {
@@ -60,12 +60,13 @@ remote_hold() {
     remote_do end_hold <"$REMOTE_ROOM/hold" >"$REMOTE_ROOM/held" &
     REMOTE_HOLDER=$!
     exec 8>"$REMOTE_ROOM/hold"
+    REMOTE_HELD=yes
     read -r held <"$REMOTE_ROOM/held" && [ "$held" = held ]
 }
 
 remote_let_go() {
     [ -n "$REMOTE_HOLDER" ] || return 0
-    exec 8>&-
+    if [ -n "$REMOTE_HELD" ]; then exec 8>&-; else kill "$REMOTE_HOLDER" 2>/dev/null || :; fi
     wait "$REMOTE_HOLDER" || :
 }
 
