@@ -195,6 +195,8 @@ def test_a_board_that_made_its_own_keys_is_enrolled_without_its_secret(fleet: Pa
         (["list", "--fleet", "/nowhere/at/all"], "no fleet.toml"),
         (["init", "/proc/nowhere", "--broker-host", "x"], "/proc/nowhere"),
         (["init", "NEW", "--broker-host", "has space"], "broker host"),
+        (["init", "NEW", "--broker-host", "not..a.host"], "an IP address, or a host's name"),
+        (["init", "NEW", "--broker-host", "192.168.1.300"], "an IP address, or a host's name"),
         (["init", "NEW", "--broker-host", "x", "--port", "0"], "port"),
         (["init", "NEW", "--broker-host", "x", "--name", "Home"], "fleet's name"),
         (["init", "NEW", "--broker-host", "x", "--operator", "A B"], "operator"),

@@ -634,6 +634,11 @@ def test_an_address_that_cannot_be_is_refused_and_a_password_is_not_shown() -> N
     for host, port in [("", 1883), ("a b", 1883), ("a\n", 1883), ("x" * 254, 1883), ("ok", 0), ("ok", 65536)]:
         with pytest.raises(RefusedError):
             BrokerAddress(host, port)
+    for host in ("a..b", ".", "-a.lan", "a-.lan", "10.0.0.256", "10.0.0", "a/b", "a:1883", "x" * 64 + ".lan", "http://a"):
+        with pytest.raises(ConfigError, match="an IP address, or a host's name"):
+            BrokerAddress(host)
+    for host in ("10.0.0.1", "::1", "fe80::1%eth0", "broker", "my_broker.lan", "a.b.example.", "4u.lan", "bücher.example"):
+        assert BrokerAddress(host).host == host
     with pytest.raises(ConfigError, match="password"):
         BrokerAddress("host", password="secret")
     assert "secret" not in repr(BrokerAddress("host", username="u", password="secret"))

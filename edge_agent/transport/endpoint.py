@@ -5,6 +5,8 @@ Rule: everything that comes from a configuration is judged when the value is bui
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import ssl
 from dataclasses import dataclass, field
 
@@ -14,6 +16,8 @@ from edge_agent.transport.backoff import BackoffLimits
 from edge_agent.transport.tls import TlsFiles
 
 MAX_HOST_CHARS = 253
+LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
+"""Of a host's name (RFC 1123 section 2.1), with underscores and other alphabets, which some resolvers know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +31,28 @@ class BrokerAddress:
     password: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.host) <= MAX_HOST_CHARS or not self.host.isprintable() or " " in self.host:
-            raise ConfigError("broker host", self.host, f"a name or address of 1 to {MAX_HOST_CHARS} characters")
+        if not _is_address(self.host) and not _is_name(self.host):
+            raise ConfigError("broker host", self.host, f"an IP address, or a host's name of up to {MAX_HOST_CHARS} characters")
         bounded("broker port", self.port, 1, 65535)
         if self.password is not None and self.username is None:
             raise ConfigError("broker password", "a password without a username", "both, or none")
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_name(host: str) -> bool:
+    """Whether it can be a name. One that ends in a number is an address with a mistake in it."""
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= MAX_HOST_CHARS and all(map(LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
 
 
 @dataclass(frozen=True, slots=True)
