@@ -70,7 +70,7 @@ class Scene:
         assert words in self.log[since:], self.log[-3000:]
 
     def memory_bytes(self) -> int:
-        """What the agent's process itself has taken (proc(5), smaps_rollup); its share of libraries grows as other processes end."""
+        """The memory of its own that the agent has (proc(5), smaps_rollup): its share of libraries grows as other processes end."""
         lines = Path(f"/proc/{self.agents.pid_of(BOARD)}/smaps_rollup").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
 
